@@ -1,0 +1,34 @@
+"""Train Neural ODEs parallel in time on MPI ranks.
+
+Importing the package loads neither MPI nor JAX; the names below do so when first used.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "solve": "parallel.ivp",
+    "Solution": "parallel.ivp",
+    "Status": "parallel.ivp",
+    "TimeComm": "parallel.comms",
+    "make_time_comm": "parallel.comms",
+    "AdaptiveSteps": "core.propagators",
+    "FixedSteps": "core.propagators",
+    "Propagator": "core.propagators",
+    "RK4": "core.runge_kutta",
+    "explicit_runge_kutta": "core.runge_kutta",
+    "FixedSweeps": "core.stopping",
+    "FreezeSlices": "core.stopping",
+    "JumpTolerance": "core.stopping",
+    "EncodeProcessDecode": "core.networks",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

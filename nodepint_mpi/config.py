@@ -1,0 +1,338 @@
+"""One TOML file per experiment: its sections, their defaults, and what they refuse.
+
+Sections are frozen pydantic models. A key nobody knows, a value of the wrong type and options
+that contradict each other are a `ConfigError` that names the key and the nearest valid one.
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from nodepint_mpi.config_errors import explain_validation
+from nodepint_mpi.errors import ConfigError
+
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A part of the config."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class RunSection(Section):
+    """What to run, and for how long."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    seed: NonNegativeInt = 0
+    precision: Literal["float32", "float64"] = "float32"
+    n_steps: PositiveInt = 1000
+    hang_timeout_s: PositiveFloat = 15.0
+
+
+class DataSection(Section):
+    """Where samples come from. `source` is a prepared folder, or `hub:NAME`.
+
+    Without `times` a sample is an input and a label; with `times`, the column of observation
+    times, it is a trajectory whose first observation is the input.
+    """
+
+    source: str
+    input: str
+    target: str
+    times: str | None = None
+    train_split: str = "train"
+    test_split: str = "test"
+    batch_size: PositiveInt | None = None
+
+
+class DenseNetwork(Section):
+    """A multi-layer perceptron as vector field of the observed state."""
+
+    name: Literal["mlp"]
+    width: PositiveInt = 64
+    depth: PositiveInt = 2
+    activation: Literal["tanh", "softplus", "relu", "gelu", "silu"] = "tanh"
+    time_dependent: bool = False
+    positive: bool = False
+
+
+class ConvNetwork(Section):
+    """Convolutional encoder, vector field and decoder for grey images."""
+
+    name: Literal["conv"]
+    channels: PositiveInt = 16
+
+
+class UserNetwork(Section):
+    """The user's own: `module:function` or `file.py:function`, called with `options`."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+def _network_tag(value: Any) -> str:
+    name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
+    return name if name in ("mlp", "conv") else "own"
+
+
+Network = Annotated[
+    Annotated[DenseNetwork, Tag("mlp")]
+    | Annotated[ConvNetwork, Tag("conv")]
+    | Annotated[UserNetwork, Tag("own")],
+    Discriminator(_network_tag),
+]
+
+
+class LossSection(Section):
+    """`mean_squared_error`, `cross_entropy`, or the user's own import path."""
+
+    name: str
+
+
+class TableauSection(Section):
+    """A Butcher tableau of an explicit Runge-Kutta method."""
+
+    a: list[list[float]]
+    b: list[float]
+    order: PositiveInt
+    b_embedded: list[float] | None = None
+
+
+class StepsSection(Section):
+    """How one slice is stepped through: `n_steps` equal steps, or `rtol` and `atol`."""
+
+    solver: str | None = None
+    tableau: TableauSection | None = None
+    n_steps: PositiveInt | None = None
+    rtol: PositiveFloat | None = None
+    atol: PositiveFloat | None = None
+    max_steps: PositiveInt = 4096
+    checkpoints: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _one_way_of_stepping(self):
+        adaptive = self.rtol is not None and self.atol is not None
+        if (self.n_steps is None) != adaptive or (self.rtol is None) != (self.atol is None):
+            raise ValueError("needs either `n_steps`, or both `rtol` and `atol`")
+        if (self.solver is None) == (self.tableau is None):
+            raise ValueError("needs either `solver` or `tableau`")
+        return self
+
+
+class StoppingSection(Section):
+    """`jump`: every jump at most `tol`. `sweeps`: just so many. `freeze_*`: published rules."""
+
+    rule: Literal["jump", "sweeps", "freeze_end", "freeze_start"] = "jump"
+    tol: PositiveFloat | None = None
+    sweeps: NonNegativeInt | None = None
+    max_sweeps: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _keys_of_the_rule(self):
+        if self.rule == "sweeps":
+            if self.sweeps is None or self.tol is not None or self.max_sweeps is not None:
+                raise ValueError("with `rule = 'sweeps'` takes `sweeps` and nothing else")
+        elif self.sweeps is not None:
+            raise ValueError(f"with `rule = '{self.rule}'` takes `tol`, not `sweeps`")
+        return self
+
+
+class AdjointSection(Section):
+    """How the gradient is computed.
+
+    `discrete` differentiates the discrete solve, `continuous` solves the adjoint equation.
+    `tol` bounds the residual relative to the largest cotangent; `sweeps` fixes their number.
+    """
+
+    kind: Literal["discrete", "continuous"] = "discrete"
+    tol: PositiveFloat | None = None
+    sweeps: NonNegativeInt | None = None
+
+    @model_validator(mode="after")
+    def _one_rule(self):
+        if self.tol is not None and self.sweeps is not None:
+            raise ValueError("takes `tol` or `sweeps`, not both")
+        return self
+
+
+class TimeSection(Section):
+    """The horizon, its slices, and the propagators."""
+
+    horizon: list[float] = Field(min_length=2, max_length=2)
+    n_slices: PositiveInt
+    edges: list[float] | None = None
+    method: Literal["parareal", "picard", "serial"] = "parareal"
+    warm_start: bool = False
+    fine: StepsSection
+    coarse: StepsSection | None = None
+    stopping: StoppingSection = StoppingSection()
+    adjoint: AdjointSection = AdjointSection()
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if not self.horizon[0] < self.horizon[1]:
+            raise ValueError(f"`horizon` must run forward, not from {self.horizon}")
+        if self.edges is not None:
+            ends = [self.edges[0], self.edges[-1]] if self.edges else []
+            if len(self.edges) != self.n_slices + 1 or ends != self.horizon:
+                raise ValueError("`edges` needs n_slices + 1 times, from end to end of `horizon`")
+            if any(b <= a for a, b in zip(self.edges, self.edges[1:], strict=False)):
+                raise ValueError("`edges` must be strictly increasing")
+        if self.method == "parareal" and self.coarse is None:
+            raise ValueError("`method = 'parareal'` needs a section `[time.coarse]`")
+        if self.method != "parareal" and self.coarse is not None:
+            raise ValueError(f"`method = '{self.method}'` makes no use of `[time.coarse]`")
+        if self.method == "serial" and self.warm_start:
+            raise ValueError("`method = 'serial'` makes no use of `warm_start`")
+        return self
+
+
+class OptimSection(Section):
+    """An optax optimiser (any of its names that takes a learning rate) and its schedule."""
+
+    name: str = "adam"
+    learning_rate: PositiveFloat = 1e-3
+    options: dict[str, float | bool] = {}
+    schedule: Literal["constant", "cosine", "exponential"] = "constant"
+    warmup_steps: NonNegativeInt = 0
+    decay_steps: PositiveInt | None = None
+    end_factor: NonNegativeFloat = 0.0
+    clip_norm: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _decay(self):
+        if self.schedule == "constant":
+            if self.decay_steps is not None or self.end_factor != 0:
+                raise ValueError("`schedule = 'constant'` takes no `decay_steps` or `end_factor`")
+        elif self.decay_steps is None:
+            raise ValueError(f"`schedule = '{self.schedule}'` needs `decay_steps`")
+        elif self.decay_steps <= self.warmup_steps:
+            raise ValueError("`decay_steps` counts from the start: more than `warmup_steps`")
+        elif self.schedule == "exponential" and self.end_factor == 0:
+            raise ValueError("`schedule = 'exponential'` needs an `end_factor` above zero")
+        return self
+
+
+class OutputSection(Section):
+    """Where results go and how often."""
+
+    dir: str = "runs"
+    log_every: PositiveInt = 50
+    checkpoint_every: PositiveInt = 500
+    keep: PositiveInt = 3
+
+
+class ProblemSection(Section):
+    """One initial-value problem for `nodepint solve`: a known name, or the user's own field."""
+
+    field: str
+    args: dict[str, float] = {}
+    initial: list[float] | None = None
+    box: list[list[float] | float] | None = Field(default=None, min_length=2, max_length=2)
+
+
+class Config(Section):
+    """A whole experiment. `train` needs data, network, loss and optim; `solve` needs problem."""
+
+    run: RunSection
+    time: TimeSection
+    data: DataSection | None = None
+    network: Network | None = None
+    loss: LossSection | None = None
+    optim: OptimSection = OptimSection()
+    output: OutputSection = OutputSection()
+    problem: ProblemSection | None = None
+
+    @model_validator(mode="after")
+    def _warm_start(self):
+        if self.time.warm_start and self.data is not None and self.data.batch_size is not None:
+            raise ValueError(
+                "`time.warm_start` starts each step from the last step's states, so it needs the "
+                "same samples in every step: leave out `data.batch_size`"
+            )
+        return self
+
+    def fingerprint(self) -> str:
+        """Names the experiment: what must not change when a run is resumed. Local.
+
+        Length, output and time-outs may change, and with them the number of ranks.
+        """
+        identity = self.model_dump(mode="json", exclude={"output", "problem"})
+        for key in ("name", "n_steps", "hang_timeout_s"):
+            del identity["run"][key]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file and apply `--set` overrides. Local.
+
+    Raises:
+        ConfigError: if the file cannot be read, is no TOML, or makes no sense.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"Cannot read the config file {path}: {reason}.") from error
+    return parse_config(text, overrides, source=str(path))
+
+
+def parse_config(text: str, overrides: Sequence[str] = (), *, source: str = "config") -> Config:
+    """Parse and validate the text of a config file. Local; see `read_config`."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is not valid TOML: {error}.") from error
+    seen: set[str] = set()
+    for override in overrides:
+        key, value = _parse_override(override)
+        if key in seen:
+            raise ConfigError(f"`--set {key}=...` is given twice; give it once.")
+        seen.add(key)
+        _assign(data, key, value)
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(explain_validation(error, Config, source)) from None
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    """`a.b=value`, the value in TOML; what is no TOML is a string."""
+    key, separator, value = text.partition("=")
+    key = key.strip()
+    if not separator or not key:
+        raise ConfigError(f"`--set {text}` is not of the form `section.key=value`.")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value.strip()
+
+
+def _assign(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested tables."""
+    *path, last = key.split(".")
+    table = data
+    for i, part in enumerate(path):
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(
+                f"`--set {key}=...`: `{'.'.join(path[: i + 1])}` is a value, not a section."
+            )
+    table[last] = value

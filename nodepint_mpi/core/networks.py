@@ -1,0 +1,178 @@
+"""Encoder, vector field and decoder as Equinox modules.
+
+Each acts on one sample; batches are the caller's business. The vector field is called as
+`processor(t, u, args)`, diffrax's convention, with `args = None`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Inexact, PRNGKeyArray, Real
+
+from nodepint_mpi.errors import ProblemError
+
+
+class EncodeProcessDecode(eqx.Module):
+    """u(t0) = encoder(x), du/dt = processor(t, u, args), prediction = decoder(u(t))."""
+
+    encoder: Callable
+    processor: Callable
+    decoder: Callable
+
+
+class Identity(eqx.Module):
+    """Hands its input on."""
+
+    def __call__(self, x: Array) -> Array:
+        return x
+
+
+class Elementwise(eqx.Module):
+    """A fixed function of every number, such as a logarithm."""
+
+    function: Callable = eqx.field(static=True)
+
+    def __call__(self, x: Array) -> Array:
+        return self.function(x)
+
+
+class DenseField(eqx.Module):
+    """A vector field of vectors: a multi-layer perceptron, autonomous unless told otherwise."""
+
+    mlp: eqx.nn.MLP
+    time_dependent: bool = eqx.field(static=True)
+
+    def __call__(
+        self, t: Real[Array, ""], u: Float[Array, " state"], args: Any
+    ) -> Float[Array, " state"]:
+        del args
+        return self.mlp(jnp.append(u, t.astype(u.dtype)) if self.time_dependent else u)
+
+
+class ConvField(eqx.Module):
+    """A vector field of images: two 3 x 3 convolutions with time as one more channel."""
+
+    first: eqx.nn.Conv2d
+    second: eqx.nn.Conv2d
+
+    def __call__(
+        self, t: Real[Array, ""], u: Float[Array, "channels rows columns"], args: Any
+    ) -> Float[Array, "channels rows columns"]:
+        del args
+        return self.second(_with_time(t, jnp.tanh(self.first(_with_time(t, u)))))
+
+
+class ConvEncoder(eqx.Module):
+    """Images to a state of `channels` small images: two convolutions, each halving the sides."""
+
+    first: eqx.nn.Conv2d
+    second: eqx.nn.Conv2d
+
+    def __call__(
+        self, x: Inexact[Array, "rows columns"]
+    ) -> Float[Array, "channels state_rows state_columns"]:
+        return self.second(jax.nn.relu(self.first(x[None])))
+
+
+class ConvDecoder(eqx.Module):
+    """A state of small images to one number per class."""
+
+    linear: eqx.nn.Linear
+
+    def __call__(self, u: Float[Array, "channels rows columns"]) -> Float[Array, " classes"]:
+        return self.linear(jax.nn.relu(u).ravel())
+
+
+ACTIVATIONS: dict[str, Callable] = {
+    "tanh": jnp.tanh,
+    "softplus": jax.nn.softplus,
+    "relu": jax.nn.relu,
+    "gelu": jax.nn.gelu,
+    "silu": jax.nn.silu,
+}
+
+
+def make_dense(
+    key: PRNGKeyArray,
+    *,
+    input_shape: tuple[int, ...],
+    output_size: int,
+    width: int,
+    depth: int,
+    activation: str,
+    time_dependent: bool,
+    positive: bool,
+) -> EncodeProcessDecode:
+    """A dense vector field on the observed state itself. Local.
+
+    Args:
+        key: Random key.
+        input_shape: Shape of one observation, `(state,)`.
+        output_size: Length of one prediction; the observed state's.
+        width: Width of the hidden layers.
+        depth: Number of hidden layers.
+        activation: A name in `ACTIVATIONS`.
+        time_dependent: Whether the field sees the time.
+        positive: Evolve the logarithm of the observed state, which then stays positive.
+
+    Raises:
+        ProblemError: if observations are not vectors, or predictions of another length.
+    """
+    if len(input_shape) != 1 or input_shape[0] != output_size:
+        raise ProblemError(
+            f"The network 'mlp' evolves the observed vector itself, but observations have shape "
+            f"{input_shape} and predictions {output_size} entries; use 'conv' or your own network."
+        )
+    (size,) = input_shape
+    mlp = eqx.nn.MLP(
+        size + time_dependent, size, width, depth, activation=ACTIVATIONS[activation], key=key
+    )
+    processor = DenseField(mlp, time_dependent)
+    if positive:
+        return EncodeProcessDecode(Elementwise(jnp.log), processor, Elementwise(jnp.exp))
+    return EncodeProcessDecode(Identity(), processor, Identity())
+
+
+def make_conv(
+    key: PRNGKeyArray, *, input_shape: tuple[int, ...], output_size: int, channels: int
+) -> EncodeProcessDecode:
+    """Convolutional encoder, vector field and decoder for grey images. Local.
+
+    Args:
+        key: Random key.
+        input_shape: `(rows, columns)` of an image.
+        output_size: Number of classes.
+        channels: Channels of the state.
+
+    Raises:
+        ProblemError: if samples are not grey images.
+    """
+    if len(input_shape) != 2:
+        raise ProblemError(
+            f"The network 'conv' takes grey images (rows, columns), but samples have shape "
+            f"{input_shape}."
+        )
+    keys = jax.random.split(key, 5)
+    halves = [-(-side // 2) for side in input_shape]
+    quarters = [-(-side // 2) for side in halves]
+    encoder = ConvEncoder(
+        eqx.nn.Conv2d(1, channels, 3, stride=2, padding=1, key=keys[0]),
+        eqx.nn.Conv2d(channels, channels, 3, stride=2, padding=1, key=keys[1]),
+    )
+    processor = ConvField(
+        eqx.nn.Conv2d(channels + 1, channels, 3, padding=1, key=keys[2]),
+        eqx.nn.Conv2d(channels + 1, channels, 3, padding=1, key=keys[3]),
+    )
+    decoder = ConvDecoder(
+        eqx.nn.Linear(channels * quarters[0] * quarters[1], output_size, key=keys[4])
+    )
+    return EncodeProcessDecode(encoder, processor, decoder)
+
+
+def _with_time(t: Array, u: Array) -> Array:
+    """Append the time as a constant channel."""
+    channel = jnp.broadcast_to(t.astype(u.dtype), (1, *u.shape[1:]))
+    return jnp.concatenate([u, channel])

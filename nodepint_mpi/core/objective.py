@@ -1,0 +1,65 @@
+"""Losses and metrics as (sum, count) pairs, so that they reduce exactly over ranks and batches."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Inexact, Shaped
+
+
+class Mean(NamedTuple):
+    """A mean in the making."""
+
+    sum: Float[Array, ""]
+    count: Float[Array, ""]
+
+
+Loss = Callable[[Array, Array], Mean]
+"""`loss(predictions, targets)`, both with leading axes (times, samples)."""
+
+
+def mean_squared_error(
+    predictions: Inexact[Array, "*shape"], targets: Inexact[Array, "*shape"]
+) -> Mean:
+    """Squared error, averaged over times, samples and components."""
+    errors = jnp.square(predictions - targets)
+    return Mean(jnp.sum(errors), jnp.asarray(errors.size, errors.dtype))
+
+
+def cross_entropy(
+    logits: Inexact[Array, "*shape classes"], labels: Shaped[Array, "*shape"]
+) -> Mean:
+    """Cross entropy of integer labels, averaged over times and samples."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return Mean(jnp.sum(losses), jnp.asarray(losses.size, losses.dtype))
+
+
+def accuracy(logits: Inexact[Array, "*shape classes"], labels: Shaped[Array, "*shape"]) -> Mean:
+    """Share of samples whose largest logit is at the label."""
+    hits = (jnp.argmax(logits, axis=-1) == labels).astype(logits.dtype)
+    return Mean(jnp.sum(hits), jnp.asarray(hits.size, hits.dtype))
+
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": cross_entropy,
+    "mean_squared_error": mean_squared_error,
+}
+
+METRICS: dict[str, dict[str, Loss]] = {
+    "cross_entropy": {"accuracy": accuracy},
+    "mean_squared_error": {},
+}
+"""What is reported beside the loss."""
+
+
+def nothing(like: Array) -> Mean:
+    """The mean of no samples, in the precision of `like`."""
+    zero = jnp.zeros((), jnp.result_type(like))
+    return Mean(zero, zero)
+
+
+def per_sample(function: Callable) -> Callable:
+    """Apply a function of one sample over two leading axes (times, samples)."""
+    return jax.vmap(jax.vmap(function))

@@ -1,0 +1,95 @@
+"""Who owns which slice: arithmetic that any rank can do for any rank."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from nodepint_mpi.errors import LayoutError, ProblemError
+
+
+class OwnedSlices(NamedTuple):
+    """The consecutive slices one rank owns, and where they lie in time.
+
+    `edges` has one entry more than there are slices. `ts` holds the observation times strictly
+    inside each slice, filled up with times that nobody reads to a common length; `n_slices` and
+    `first` place the block in the whole horizon.
+    """
+
+    edges: np.ndarray
+    ts: np.ndarray
+    first: int
+    n_slices: int
+
+    @property
+    def n_owned(self) -> int:
+        return len(self.edges) - 1
+
+    @property
+    def indices(self) -> np.ndarray:
+        """Global indices of the owned slices."""
+        return np.arange(self.first, self.first + self.n_owned)
+
+
+def owned_range(n_slices: int, n_ranks: int, rank: int) -> range:
+    """Global indices of the slices of one rank: consecutive, in order, as even as possible.
+
+    Local. The first `n_slices % n_ranks` ranks own one more. With more ranks than slices the
+    last ranks own none.
+
+    >>> [list(owned_range(7, 3, rank)) for rank in range(3)]
+    [[0, 1, 2], [3, 4], [5, 6]]
+    """
+    share, extra = divmod(n_slices, n_ranks)
+    first = rank * share + min(rank, extra)
+    return range(first, first + share + (rank < extra))
+
+
+def check_edges(edges: np.ndarray) -> np.ndarray:
+    """Return the slice boundaries as a 1-D float array, or say what is wrong with them. Local."""
+    edges = np.asarray(edges, dtype=float)
+    if edges.ndim != 1 or len(edges) < 2:
+        raise ProblemError(
+            f"`edges` has shape {edges.shape}; it must list at least two times, the boundaries "
+            "of the slices."
+        )
+    if not np.all(np.isfinite(edges)) or not np.all(np.diff(edges) > 0):
+        raise ProblemError("`edges` must be finite and strictly increasing.")
+    return edges
+
+
+def check_layout(n_slices: int, n_ranks: int) -> None:
+    """Refuse more ranks than slices. Local; every rank reaches the same verdict."""
+    if n_ranks > n_slices:
+        raise LayoutError(
+            f"{n_ranks} ranks cannot share {n_slices} time slices: every rank needs at least one. "
+            f"Start at most {n_slices} ranks, or raise `time.n_slices` to {n_ranks} or more."
+        )
+
+
+def own_slices(
+    edges: np.ndarray, n_ranks: int, rank: int, *, inside: list[np.ndarray] | None = None
+) -> OwnedSlices:
+    """Cut one rank's block out of the horizon. Local.
+
+    Args:
+        edges: All slice boundaries, strictly increasing.
+        n_ranks: Ranks along time.
+        rank: The rank asked for.
+        inside: For every slice of the horizon the observation times strictly inside it.
+
+    Raises:
+        LayoutError: if there are more ranks than slices.
+    """
+    n_slices = len(edges) - 1
+    check_layout(n_slices, n_ranks)
+    owned = owned_range(n_slices, n_ranks, rank)
+    inside = [np.zeros(0)] * n_slices if inside is None else inside
+    width = max(len(times) for times in inside)
+    ts = np.array([_pad_times(inside[n], edges[n], edges[n + 1], width) for n in owned])
+    return OwnedSlices(edges[owned.start : owned.stop + 1], ts, owned.start, n_slices)
+
+
+def _pad_times(times: np.ndarray, left: float, right: float, width: int) -> np.ndarray:
+    """Fill up with distinct times that nobody reads: a continuous adjoint cannot stop twice."""
+    last = times[-1] if len(times) else left
+    return np.concatenate([times, np.linspace(last, right, width - len(times) + 2)[1:-1]])

@@ -1,0 +1,179 @@
+"""Propagators: the flow of a vector field over one time slice, fine or coarse, by diffrax."""
+
+import abc
+from typing import Literal, NamedTuple
+
+import diffrax
+import equinox as eqx
+import equinox.internal as eqxi
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Inexact, Real
+
+from nodepint_mpi.core.types import Field, Params, State
+from nodepint_mpi.errors import ProblemError
+
+AdjointKind = Literal["discrete", "continuous"]
+
+
+class SliceResult(NamedTuple):
+    """States inside a slice at the observation times, and the state at its end."""
+
+    saves: Inexact[Array, "times *state"]
+    end: Inexact[Array, "*state"]
+
+
+class AbstractIntegrator(eqx.Module):
+    """How a slice is stepped through: a diffrax solver and its step sizes.
+
+    With `adjoint = "discrete"` derivatives are those of the discrete solve (checkpointed inside
+    the slice); with `"continuous"` the adjoint ODE is solved backwards in time, which needs no
+    memory for the slice but differs from the discrete derivative by the discretisation error.
+    """
+
+    @abc.abstractmethod
+    def integrate(
+        self, field: Field, params: Params, start: State, t0: Array, t1: Array, ts: Array
+    ) -> SliceResult:
+        """Integrate `du/dt = field(t, u, params)` from `t0` to `t1`. Local.
+
+        A solve that fails (non-finite values, more than `max_steps` steps) returns NaN.
+        """
+
+
+class FixedSteps(AbstractIntegrator):
+    """`n_steps` equal steps per slice, by diffrax's solver step by step."""
+
+    solver: diffrax.AbstractSolver
+    n_steps: int = eqx.field(static=True)
+    adjoint: AdjointKind = eqx.field(static=True, default="discrete")
+    checkpoints: int | None = eqx.field(static=True, default=None)
+    """States kept per slice for the discrete adjoint; all `n_steps` unless given."""
+
+    def __check_init__(self):
+        if self.n_steps < 1:
+            raise ProblemError(f"`n_steps` is {self.n_steps!r}; a slice needs at least one step.")
+
+    def integrate(self, field, params, start, t0, t1, ts):
+        if self.adjoint == "continuous":
+            return _diffeqsolve(
+                field, params, start, t0, t1, ts, solver=self.solver,
+                controller=diffrax.ConstantStepSize(), dt0=(t1 - t0) / self.n_steps,
+                max_steps=self.n_steps + 2, adjoint=diffrax.BacksolveAdjoint(),
+            )  # fmt: skip
+        term, n_steps = diffrax.ODETerm(field), self.n_steps
+        grid = t0 + (t1 - t0) * (jnp.arange(n_steps + 1, dtype=t0.dtype) / n_steps)
+        grid = grid.at[-1].set(t1)
+
+        def step(carry, times):
+            u, state, succeeded = carry
+            u, _, dense, state, result = self.solver.step(
+                term, *times, u, params, state, made_jump=False
+            )
+            succeeded = succeeded & (result == diffrax.RESULTS.successful)
+            return (u, state, succeeded), (dense if ts.size else None)
+
+        state = self.solver.init(term, grid[0], grid[1], start, params)
+        carry, steps = (start, state, jnp.array(True)), (grid[:-1], grid[1:])
+        if self.checkpoints is None:
+            (end, _, succeeded), dense = jax.lax.scan(jax.checkpoint(step), carry, steps)
+        else:
+            (end, _, succeeded), dense = eqxi.scan(
+                step, carry, steps, kind="checkpointed", checkpoints=self.checkpoints
+            )
+        saves = jnp.zeros((0, *start.shape), start.dtype)
+        if ts.size:
+            index = jnp.clip(jnp.searchsorted(grid, ts) - 1, 0, n_steps - 1)
+            saves = jax.vmap(self._interpolate)(
+                ts, grid[index], grid[index + 1], jax.tree.map(lambda x: x[index], dense)
+            )
+        return SliceResult(_or_nan(succeeded, saves), _or_nan(succeeded, end))
+
+    def _interpolate(self, t, left, right, dense):
+        return self.solver.interpolation_cls(t0=left, t1=right, **dense).evaluate(t)
+
+
+class AdaptiveSteps(AbstractIntegrator):
+    """Steps chosen by error control, anew in every slice."""
+
+    solver: diffrax.AbstractAdaptiveSolver
+    rtol: float = eqx.field(static=True)
+    atol: float = eqx.field(static=True)
+    max_steps: int = eqx.field(static=True, default=4096)
+    adjoint: AdjointKind = eqx.field(static=True, default="discrete")
+    checkpoints: int | None = eqx.field(static=True, default=None)
+    """States kept per slice for the discrete adjoint; diffrax's choice unless given."""
+
+    def __check_init__(self):
+        butcher = getattr(self.solver, "butcher", None)
+        if butcher is not None and butcher.b_embedded is None:
+            raise ProblemError(
+                f"{type(self.solver).__name__} has no embedded error estimate, so it cannot choose "
+                "its steps: use fixed steps, or another solver such as Tsit5."
+            )
+
+    def integrate(self, field, params, start, t0, t1, ts):
+        continuous = self.adjoint == "continuous"
+        return _diffeqsolve(
+            field, params, start, t0, t1, ts, solver=self.solver,
+            controller=diffrax.PIDController(rtol=self.rtol, atol=self.atol), dt0=None,
+            max_steps=self.max_steps,
+            adjoint=diffrax.BacksolveAdjoint()
+            if continuous
+            else diffrax.RecursiveCheckpointAdjoint(self.checkpoints),
+        )  # fmt: skip
+
+
+class Propagator(eqx.Module):
+    """The flow of `field` over a slice, F (fine) or G (coarse)."""
+
+    field: Field = eqx.field(static=True)
+    integrator: AbstractIntegrator
+
+    def __call__(
+        self,
+        params: Params,
+        start: State,
+        t0: Real[Array, ""],
+        t1: Real[Array, ""],
+        ts: Real[Array, " times"],
+    ) -> SliceResult:
+        """Propagate one state over one slice and read it at `ts`. Local.
+
+        Args:
+            params: Parameters of the vector field.
+            start: State at `t0`.
+            t0: Left edge of the slice.
+            t1: Right edge of the slice.
+            ts: Observation times in `[t0, t1]`, increasing; may be empty.
+        """
+        return self.integrator.integrate(self.field, params, start, t0, t1, ts)
+
+
+def _diffeqsolve(
+    field, params, start, t0, t1, ts, *, solver, controller, dt0, max_steps, adjoint
+) -> SliceResult:
+    """One diffrax solve; NaN where it did not succeed."""
+    n_times = ts.shape[0]
+    if isinstance(adjoint, diffrax.BacksolveAdjoint) and n_times:
+        saveat = diffrax.SaveAt(ts=jnp.append(ts, t1))
+    elif n_times:
+        inside, end = diffrax.SubSaveAt(ts=ts), diffrax.SubSaveAt(t1=True)
+        saveat = diffrax.SaveAt(subs=(inside, end))
+    else:
+        saveat = diffrax.SaveAt(t1=True)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(field), solver, t0=t0, t1=t1, dt0=dt0, y0=start, args=params,
+        saveat=saveat, stepsize_controller=controller, adjoint=adjoint, max_steps=max_steps,
+        throw=False,
+    )  # fmt: skip
+    succeeded = solution.result == diffrax.RESULTS.successful
+    if isinstance(solution.ys, tuple):
+        saves, ends = solution.ys
+    else:
+        saves, ends = solution.ys[:-1], solution.ys[-1:]
+    return SliceResult(_or_nan(succeeded, saves), _or_nan(succeeded, ends[0]))
+
+
+def _or_nan(succeeded: Bool[Array, ""], states: Array) -> Array:
+    return jnp.where(succeeded, states, jnp.full_like(states, jnp.nan))

@@ -1,0 +1,105 @@
+"""When a slice counts as solved, and when the iteration gives up."""
+
+import abc
+from typing import Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from nodepint_mpi.errors import ProblemError
+
+
+class AbstractStopping(eqx.Module):
+    """A rule that moves the frozen front: slices left of it never change again.
+
+    The front walks right over consecutive solved slices and stops at the first unsolved one.
+    Whatever the rule, the first slice right of the front becomes exact in each sweep, so
+    `n_slices` sweeps always suffice.
+    """
+
+    max_sweeps: eqx.AbstractVar[int | None]
+
+    @abc.abstractmethod
+    def unsolved_by_jump(self, jumps: Float[Array, " owned"]) -> Bool[Array, " owned"]:
+        """Slices still unsolved, judged by their jumps before the correction. Local."""
+
+    @abc.abstractmethod
+    def unsolved_by_update(
+        self, start_updates: Float[Array, " owned"], end_updates: Float[Array, " owned"]
+    ) -> Bool[Array, " owned"]:
+        """Slices still unsolved, judged by the change of their ends by the correction. Local."""
+
+    def sweep_limit(self, n_slices: int) -> int:
+        """The largest number of sweeps that can be of use."""
+        return n_slices if self.max_sweeps is None else min(self.max_sweeps, n_slices)
+
+
+class JumpTolerance(AbstractStopping):
+    """Stop when every jump is at most `tol`: maximum norm, absolute, in the state's units."""
+
+    tol: float = eqx.field(static=True)
+    max_sweeps: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        _check_positive("tol", self.tol)
+        _check_sweeps(self.max_sweeps, least=1)
+
+    def unsolved_by_jump(self, jumps):
+        return ~(jumps <= self.tol)
+
+    def unsolved_by_update(self, start_updates, end_updates):
+        return jnp.ones_like(end_updates, dtype=bool)
+
+
+class FixedSweeps(AbstractStopping):
+    """Do `n_sweeps` sweeps, whatever the jumps."""
+
+    n_sweeps: int = eqx.field(static=True)
+
+    def __check_init__(self):
+        _check_sweeps(self.n_sweeps, least=0)
+
+    @property
+    def max_sweeps(self) -> int:
+        return self.n_sweeps
+
+    def unsolved_by_jump(self, jumps):
+        return jnp.ones_like(jumps, dtype=bool)
+
+    def unsolved_by_update(self, start_updates, end_updates):
+        return jnp.ones_like(end_updates, dtype=bool)
+
+
+class FreezeSlices(AbstractStopping):
+    """The slice-freezing rules of the published parareal codes: strictly less than `eps`.
+
+    `where = "end"` freezes a slice end once it changes by less than `eps` in a sweep (Gattiglio
+    et al., arXiv:2405.12182); `"start"` looks at the slice's start instead, which freezes one
+    slice further (Pentland et al., Statistics and Computing 33:20, 2023).
+    """
+
+    eps: float = eqx.field(static=True)
+    where: Literal["start", "end"] = eqx.field(static=True, default="end")
+    max_sweeps: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        _check_positive("eps", self.eps)
+        _check_sweeps(self.max_sweeps, least=1)
+
+    def unsolved_by_jump(self, jumps):
+        return jnp.ones_like(jumps, dtype=bool)
+
+    def unsolved_by_update(self, start_updates, end_updates):
+        updates = end_updates if self.where == "end" else start_updates
+        return ~(updates < self.eps)
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ProblemError(f"`{name}` is {value!r}; it must be greater than zero.")
+
+
+def _check_sweeps(value: int | None, least: int) -> None:
+    if value is not None and value < least:
+        raise ProblemError(f"The number of sweeps is {value!r}; it must be at least {least}.")

@@ -1,0 +1,96 @@
+"""Block mathematics of the adjoint: the sweeps of `core.sweeps`, transposed, from right to left.
+
+The unknown is the cotangent at the left edge of every slice, lambda[n]. A slice pulls back what
+arrives at its right edge, lambda[n+1] plus what the loss reads there, and what the loss reads
+inside it.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Inexact
+
+from nodepint_mpi.core.partition import OwnedSlices
+from nodepint_mpi.core.propagators import Propagator, SliceResult
+from nodepint_mpi.core.sweeps import propagate_block, slice_times
+from nodepint_mpi.core.types import Block, Params, State
+
+PullBack = Callable[[SliceResult], tuple[Params, Block]]
+"""Cotangents of a block's saves and ends -> (parameter gradient, cotangents of its starts)."""
+
+
+class BlockCotangents(NamedTuple):
+    """Cotangents of a block: `lefts[i]` and `rights[i]` at the two edges of owned slice i.
+
+    `lefts` holds lambda[n] and `rights` lambda[n+1], without what the loss reads there.
+    """
+
+    lefts: Inexact[Array, "owned *state"]
+    rights: Inexact[Array, "owned *state"]
+
+
+def linearise_block(
+    fine: Propagator, params: Params, starts: Block, owned: OwnedSlices
+) -> tuple[SliceResult, PullBack]:
+    """Propagate a block and keep what its pull-back needs. Local."""
+
+    def propagate(params, starts):
+        return propagate_block(fine, params, starts, owned)
+
+    return jax.vjp(propagate, params, starts)
+
+
+def coarse_pull_back_chain(
+    coarse: Propagator,
+    params: Params,
+    starts: Block,
+    sources: SliceResult,
+    incoming: State,
+    owned: OwnedSlices,
+) -> BlockCotangents:
+    """The coarse adjoint solution of a block, from right to left. Local.
+
+    `sources` are the cotangents of what the loss reads; `lefts[0]` goes on to the left.
+    """
+
+    def retreat(right, row):
+        start, (t0, t1, ts), source = row
+        _, pull_back = jax.vjp(lambda u: coarse(params, u, t0, t1, ts), start)
+        (left,) = pull_back(SliceResult(source.saves, source.end + right))
+        left = jnp.where(jnp.all(jnp.isfinite(left)), left, right)
+        return left, BlockCotangents(left, right)
+
+    rows = (starts, slice_times(owned, starts), sources)
+    _, cotangents = jax.lax.scan(retreat, incoming, rows, reverse=True)
+    return cotangents
+
+
+def correct_cotangents(
+    coarse: Propagator,
+    params: Params,
+    starts: Block,
+    *,
+    outs: Block,
+    old: BlockCotangents,
+    incoming: State,
+    owned: OwnedSlices,
+) -> BlockCotangents:
+    """The transposed parareal correction over a block, from right to left. Local.
+
+    lambda[n] <- out[n] + (dG_n/du)^T (lambda[n+1] - lambda_old[n+1]), out[n] the fine pull-back.
+    Where the coarse transpose is not finite it is left out, as in a Picard sweep.
+    """
+
+    def retreat(right, row):
+        start, (t0, t1, ts), out, old_right = row
+        _, pull_back = jax.vjp(lambda u: coarse(params, u, t0, t1, ts).end, start)
+        (change,) = pull_back(right - old_right)
+        left = out + jnp.where(jnp.all(jnp.isfinite(change)), change, 0.0)
+        return left, BlockCotangents(left, right)
+
+    t0, t1, ts = slice_times(owned, starts)
+    rows = (starts, (t0, t1, ts[:, :0]), outs, old.rights)
+    _, cotangents = jax.lax.scan(retreat, incoming, rows, reverse=True)
+    return cotangents

@@ -1,0 +1,144 @@
+"""What is inside a checkpoint file.
+
+    /                 attributes: format, step, fingerprint, n_ranks, n_rows
+    /meta             JSON text
+    /replicated/...   one dataset for each leaf, named by its path, with its CRC-32
+    /rows/...         arrays over all slices, split over the ranks along their first axis
+    /row_crc32/...    a CRC-32 for each row of each of them
+
+Rank 0 lays the file out and stores what all ranks hold alike; then every rank adds its rows
+(`io.rows`). The seal (`io.seal`) guards a file at rest. The CRCs are taken from memory, so they
+guard the way from memory to the file and back.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+from jaxtyping import PyTree
+
+from nodepint_mpi.errors import CheckpointError
+from nodepint_mpi.io.hdf5 import create_rows, creating, error_text
+from nodepint_mpi.io.leaves import LeafSpec, crc32, describe_leaves, storable_dtype, to_storable
+from nodepint_mpi.io.seal import FORMAT
+
+_FILE_BYTES = 64 * 2**10  # HDF5's own bookkeeping, generously: for the file,
+_OBJECT_BYTES = 4 * 2**10  # and for each dataset or group
+_CRC = np.dtype(np.uint32)
+
+
+class DamagedError(CheckpointError):
+    """The file is not what was written; what is wrong with it, without its name."""
+
+
+class Head(NamedTuple):
+    """What a checkpoint says about itself."""
+
+    step: int
+    fingerprint: str
+    n_rows: int
+    meta: dict[str, Any]
+    replicated: dict[str, LeafSpec]
+    rows: dict[str, LeafSpec]
+
+
+def checkpoint_bytes(replicated: PyTree, rows: PyTree, *, meta_bytes: int = 0) -> int:
+    """An upper bound for the size of a checkpoint. Local.
+
+    Args:
+        replicated: The tree that all ranks hold alike, or its shapes.
+        rows: The arrays over all slices by name, whole, or their shapes.
+        meta_bytes: Length of the text that goes with it.
+    """
+    leaves, blocks = describe_leaves(replicated), describe_leaves(rows)
+    return _bound(leaves, blocks, meta_bytes)
+
+
+def lay_out(
+    path: Path,
+    leaves: Mapping[str, np.ndarray],
+    specs: Mapping[str, LeafSpec],
+    *,
+    step: int,
+    n_rows: int,
+    n_ranks: int,
+    meta: Mapping[str, Any],
+) -> None:
+    """Make the file, with everything but the rows. Local. Raises OutputError."""
+    text = np.array(json.dumps(meta).encode("ascii"))
+    leaf_specs = {name: LeafSpec(leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
+    n_bytes = _bound(leaf_specs, specs, text.nbytes)
+    with creating(path, n_bytes=n_bytes) as file:
+        file.attrs.update(format=FORMAT, step=step, n_rows=n_rows, n_ranks=n_ranks)
+        file.attrs["fingerprint"] = str(meta["fingerprint"])
+        file["meta"] = text
+        group = file.create_group("replicated")
+        for name, leaf in leaves.items():
+            dataset = group.create_dataset(name, data=to_storable(leaf))
+            dataset.attrs.update(dtype=leaf.dtype.name, crc32=crc32(leaf))
+        group, crcs = file.create_group("rows"), file.create_group("row_crc32")
+        for name, spec in specs.items():
+            kind = storable_dtype(spec.dtype)
+            dataset = create_rows(group, name, shape=spec.shape, dtype=kind)
+            dataset.attrs["dtype"] = spec.dtype.name
+            create_rows(crcs, name, shape=(n_rows,), dtype=_CRC)
+
+
+def read_head(path: Path) -> Head:
+    """Read what is in a file, without the arrays. Local. Raises DamagedError."""
+    with _reading(path) as file:
+        return Head(
+            step=int(file.attrs["step"]),
+            fingerprint=str(file.attrs["fingerprint"]),
+            n_rows=int(file.attrs["n_rows"]),
+            meta=json.loads(file["meta"][()]),
+            replicated=_specs(file["replicated"]),
+            rows=_specs(file["rows"]),
+        )
+
+
+def read_leaves(path: Path, specs: Mapping[str, LeafSpec]) -> dict[str, np.ndarray]:
+    """Read what all ranks hold alike. Local. Raises DamagedError."""
+    leaves = {}
+    with _reading(path) as file:
+        for name, spec in specs.items():
+            dataset = file["replicated"][name]
+            leaf = np.asarray(dataset[()]).view(spec.dtype)
+            if crc32(leaf) != dataset.attrs["crc32"]:
+                raise DamagedError(f"replicated/{name} does not match its CRC-32")
+            leaves[name] = leaf
+    return leaves
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[h5py.File]:
+    """Open a file on this rank alone; whatever does not fit its layout is damage."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise DamagedError(error_text(error)) from error
+
+
+def _specs(group: h5py.Group) -> dict[str, LeafSpec]:
+    """Names, shapes and types of the datasets in a group."""
+    specs = {}
+
+    def add(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            specs[name] = LeafSpec(item.shape, np.dtype(item.attrs["dtype"]))
+
+    group.visititems(add)
+    return specs
+
+
+def _bound(leaves: Mapping[str, LeafSpec], rows: Mapping[str, LeafSpec], meta_bytes: int) -> int:
+    """An upper bound for the size of the file."""
+    n_bytes = sum(spec.n_bytes for spec in [*leaves.values(), *rows.values()])
+    n_bytes += sum(spec.shape[0] * _CRC.itemsize for spec in rows.values())
+    n_objects = sum(2 + name.count("/") for name in [*leaves, *rows, *rows])
+    return n_bytes + meta_bytes + _FILE_BYTES + n_objects * _OBJECT_BYTES

@@ -1,0 +1,180 @@
+"""Columns of an Arrow table as NumPy arrays, without copying the table.
+
+A memory-mapped table comes in chunks (record batches). Numbers, and lists of numbers that are
+equally long in all rows, lie densely in each chunk, so a chunk is an array of shape
+(rows, *shape of a row) that shares the mapped memory. Images and booleans are stored encoded and
+decoded row by row when taken.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from nodepint_mpi.errors import DataError
+
+
+class AbstractColumn(abc.ABC):
+    """One column: `shape` and `dtype` of a row, and rows by number."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @abc.abstractmethod
+    def take(self, index: np.ndarray) -> np.ndarray:
+        """Copies of some rows, stacked; `index` holds valid int64 row numbers. Local."""
+
+
+class ViewColumn(AbstractColumn):
+    """Dense numbers: `views` are read-only arrays over the mapped file, one per chunk."""
+
+    def __init__(self, views: tuple[np.ndarray, ...]):
+        self.views = views
+        self.shape = views[0].shape[1:]
+        self.dtype = views[0].dtype
+        self._starts = np.cumsum([0, *(len(view) for view in views[:-1])])
+
+    def take(self, index: np.ndarray) -> np.ndarray:
+        if len(self.views) == 1:
+            return self.views[0][index]
+        out = np.empty((len(index), *self.shape), self.dtype)
+        chunk = np.searchsorted(self._starts, index, side="right") - 1
+        row = index - self._starts[chunk]
+        if len(index) < 4 * len(self.views):  # few rows of each chunk: one by one is faster
+            for i, (c, r) in enumerate(zip(chunk.tolist(), row.tolist(), strict=True)):
+                out[i] = self.views[c][r]
+            return out
+        order = np.argsort(chunk, kind="stable")
+        bounds = np.searchsorted(chunk[order], np.arange(len(self.views) + 1))
+        for c, view in enumerate(self.views):
+            here = order[bounds[c] : bounds[c + 1]]
+            out[here] = view[row[here]]
+        return out
+
+    def check_finite(self, name: str) -> None:
+        """Make sure that all numbers are finite, chunk by chunk. Local.
+
+        Raises:
+            DataError: with the first row of column `name` that holds a NaN or an infinity.
+        """
+        if not np.issubdtype(self.dtype, np.floating):
+            return
+        for start, view in zip(self._starts.tolist(), self.views, strict=True):
+            finite = np.isfinite(view)
+            if not finite.all():
+                row, *entry = (int(i) for i in np.argwhere(~finite)[0])
+                at = f" at {entry}" if entry else ""
+                raise DataError(
+                    f"row {start + row} of column {name!r} holds {view[(row, *entry)]}{at}, "
+                    "but all numbers must be finite: mend the data and prepare them again"
+                )
+
+
+class EncodedColumn(AbstractColumn):
+    """Cells that are decoded one by one; all must have the shape and type of row 0."""
+
+    def __init__(self, name: str, cells: pa.ChunkedArray, decode: Callable[[Any], np.ndarray]):
+        self._name = name
+        self._cells = cells
+        self._decode = decode
+        first = self._row(0)
+        self.shape = first.shape
+        self.dtype = first.dtype
+
+    def take(self, index: np.ndarray) -> np.ndarray:
+        out = np.empty((len(index), *self.shape), self.dtype)
+        for i, row in enumerate(index.tolist()):
+            value = self._row(row)
+            if value.shape != self.shape or value.dtype != self.dtype:
+                raise DataError(
+                    f"row {row} of column {self._name!r} is {value.dtype} of shape "
+                    f"{value.shape}, but row 0 is {self.dtype} of shape {self.shape}"
+                )
+            out[i] = value
+        return out
+
+    def _row(self, row: int) -> np.ndarray:
+        cell = self._cells[row].as_py()
+        try:
+            if cell is None:
+                raise ValueError("it is missing")
+            return self._decode(cell)
+        except Exception as error:  # whatever the image library makes of damaged bytes
+            raise DataError(
+                f"row {row} of column {self._name!r} cannot be decoded ({error})"
+            ) from error
+
+
+def open_column(name: str, cells: pa.ChunkedArray, feature: Any) -> AbstractColumn:
+    """The column of at least one row that holds `cells`. Local.
+
+    Args:
+        name: For messages.
+        cells: As in the table.
+        feature: What `datasets` knows of it; tells an image from a struct.
+
+    Raises:
+        DataError: for values that are missing, rows of unequal length, and types that are not
+            numbers.
+    """
+    if isinstance(feature, datasets.Image):
+        return EncodedColumn(name, cells, lambda cell: _decode_image(feature, cell))
+    if pa.types.is_boolean(cells.type):
+        return EncodedColumn(name, cells, np.asarray)
+    views: list[np.ndarray] = []
+    start = 0
+    for chunk in cells.chunks:
+        if not len(chunk):
+            continue
+        try:
+            view = _dense(chunk)
+            if views and view.shape[1:] != views[0].shape[1:]:
+                raise ValueError(f"{view.shape[1:]} from here on, {views[0].shape[1:]} before")
+        except ValueError as error:
+            raise DataError(
+                f"column {name!r} is not an array of numbers with one shape in all rows: "
+                f"{error} (in the chunk of rows {start} to {start + len(chunk) - 1})"
+            ) from error
+        views.append(view)
+        start += len(chunk)
+    if not views[0][0].size:
+        raise DataError(f"column {name!r} is empty: each row has shape {views[0].shape[1:]}")
+    return ViewColumn(tuple(views))
+
+
+def _dense(array: pa.Array) -> np.ndarray:
+    """A view of `array` with one axis for each level of lists; ValueError where there is none."""
+    if isinstance(array, pa.ExtensionArray):  # Array2D and its like: lists inside
+        array = array.storage
+    kind = array.type
+    if array.null_count:
+        raise ValueError(f"{array.null_count} values are missing")
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        offsets = array.offsets.to_numpy()
+        lengths = np.diff(offsets)
+        width = int(lengths[0])
+        if (lengths != width).any():
+            raise ValueError(f"lists of {lengths.min()} to {lengths.max()} entries")
+        inner = array.values.slice(int(offsets[0]), len(array) * width)
+    elif pa.types.is_fixed_size_list(kind):
+        width = kind.list_size
+        inner = array.values.slice(array.offset * width, len(array) * width)
+    elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return array.to_numpy(zero_copy_only=True)
+    else:
+        raise ValueError(f"its type is {kind}")
+    values = _dense(inner)
+    return values.reshape(len(array), width, *values.shape[1:])
+
+
+def _decode_image(feature: datasets.Image, cell: dict[str, Any]) -> np.ndarray:
+    """Pixels of one stored image: uint8, (height, width) if grey, else (height, width, bands)."""
+    image = datasets.Image(mode=feature.mode).decode_example(cell)
+    image = image.convert({"1": "L", "P": "RGB"}.get(image.mode, image.mode))
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8:
+        raise ValueError(f"its pixels are {pixels.dtype} (mode {image.mode}), not uint8")
+    return pixels

@@ -1,0 +1,310 @@
+"""Run a dataset's recipe and publish what it makes, whole and with its provenance.
+
+A recipe is a file `data/NAME/prepare.py` with one function
+`prepare(folder: Path, **options) -> datasets.DatasetDict`; `folder` is the one the recipe is in,
+and downloads go to `folder/download`. The result appears as `data/NAME/prepared` by a rename, so
+that folder is complete whenever it exists.
+"""
+
+import contextlib
+import datetime
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import logging
+import os
+import platform
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import datasets
+
+from nodepint_mpi.errors import DataError, NodepintError
+from nodepint_mpi.io.columns import ViewColumn, open_column
+from nodepint_mpi.io.sources import (
+    PREPARED,
+    PROVENANCE,
+    RECIPE,
+    data_folders,
+    first_line,
+    known_names,
+    sha256_of,
+    unknown,
+    verify_files,
+)
+
+_log = logging.getLogger(__name__)
+
+
+def prepare_dataset(
+    name_or_path: str | Path,
+    *,
+    root: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> Path:
+    """Make the prepared files of a dataset, unless they are there already.
+
+    Local; to be called by one process, as a step before the job.
+
+    Args:
+        name_or_path: Name of a dataset with a recipe `NAME/prepare.py` under `root`, or the path
+            of a recipe or of its folder.
+        root: Folder of datasets. By default ./data, then the repository's own `data`.
+        options: For the recipe's `prepare`, by name; text is read as the type of the default.
+            Options left out have their defaults.
+        force: Make them again, even where they exist; the old ones go when the new are whole.
+
+    Returns:
+        The folder `prepared` beside the recipe. Its `provenance.json` holds the options, rows,
+        columns, versions, and the checksums of recipe and files.
+
+    Raises:
+        DataError: for an unknown name or option, a recipe that fails, data that are empty or
+            hold NaN, infinities or missing values, and prepared files that are damaged or were
+            made by another recipe or other options (unless `force`). Existing files stay.
+    """
+    recipe = _find_recipe(name_or_path, root)
+    source = recipe.read_bytes()
+    function = _load_function(recipe, source)
+    resolved = _resolve_options(function, options or {}, recipe)
+    origin = {
+        "name": recipe.parent.name,
+        "options": resolved,
+        "recipe_sha256": hashlib.sha256(source).hexdigest(),
+    }
+    target = recipe.parent / PREPARED
+    if target.exists() and not force:
+        _check_same(target, origin)
+        _log.info("%s is already prepared, with these options: nothing to do", recipe.parent.name)
+        return target
+
+    made = _run_recipe(function, recipe, resolved)
+    try:
+        partial = recipe.parent / f"{PREPARED}-partial-{secrets.token_hex(4)}"
+        partial.mkdir()
+        try:
+            with _no_progress_bars():
+                datasets.DatasetDict(made).save_to_disk(str(partial))
+            rows = _check_saved(partial)
+            columns = {split: made[split].column_names for split in made}
+            record = origin | {"rows": rows, "columns": columns} | _circumstances(partial)
+            (partial / PROVENANCE).write_text(json.dumps(record, indent=2) + "\n")
+            _publish(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise DataError(
+            f"cannot write {target} ({error}): make room or get the right to write there"
+        ) from error
+    counts = ", ".join(f"{count} rows {split}" for split, count in rows.items())
+    _log.info("%s prepared: %s", recipe.parent.name, counts)
+    return target
+
+
+def _find_recipe(name_or_path: str | Path, root: str | Path | None) -> Path:
+    """The absolute path of the recipe."""
+    text = str(name_or_path)
+    if isinstance(name_or_path, Path) or os.sep in text or text.endswith(".py"):
+        path = Path(text).expanduser().absolute()
+        path = path / RECIPE if path.is_dir() else path
+        if not path.is_file():
+            raise DataError(f"there is no recipe {path}: give a path to a prepare.py, or a name")
+        return path
+    for folder in data_folders(root):
+        if text and (path := folder / text / RECIPE).is_file():
+            return path
+    raise DataError(
+        unknown("dataset", text, known_names(root))
+        + f"; looked for {RECIPE} in {', '.join(f'{d}/{text}' for d in data_folders(root))}"
+    )
+
+
+def _load_function(recipe: Path, source: bytes) -> Callable[..., Any]:
+    """The recipe's `prepare`, from exactly the bytes whose checksum is recorded."""
+    module = ModuleType(f"recipe_{recipe.parent.name}")
+    module.__file__ = str(recipe)
+    try:
+        exec(compile(source, str(recipe), "exec"), module.__dict__)
+    except ImportError as error:
+        raise DataError(_missing_package(recipe, error)) from error
+    except Exception as error:
+        raise DataError(
+            f"recipe {recipe} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    function = getattr(module, "prepare", None)
+    if not callable(function):
+        raise DataError(f"recipe {recipe} has no function `prepare(folder, **options)`")
+    return function
+
+
+def _resolve_options(
+    function: Callable[..., Any], options: Mapping[str, Any], recipe: Path
+) -> dict[str, Any]:
+    """All options of the recipe, defaults included, each in the type of its default."""
+    _, *parameters = inspect.signature(function).parameters.values()
+    named = {p.name: p for p in parameters if p.kind is not p.VAR_KEYWORD}
+    if len(named) == len(parameters):  # else the recipe takes any option
+        for name in options:
+            if name not in named:
+                raise DataError(unknown("option", name, named) + f" for {recipe.parent.name}")
+    resolved = dict(options)
+    for name, parameter in named.items():
+        if name in options and parameter.default is not parameter.empty:
+            resolved[name] = _as_type_of(parameter.default, options[name], name)
+        elif parameter.default is not parameter.empty:
+            resolved[name] = parameter.default
+        elif name not in options:
+            raise DataError(f"{recipe.parent.name} needs the option {name!r}")
+    try:
+        return json.loads(json.dumps(resolved, sort_keys=True))  # as it will be read back
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"options must be numbers, text, or lists of them, given {resolved}"
+        ) from error
+
+
+def _as_type_of(default: Any, value: Any, name: str) -> Any:
+    """`value` in the type of `default`; text from a command line is converted."""
+    kind = type(default)
+    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    try:
+        if kind is bool and isinstance(value, str):
+            return {"true": True, "false": False}[value.lower()]
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if kind in (int, float) and isinstance(value, str):
+            return kind(value)
+    except (KeyError, ValueError):
+        pass
+    if default is None or kind not in (bool, int, float, str):
+        return value
+    raise DataError(
+        f"option {name!r} must be of type {kind.__name__} (default {default}), given {value!r}"
+    )
+
+
+def _run_recipe(
+    function: Callable[..., Any], recipe: Path, options: Mapping[str, Any]
+) -> dict[Any, datasets.Dataset]:
+    """Call the recipe; the splits it returns."""
+    try:
+        with _no_progress_bars():
+            made = function(recipe.parent, **options)
+    except NodepintError:
+        raise
+    except ImportError as error:
+        raise DataError(_missing_package(recipe, error)) from error
+    except Exception as error:
+        raise DataError(f"recipe {recipe} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(made, datasets.DatasetDict) or not made:
+        raise DataError(
+            f"recipe {recipe} must return a datasets.DatasetDict with at least one split, "
+            f"given {type(made).__name__} of {len(made) if hasattr(made, '__len__') else 0}"
+        )
+    for split, part in made.items():
+        if not part.num_rows:
+            raise DataError(f"recipe {recipe} made no rows for split {split!r}")
+    return dict(made)
+
+
+def _check_saved(folder: Path) -> dict[str, int]:
+    """Read back what was written; rows by split."""
+    saved = datasets.DatasetDict.load_from_disk(str(folder), keep_in_memory=False)
+    for split, part in saved.items():
+        for name, feature in part.features.items():
+            if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
+                continue  # notes beside the numbers
+            try:
+                column = open_column(name, part.data.column(name), feature)
+                if isinstance(column, ViewColumn):
+                    column.check_finite(name)
+            except DataError as error:
+                raise DataError(f"{error} (split {split!r})") from error
+    return {str(split): part.num_rows for split, part in saved.items()}
+
+
+def _circumstances(folder: Path) -> dict[str, Any]:
+    """When and by which versions the files in `folder` were made, and their checksums."""
+    versions = {"python": platform.python_version()}
+    for package in ("nodepint_mpi", "datasets", "pyarrow", "numpy", "scipy", "scikit-learn"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"created": created, "versions": versions, "files": files}
+
+
+def _check_same(target: Path, origin: Mapping[str, Any]) -> None:
+    """Make sure that what is prepared is whole and what would be made now."""
+    command = f"nodepint data prepare {origin['name']} --force"
+    try:
+        record = json.loads((target / PROVENANCE).read_text())
+        old_options, old_recipe = dict(record["options"]), record["recipe_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{target} exists but has no sound {PROVENANCE}: `{command}` replaces it"
+        ) from error
+    new_options = origin["options"]
+    if old_options != new_options:
+        names = sorted(old_options.keys() | new_options.keys())
+        changes = [
+            f"{name} {old_options.get(name)!r}, now {new_options.get(name)!r}"
+            for name in names
+            if old_options.get(name) != new_options.get(name)
+        ]
+        raise DataError(
+            f"{target} was made with other options ({'; '.join(changes)}): `{command}`, with "
+            "the options you want, replaces it"
+        )
+    if old_recipe != origin["recipe_sha256"]:
+        raise DataError(
+            f"{target} was made by another version of its recipe: `{command}` makes it again"
+        )
+    verify_files(target)
+
+
+def _publish(partial: Path, target: Path) -> None:
+    """Put `partial` in the place of `target`; who has the old files mapped keeps them."""
+    old = target.with_name(f"{target.name}-old-{secrets.token_hex(4)}")
+    if not target.exists():
+        partial.rename(target)
+        return
+    target.rename(old)
+    try:
+        partial.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _missing_package(recipe: Path, error: ImportError) -> str:
+    """What to say of a package that the recipe needs."""
+    package = {"sklearn": "scikit-learn"}.get((error.name or "").split(".")[0], error.name)
+    return (
+        f"the recipe of {recipe.parent.name} cannot import what it needs "
+        f"({first_line(error)}): `pip install {package}` in this environment"
+    )
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep `datasets` quiet for a moment."""
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()

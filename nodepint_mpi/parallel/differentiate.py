@@ -1,0 +1,160 @@
+"""A time-parallel solve and its pull-back as one pair, for every method.
+
+The training step calls the pair by hand; `parallel.ivp` wraps it in a custom derivative. Both
+linearise the fine propagator once, at the states the forward solve ended with.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from nodepint_mpi.core.methods import AbstractMethod, Serial
+from nodepint_mpi.core.partition import OwnedSlices
+from nodepint_mpi.core.propagators import Propagator, SliceResult
+from nodepint_mpi.core.stopping import AbstractStopping
+from nodepint_mpi.core.sweeps import BlockStates, propagate_block
+from nodepint_mpi.core.transposed import linearise_block
+from nodepint_mpi.core.types import Block, Params, State
+from nodepint_mpi.parallel.adjoint import (
+    Gradient,
+    linearise_serially,
+    pull_back_serially,
+    solve_adjoint,
+)
+from nodepint_mpi.parallel.comms import TimeComm
+from nodepint_mpi.parallel.solve import SweepRecord, largest_jump, serial_record, solve_interface
+
+
+class TimeSolver(eqx.Module):
+    """Everything that fixes a time-parallel solve but the numbers: F, method, tolerances.
+
+    `adjoint_tol` bounds the residual of the cotangents relative to the largest of them;
+    `adjoint_max_sweeps` the number of adjoint sweeps.
+    """
+
+    fine: Propagator
+    method: AbstractMethod
+    stopping: AbstractStopping
+    adjoint_tol: float = eqx.field(static=True)
+    adjoint_max_sweeps: int | None = eqx.field(static=True, default=None)
+
+
+class Linearised(NamedTuple):
+    """What the owned slices give at their final states, and how to pull it back.
+
+    `result` holds, for every owned slice, the states at the observation times inside it and the
+    fine state at its end. `pull_back(sources, guess)` takes the cotangents of that, and
+    optionally cotangents at the left edges to start from; it is collective.
+    """
+
+    states: BlockStates
+    result: SliceResult
+    pull_back: Callable[[SliceResult, Block | None], Gradient]
+
+
+class LinearisedSolve(NamedTuple):
+    """A forward solve ready to be pulled back; `jump` is the largest jump that is left."""
+
+    line: Linearised
+    record: SweepRecord
+    jump: Float[Array, ""]
+
+
+def linearise_solve(
+    comm: TimeComm,
+    solver: TimeSolver,
+    params: Params,
+    initial: State,
+    guess: Block | None,
+    owned: OwnedSlices,
+) -> LinearisedSolve:
+    """Solve in parallel, then linearise at the solution. Collective over `comm`, inside jit.
+
+    A horizon of one slice needs no iteration: it is the serial solve, at the serial price.
+
+    Args:
+        comm: Line of ranks along time.
+        solver: Propagators, method, tolerances.
+        params: Parameters of the vector field, floating-point arrays only, replicated.
+        initial: State at the first edge, (*state). Read on the first rank only.
+        guess: Ends of the owned slices to start from, or None.
+        owned: The slices of this rank.
+    """
+    if is_serial(solver, owned):
+        line = _linearise_serially(comm, solver, params, initial, owned)
+        record = serial_record(comm, line.result.end, owned)
+        return LinearisedSolve(line, record, jnp.zeros((), record.jumps.dtype))
+    states, record = solve_interface(
+        comm,
+        params,
+        initial,
+        guess,
+        fine=solver.fine,
+        method=solver.method,
+        stopping=solver.stopping,
+        owned=owned,
+    )
+    line = linearise_at(comm, solver, params, states.starts, owned)
+    return LinearisedSolve(line, record, largest_jump(comm, line.result, states))
+
+
+def solve_block(
+    comm: TimeComm, solver: TimeSolver, params: Params, initial: State, owned: OwnedSlices
+) -> SliceResult:
+    """Solve in parallel and read the owned slices, without a derivative. Collective, inside jit."""
+    if is_serial(solver, owned):
+        return _linearise_serially(comm, solver, params, initial, owned).result
+    states, _ = solve_interface(
+        comm,
+        params,
+        initial,
+        None,
+        fine=solver.fine,
+        method=solver.method,
+        stopping=solver.stopping,
+        owned=owned,
+    )
+    return propagate_block(solver.fine, params, states.starts, owned)
+
+
+def linearise_at(
+    comm: TimeComm, solver: TimeSolver, params: Params, starts: Block, owned: OwnedSlices
+) -> Linearised:
+    """Linearise the fine propagator at given starts of the slices. Collective, inside jit.
+
+    For the serial method only the very first start counts.
+    """
+    if is_serial(solver, owned):
+        return _linearise_serially(comm, solver, params, starts[0], owned)
+    result, pull_back = linearise_block(solver.fine, params, starts, owned)
+
+    def solve_cotangents(sources: SliceResult, guess: Block | None) -> Gradient:
+        return solve_adjoint(
+            comm,
+            params,
+            starts,
+            sources,
+            guess,
+            pull_back=pull_back,
+            method=solver.method,
+            tol=solver.adjoint_tol,
+            max_sweeps=solver.adjoint_max_sweeps,
+            owned=owned,
+        )
+
+    return Linearised(BlockStates(starts, result.end), result, solve_cotangents)
+
+
+def is_serial(solver: TimeSolver, owned: OwnedSlices) -> bool:
+    """Whether there is nothing to iterate over. Local; equal on all ranks."""
+    return isinstance(solver.method, Serial) or owned.n_slices == 1
+
+
+def _linearise_serially(comm, solver, params, initial, owned) -> Linearised:
+    line = linearise_serially(comm, solver.fine, params, initial, owned)
+    return Linearised(
+        line.states, line.result, lambda sources, guess: pull_back_serially(comm, line, sources)
+    )

@@ -1,0 +1,91 @@
+"""Messages along the line of time ranks: neighbours, reductions, gathers. Identity on one rank.
+
+Call these inside jitted code only, on all ranks of the line in the same order. None of them has a
+derivative: the time-parallel solve carries its own reverse rule. Branches on the rank are taken
+at trace time, so no rank ever reads a message that was not sent.
+"""
+
+import jax.numpy as jnp
+import mpi4jax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree
+from mpi4py import MPI
+
+from nodepint_mpi.core.partition import owned_range
+from nodepint_mpi.parallel.comms import TimeComm
+
+
+def recv_left(comm: TimeComm, fill: Array) -> Array:
+    """What the left neighbour sends; `fill` on the first rank. Collective with `send_right`."""
+    return fill if comm.rank == 0 else mpi4jax.recv(fill, comm.rank - 1, comm=comm.mpi)
+
+
+def send_right(comm: TimeComm, state: Array) -> None:
+    """Send to the right neighbour; nothing on the last rank. Collective with `recv_left`."""
+    if comm.rank < comm.size - 1:
+        mpi4jax.send(state, comm.rank + 1, comm=comm.mpi)
+
+
+def recv_right(comm: TimeComm, fill: Array) -> Array:
+    """What the right neighbour sends; `fill` on the last rank. Collective with `send_left`."""
+    return fill if comm.rank == comm.size - 1 else mpi4jax.recv(fill, comm.rank + 1, comm=comm.mpi)
+
+
+def send_left(comm: TimeComm, state: Array) -> None:
+    """Send to the left neighbour; nothing on the first rank. Collective with `recv_right`."""
+    if comm.rank > 0:
+        mpi4jax.send(state, comm.rank - 1, comm=comm.mpi)
+
+
+def shift_right(comm: TimeComm, state: Array, fill: Array) -> Array:
+    """Everybody sends to the right at once; the first rank gets `fill`. Collective."""
+    return _shift(comm, state, fill, to=comm.rank + 1, source=comm.rank - 1)
+
+
+def shift_left(comm: TimeComm, state: Array, fill: Array) -> Array:
+    """Everybody sends to the left at once; the last rank gets `fill`. Collective."""
+    return _shift(comm, state, fill, to=comm.rank - 1, source=comm.rank + 1)
+
+
+def _shift(comm: TimeComm, state: Array, fill: Array, *, to: int, source: int) -> Array:
+    sends, receives = 0 <= to < comm.size, 0 <= source < comm.size
+    if sends and receives:
+        return mpi4jax.sendrecv(state, fill, source, to, comm=comm.mpi)
+    if sends:
+        mpi4jax.send(state, to, comm=comm.mpi)
+    return mpi4jax.recv(fill, source, comm=comm.mpi) if receives else fill
+
+
+def max_over_ranks(comm: TimeComm, values: Array) -> Array:
+    """Elementwise maximum, equal on all ranks. Collective."""
+    return values if comm.size == 1 else mpi4jax.allreduce(values, MPI.MAX, comm=comm.mpi)
+
+
+def sum_over_ranks(comm: TimeComm, tree: PyTree[Array]) -> PyTree[Array]:
+    """Sum of a tree of arrays over the ranks, as one message, bitwise equal on all. Collective.
+
+    Summed on one rank and sent back, since an allreduce need not give equal bits everywhere.
+    """
+    if comm.size == 1:
+        return tree
+    flat, unravel = ravel_pytree(tree)
+    if flat.size == 0:
+        return tree
+    total = mpi4jax.reduce(flat, MPI.SUM, 0, comm=comm.mpi)
+    return unravel(mpi4jax.bcast(total, 0, comm=comm.mpi))
+
+
+def bcast_from(comm: TimeComm, value: Array, rank: int) -> Array:
+    """The value of one rank, on all ranks. Collective."""
+    return value if comm.size == 1 else mpi4jax.bcast(value, rank, comm=comm.mpi)
+
+
+def gather_slices(comm: TimeComm, block: Array, n_slices: int) -> Array:
+    """The blocks of all ranks in the order of the slices, on all ranks. Collective."""
+    if comm.size == 1:
+        return block
+    widest = len(owned_range(n_slices, comm.size, 0))
+    padding = [(0, widest - block.shape[0])] + [(0, 0)] * (block.ndim - 1)
+    blocks = mpi4jax.allgather(jnp.pad(block, padding), comm=comm.mpi)
+    counts = [len(owned_range(n_slices, comm.size, rank)) for rank in range(comm.size)]
+    return jnp.concatenate([blocks[rank, :count] for rank, count in enumerate(counts)])

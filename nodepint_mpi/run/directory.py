@@ -1,0 +1,121 @@
+"""The run directory: config.toml, provenance.json, log.txt, metrics, figures, checkpoints, DONE."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from nodepint_mpi.config import Config, read_config
+from nodepint_mpi.errors import CheckpointError, ConfigError, OutputError
+
+CONFIG, PROVENANCE, LOG, CHECKPOINTS, DONE = (
+    "config.toml", "provenance.json", "log.txt", "ckpt", "DONE",
+)  # fmt: skip
+
+PACKAGES = ("jax", "equinox", "diffrax", "optax", "mpi4py", "mpi4jax", "h5py", "datasets")
+
+
+def config_text(config: Config) -> str:
+    """The resolved config as TOML. Local."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def start_directory(folder: Path, config: Config, *, resume: bool) -> None:
+    """Make the run directory, or check that it can be resumed. Local; rank 0 only.
+
+    Raises:
+        OutputError: if a new run would overwrite something, or nothing can be written there.
+        CheckpointError: if there is nothing to resume.
+    """
+    occupied = folder.is_dir() and any(folder.iterdir())
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; choose another run directory with `--out`.")
+    if occupied and not resume:
+        raise OutputError(
+            f"{folder} is not empty, and runs are never overwritten: go on with it by "
+            "`--resume auto`, choose another directory with `--out`, or remove it."
+        )
+    if resume and not occupied:
+        raise CheckpointError(f"There is nothing to resume in {folder}.")
+    try:
+        (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"Cannot write the run directory {folder}: {error.strerror}.") from error
+
+
+def describe_run(folder: Path, config: Config, *, n_ranks: int, hosts: list[str]) -> None:
+    """Write the resolved config, and where the run comes from. Local; rank 0 only."""
+    provenance = _read_json(folder / PROVENANCE)
+    provenance.setdefault("starts", []).append(
+        {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": sys.argv,
+            "n_ranks": n_ranks,
+            "hosts": sorted(set(hosts)),
+            "fingerprint": config.fingerprint(),
+            "versions": versions(),
+            "commit": commit(),
+        }
+    )
+    write_text(folder / CONFIG, config_text(config))
+    write_text(folder / PROVENANCE, json.dumps(provenance, indent=1) + "\n")
+
+
+def read_run(folder: Path) -> Config:
+    """The config of an existing run. Local.
+
+    Raises:
+        ConfigError: if it is no run directory.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(f"{folder} is no run directory: it has no {CONFIG}.")
+    return read_config(folder / CONFIG)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole: a reader sees the old one or the new one. Local.
+
+    Raises:
+        OutputError: if that is impossible.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"Cannot write {path}: {error.strerror}.") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that make the numbers. Local."""
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **packages}
+
+
+def commit() -> str | None:
+    """The commit of the source tree, if it is one. Local."""
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,81 @@
+"""Scores on the test split, and predictions to look at."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nodepint_mpi.core.networks import EncodeProcessDecode
+from nodepint_mpi.io.checkpoint import load_checkpoint
+from nodepint_mpi.parallel.comms import Comms
+from nodepint_mpi.parallel.guard import together
+from nodepint_mpi.run.directory import CHECKPOINTS, read_run
+from nodepint_mpi.run.figures import plot_labels, plot_trajectories
+from nodepint_mpi.run.setup import Experiment, set_up, slice_rows
+from nodepint_mpi.run.step import make_evaluation, make_prediction, split_model
+
+BATCH = 500
+N_SHOWN = {"labels": 24, "trajectories": 4}
+
+
+def evaluate(comms: Comms, experiment: Experiment, params: EncodeProcessDecode) -> dict[str, float]:
+    """Loss and metrics over the whole test split. Collective over `comms`; equal on all ranks."""
+    run = make_evaluation(experiment.test_problem)
+    samples, totals = experiment.test, {}
+    for start in range(0, samples.n_rows, BATCH):
+        indices = np.arange(start, min(start + BATCH, samples.n_rows))
+        for name, mean in run(params, *samples.take(indices)).items():
+            total, count = totals.get(name, (0.0, 0.0))
+            totals[name] = total + float(mean.sum), count + float(mean.count)
+    return {name: total / count for name, (total, count) in totals.items()}
+
+
+def evaluate_run(folder: Path, comms: Comms) -> dict[str, float]:
+    """Scores of the newest good checkpoint of a run. Collective over `comms`.
+
+    Raises:
+        NodepintError: on all ranks, if the run or its data cannot be read.
+    """
+    config = read_run(folder)
+    experiment = set_up(config, comms)
+    params, _ = split_model(experiment.model)
+    first, _ = slice_rows(config, comms.time)
+    loaded = load_checkpoint(
+        comms.control,
+        folder / CHECKPOINTS,
+        like_replicated={
+            "params": params,
+            "opt_state": experiment.optimiser.init(params),
+        },
+        row_start=first,
+        n_owned_rows=0,
+        fingerprint=config.fingerprint(),
+    )
+    params = jax.tree.map(jnp.asarray, loaded.replicated["params"])
+    return {"step": loaded.step, **evaluate(comms, experiment, params)}
+
+
+def save_predictions(
+    comms: Comms, experiment: Experiment, params: EncodeProcessDecode, folder: Path
+) -> None:
+    """Draw predictions for the first test samples. Collective over `comms`; rank 0 draws."""
+    samples, observations = experiment.test, experiment.test_problem.observations
+    kind = "labels" if samples.section.times is None else "trajectories"
+    shown = np.arange(min(N_SHOWN[kind], samples.n_rows))
+    inputs, targets = samples.take(shown)
+    seen = np.asarray(make_prediction(experiment.test_problem)(params, inputs))
+    gathered = comms.control.gather((observations.indices, seen))
+    with together(comms.control):
+        if gathered is None:
+            return
+        order = np.concatenate([indices for indices, _ in gathered])
+        predictions = np.concatenate([part for _, part in gathered])
+        if kind == "labels":
+            plot_labels(folder, inputs, targets[:, 0], np.argmax(predictions[0], axis=-1))
+        else:
+            times = samples.times[order]
+            trained = experiment.train.times[-1]
+            plot_trajectories(
+                folder, samples.times, targets, times, np.moveaxis(predictions, 0, 1), trained
+            )

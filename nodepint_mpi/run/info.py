@@ -1,0 +1,108 @@
+"""`nodepint info`: what a config would do, without doing it."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from nodepint_mpi.config import Config, StepsSection
+from nodepint_mpi.core.partition import check_layout, owned_range
+from nodepint_mpi.errors import ConfigError
+from nodepint_mpi.io.datasets import open_split
+from nodepint_mpi.run.build import build_model, build_optimiser, build_problem
+from nodepint_mpi.run.samples import Samples, common_times, count_outputs
+from nodepint_mpi.run.setup import check_model
+from nodepint_mpi.run.step import split_model
+
+
+def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
+    """Slices per rank, message bytes, memory and checkpoint size. Local; no MPI.
+
+    Raises:
+        NodepintError: for anything that would also stop the run.
+    """
+    section = config.time
+    check_layout(section.n_slices, n_ranks)
+    owned = [len(owned_range(section.n_slices, n_ranks, rank)) for rank in range(n_ranks)]
+    number_bytes = np.dtype(config.run.precision).itemsize
+    plan: dict[str, Any] = {
+        "name": config.run.name,
+        "fingerprint": config.fingerprint(),
+        "n_ranks": n_ranks,
+        "n_slices": section.n_slices,
+        "slices_per_rank": owned,
+        "method": section.method,
+        "fine_steps": section.fine.n_steps,
+        "coarse_steps": section.coarse and section.coarse.n_steps,
+    }
+    if config.network is None and config.problem is not None:
+        state = int(np.size(build_problem(config.problem, section.horizon).initial))
+        return plan | {
+            "message_bytes": state * number_bytes,
+            "interface_bytes_per_rank": max(owned) * 2 * state * number_bytes,
+        }
+    samples = _open(config)
+    model = build_model(
+        config, input_shape=samples.input_shape, output_size=count_outputs(samples)
+    )
+    params, _ = split_model(model)
+    opt_state = jax.eval_shape(build_optimiser(config.optim).init, params)
+    batch = samples.section.batch_size or samples.n_rows
+    state = int(np.prod(check_model(model, samples)))
+    message = batch * state * number_bytes
+    params_bytes, opt_bytes = _tree_bytes(params), _tree_bytes(opt_state)
+    warm = 2 * section.n_slices * message if section.warm_start else 0
+    return plan | {
+        "n_train": samples.n_rows,
+        "batch_size": batch,
+        "n_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "state_size": state,
+        "message_bytes": message,
+        "gradient_message_bytes": params_bytes,
+        "interface_bytes_per_rank": max(owned) * 6 * message,
+        "adjoint_bytes_per_rank": max(owned) * _kept_states(section.fine) * message,
+        "replicated_bytes_per_rank": 2 * params_bytes + opt_bytes,
+        "checkpoint_bytes": params_bytes + opt_bytes + warm,
+    }
+
+
+def format_plan(plan: dict[str, Any]) -> str:
+    """The plan, a line per number. Local."""
+    return "\n".join(f"{key.replace('_', ' '):28} {_show(key, value)}" for key, value in plan.items())
+
+
+def _open(config: Config) -> Samples:
+    """The training split, opened by this process alone."""
+    data = config.data
+    if data is None:
+        raise ConfigError("The plan of a training run needs a section `[data]`.")
+    columns = [data.input, data.target, *([data.times] if data.times else [])]
+    split = open_split(data.source, data.train_split, list(dict.fromkeys(columns)))
+    times = common_times(split, data) if data.times else np.array([config.time.horizon[1]])
+    return Samples(split, data, times)
+
+
+def _kept_states(steps: StepsSection) -> int:
+    """States per slice and sample that the pull-back keeps."""
+    if steps.checkpoints is not None:
+        return steps.checkpoints
+    if steps.n_steps is not None:
+        return steps.n_steps
+    return int(np.ceil(np.sqrt(2 * steps.max_steps)))
+
+
+def _tree_bytes(tree: Any) -> int:
+    leaves = jax.tree.leaves(eqx.filter(tree, lambda leaf: hasattr(leaf, "dtype")))
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def _show(key: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if "bytes" in key:
+        for unit in ("B", "KiB", "MiB", "GiB"):
+            if value < 1024 or unit == "GiB":
+                return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+            value /= 1024
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

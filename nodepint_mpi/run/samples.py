@@ -1,0 +1,103 @@
+"""Samples as the training loop wants them: inputs, targets, and when the targets are observed."""
+
+from typing import NamedTuple
+
+import numpy as np
+from mpi4py import MPI
+
+from nodepint_mpi.config import Config, DataSection
+from nodepint_mpi.errors import ConfigError, DataError
+from nodepint_mpi.io.datasets import Split, batch_indices, check_finite, open_split_together
+from nodepint_mpi.parallel.guard import together
+
+
+class Samples(NamedTuple):
+    """One split of the data. `times` are the observation times of its targets.
+
+    A labelled sample is observed once, at the end of the horizon. A trajectory's input is its
+    first observation.
+    """
+
+    split: Split
+    section: DataSection
+    times: np.ndarray
+
+    @property
+    def n_rows(self) -> int:
+        return self.split.n_rows
+
+    def take(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs (samples, ...) and targets (samples, times, ...) by global row index. Local."""
+        targets = self.split.take(self.section.target, indices)
+        if self.section.times is None:
+            return self.split.take(self.section.input, indices), targets[:, None]
+        return self.split.take(self.section.input, indices)[:, 0], targets
+
+    def batch(self, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """The mini-batch of one optimiser step; all rows if no batch size is set. Local."""
+        size = self.section.batch_size or self.n_rows
+        return self.take(batch_indices(seed, step, size, self.n_rows))
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        shape = tuple(self.split.column(self.section.input).shape)
+        return shape if self.section.times is None else shape[1:]
+
+
+def open_samples(control: MPI.Intracomm, config: Config, split: str) -> Samples:
+    """Open one split on all ranks and check it. Collective over `control`.
+
+    Raises:
+        DataError: on all ranks, if the data are missing, damaged or not what the config says.
+    """
+    section = config.data
+    if section is None:
+        raise ConfigError("Training needs a section `[data]`.")
+    columns = [section.input, section.target, *([section.times] if section.times else [])]
+    opened = open_split_together(control, section.source, split, list(dict.fromkeys(columns)))
+    with together(control):
+        check_finite(opened, columns)
+        if section.times is None:
+            times = np.array([config.time.horizon[1]])
+        else:
+            times = common_times(opened, section)
+    size = section.batch_size
+    if split == section.train_split and size is not None and size > opened.n_rows:
+        raise DataError(
+            f"`data.batch_size` is {size}, but the split {split!r} has {opened.n_rows} samples."
+        )
+    return Samples(opened, section, times)
+
+
+def count_outputs(samples: Samples) -> int:
+    """Classes of the labels, or components of an observation. Local."""
+    column = samples.split.column(samples.section.target)
+    if samples.section.times is not None:
+        return column.shape[-1]
+    labels = samples.split.take(samples.section.target, np.arange(samples.n_rows))
+    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+        raise DataError(
+            f"The target column {samples.section.target!r} holds {labels.dtype} of shape "
+            f"{labels.shape[1:]}; labels must be integers. For trajectories set `data.times`."
+        )
+    return int(labels.max()) + 1
+
+
+def common_times(split: Split, section: DataSection) -> np.ndarray:
+    """The observation times, which all trajectories of a split share. Local."""
+    assert section.times is not None  # the caller asks only then
+    times = split.take(section.times, np.arange(split.n_rows))
+    if times.ndim != 2:
+        raise DataError(f"The column {section.times!r} must hold a list of times in every row.")
+    for name in (section.input, section.target):
+        if len(split.column(name).shape) != 2 or split.column(name).shape[0] != times.shape[1]:
+            raise DataError(
+                f"The column {name!r} has rows of shape {split.column(name).shape}; it must hold "
+                f"a vector for each of the {times.shape[1]} times in {section.times!r}."
+            )
+    if not np.array_equal(times, np.broadcast_to(times[:1], times.shape)):
+        raise DataError(
+            f"The rows of {section.times!r} differ; all trajectories of a split must be observed "
+            "at the same times."
+        )
+    return times[0]

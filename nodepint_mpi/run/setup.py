@@ -1,0 +1,118 @@
+"""From a config to everything a run computes with. Shared by training and evaluation."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from nodepint_mpi.config import Config
+from nodepint_mpi.core.networks import EncodeProcessDecode
+from nodepint_mpi.core.observations import place_observations
+from nodepint_mpi.core.partition import check_layout, own_slices
+from nodepint_mpi.errors import DataError, ProblemError
+from nodepint_mpi.parallel.comms import Comms, TimeComm
+from nodepint_mpi.parallel.guard import together
+from nodepint_mpi.run.build import (
+    build_edges,
+    build_loss,
+    build_model,
+    build_optimiser,
+    build_time_solver,
+)
+from nodepint_mpi.run.samples import Samples, count_outputs, open_samples
+from nodepint_mpi.run.step import LineProblem, TrainState, as_numbers, batched_field, split_model
+
+
+class Experiment(NamedTuple):
+    """A config made ready on this rank."""
+
+    config: Config
+    model: EncodeProcessDecode
+    train: Samples
+    test: Samples
+    train_problem: LineProblem
+    test_problem: LineProblem
+    optimiser: optax.GradientTransformation
+    state_shape: tuple[int, ...]
+
+
+def set_up(config: Config, comms: Comms) -> Experiment:
+    """Open the data and build model, solver and optimiser. Collective over `comms.control`.
+
+    Raises:
+        NodepintError: on all ranks, for anything in the config that does not fit.
+    """
+    check_layout(config.time.n_slices, comms.time.size)
+    assert config.data is not None or config.network is None  # open_samples explains
+    train = open_samples(comms.control, config, config.data.train_split if config.data else "")
+    test = open_samples(comms.control, config, config.data.test_split if config.data else "")
+    with together(comms.control):
+        model = build_model(
+            config, input_shape=train.input_shape, output_size=count_outputs(train)
+        )
+        optimiser = build_optimiser(config.optim)
+        state_shape = check_model(model, train)
+        problems = [make_problem(config, comms.time, model, samples) for samples in (train, test)]
+    return Experiment(config, model, train, test, *problems, optimiser, state_shape)
+
+
+def make_problem(
+    config: Config, comm: TimeComm, model: EncodeProcessDecode, samples: Samples
+) -> LineProblem:
+    """What a line of ranks computes with for one split. Local."""
+    _, static = split_model(model)
+    loss, metrics = build_loss(config)
+    observations = place_observations(samples.times, build_edges(config.time), comm.size, comm.rank)
+    solver = build_time_solver(config, batched_field(static.processor))
+    return LineProblem(comm, static, solver, observations, loss, metrics)
+
+
+def check_model(model: EncodeProcessDecode, samples: Samples) -> tuple[int, ...]:
+    """The state's shape, or what does not fit between data, encoder, field and decoder. Local."""
+    inputs, targets = samples.take(np.array([0]))
+    x = jax.eval_shape(as_numbers, jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype))
+    try:
+        u = eqx.filter_eval_shape(model.encoder, x)
+        t = jax.ShapeDtypeStruct((), u.dtype)
+        slope = eqx.filter_eval_shape(model.processor, t, u, None)
+        prediction = eqx.filter_eval_shape(model.decoder, u)
+    except (TypeError, ValueError) as error:
+        raise ProblemError(
+            f"The model does not take samples of shape {x.shape}: {error}"
+        ) from error
+    if getattr(slope, "shape", None) != u.shape:
+        raise ProblemError(
+            f"The vector field returned shape {getattr(slope, 'shape', None)} for a state of "
+            f"shape {u.shape}; du/dt must have the shape of u."
+        )
+    if not jnp.issubdtype(u.dtype, jnp.floating):
+        raise ProblemError(f"The encoder returned {u.dtype}; the state must be floating point.")
+    if samples.section.times is not None and prediction.shape != targets.shape[2:]:
+        raise ProblemError(
+            f"The decoder returned shape {prediction.shape}, but observations have shape "
+            f"{targets.shape[2:]}."
+        )
+    start = np.asarray(jax.jit(model.encoder)(as_numbers(jnp.asarray(inputs[0]))))
+    if not np.all(np.isfinite(start)):
+        raise DataError(
+            "The encoder turns the first sample into NaN or infinity; a `positive` network needs "
+            "observations above zero."
+        )
+    return u.shape
+
+
+def fresh_state(experiment: Experiment) -> TrainState:
+    """Parameters and optimiser state before the first step. Local."""
+    params, _ = split_model(experiment.model)
+    return TrainState(params, experiment.optimiser.init(params), None, None)
+
+
+def slice_rows(config: Config, comm: TimeComm) -> tuple[int, int]:
+    """Global index of this rank's first slice, and how many it owns. Local."""
+    owned = own_slices(build_edges(config.time), comm.size, comm.rank)
+    return owned.first, owned.n_owned
+
+

@@ -1,0 +1,97 @@
+"""`nodepint solve`: one initial-value problem, no training."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nodepint_mpi.config import Config
+from nodepint_mpi.core.problems import Problem
+from nodepint_mpi.errors import ConfigError
+from nodepint_mpi.parallel.comms import Comms
+from nodepint_mpi.parallel.guard import together
+from nodepint_mpi.parallel.ivp import Solution, solve
+from nodepint_mpi.parallel.watchdog import Watchdog
+from nodepint_mpi.run.build import build_edges, build_integrator, build_problem, build_stopping
+
+
+def solve_problem(config: Config, comms: Comms, *, with_error: bool) -> dict[str, Any]:
+    """Solve the config's initial-value problem. Collective over `comms`; equal on all ranks.
+
+    Args:
+        config: The experiment; needs a section `[problem]`.
+        comms: The run's communicators.
+        with_error: Also solve serially, and report the largest distance from that.
+
+    Raises:
+        NodepintError: on all ranks, for anything the user can mend.
+    """
+    if config.problem is None:
+        raise ConfigError(
+            "`nodepint solve` needs a section `[problem]`, such as `field = \"lorenz\"`."
+        )
+    section = config.time
+    with Watchdog(comms.control, limit_s=config.run.hang_timeout_s) as watchdog:
+        with watchdog.phase("setting up", limit_s=120), together(comms.control):
+            problem = build_problem(config.problem, section.horizon)
+            fine = build_integrator(section.fine, "time.fine")
+            coarse = section.coarse and build_integrator(section.coarse, "time.coarse")
+            stopping = build_stopping(section.stopping, config.run.precision)
+
+        def run(method: str) -> Solution:
+            solution = solve(
+                problem.field,
+                np.asarray(problem.initial, dtype=jnp.zeros(()).dtype),
+                build_edges(section),
+                fine=fine,
+                coarse=coarse if method == "parareal" else None,
+                method=method,
+                stopping=stopping,
+                args=_as_arrays(problem),
+                comm=comms.time,
+            )
+            return jax.block_until_ready(solution)
+
+        with watchdog.phase("solving", collective=True):
+            began = time.perf_counter()
+            solution = run(section.method)
+            seconds = time.perf_counter() - began
+        result = {
+            "problem": config.problem.field,
+            "n_ranks": comms.control.size,
+            "status": solution.status.name.lower(),
+            "meaning": solution.status.value,
+            "sweeps": solution.sweeps,
+            "jumps": solution.jumps.tolist(),
+            "updates": solution.updates.tolist(),
+            "fronts": solution.fronts.tolist(),
+            "end_state_norm": float(jnp.max(jnp.abs(solution.interface[-1]))),
+            "seconds_with_compilation": seconds,
+        }
+        if with_error:
+            with watchdog.phase("solving serially", collective=True):
+                serial = run("serial")
+            distance = float(jnp.max(jnp.abs(solution.interface - serial.interface)))
+            result["serial_status"] = serial.status.name.lower()
+            result["error"] = distance
+        return result
+
+
+def format_solution(result: dict[str, Any]) -> str:
+    """The result as a table, a line per sweep. Local."""
+    lines = [f"{result['problem']}: {result['meaning']}", " sweep      jump    update  frozen"]
+    jumps, updates, fronts = result["jumps"], result["updates"], result["fronts"]
+    for k in range(result["sweeps"] + 1):
+        jump = f"{jumps[k]:9.2e}" if k < len(jumps) else "        -"
+        moved = f"{updates[k - 1]:9.2e} {fronts[k - 1]:7d}" if k else "        -       -"
+        lines.append(f"{k:6d} {jump} {moved}")
+    if "error" in result:
+        lines.append(f"largest distance from the serial solution: {result['error']:.3e}")
+    lines.append(f"{result['sweeps']} sweeps, {result['seconds_with_compilation']:.1f} s")
+    return "\n".join(lines)
+
+
+def _as_arrays(problem: Problem) -> dict[str, jax.Array]:
+    return {name: jnp.asarray(value, dtype=float) for name, value in problem.args.items()}

@@ -1,0 +1,221 @@
+"""The training loop."""
+
+import json
+import logging
+import socket
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from nodepint_mpi.config import Config
+from nodepint_mpi.errors import NonFiniteError
+from nodepint_mpi.io.checkpoint import load_checkpoint, save_checkpoint
+from nodepint_mpi.io.records import Records
+from nodepint_mpi.parallel.comms import Comms
+from nodepint_mpi.parallel.guard import together
+from nodepint_mpi.parallel.signals import StopFlag
+from nodepint_mpi.parallel.watchdog import Watchdog
+from nodepint_mpi.run.directory import (
+    CHECKPOINTS,
+    DONE,
+    config_text,
+    describe_run,
+    start_directory,
+    versions,
+    write_text,
+)
+from nodepint_mpi.run.evaluate import evaluate, save_predictions
+from nodepint_mpi.run.figures import plot_losses
+from nodepint_mpi.run.progress import Progress
+from nodepint_mpi.run.setup import Experiment, fresh_state, set_up, slice_rows
+from nodepint_mpi.run.step import StepReport, TrainState, make_train_step
+
+_log = logging.getLogger(__name__)
+
+
+def train(
+    config: Config,
+    folder: Path,
+    comms: Comms,
+    flag: StopFlag,
+    *,
+    resume: str | None = None,
+) -> dict[str, Any]:
+    """Train, checkpoint, evaluate and draw. Collective over `comms`.
+
+    Args:
+        config: The experiment, equal on all ranks.
+        folder: The run directory.
+        comms: The run's communicators.
+        flag: Asked to stop by a signal on any rank, the run checkpoints and returns early.
+        resume: "auto" for the newest good checkpoint of `folder`, or the path of one.
+
+    Returns:
+        What `--json` writes: status, step, losses, test metrics, times. Equal on all ranks.
+
+    Raises:
+        NodepintError: on all ranks, for anything the user can mend.
+    """
+    control = comms.control
+    with Watchdog(control, limit_s=config.run.hang_timeout_s) as watchdog:
+        with watchdog.phase("setting up", limit_s=600):
+            with together(control):
+                if control.rank == 0:
+                    start_directory(folder, config, resume=resume is not None)
+            experiment = set_up(config, comms)
+            state, start = fresh_state(experiment), 0
+            if resume is not None:
+                state, start = _restore(comms, experiment, folder, resume, state)
+            hosts = control.allgather(socket.gethostname())
+            with together(control):
+                if control.rank == 0:
+                    describe_run(folder, config, n_ranks=control.size, hosts=hosts)
+                    (folder / DONE).unlink(missing_ok=True)
+        records = _open_records(comms, folder, start if resume is not None else None)
+        state, step, report, seconds = _optimise(
+            comms, experiment, state, start, folder, records, flag, watchdog
+        )
+        result = {
+            "status": "finished" if step >= config.run.n_steps else "stopped",
+            "step": step,
+            "n_ranks": control.size,
+            "train_loss": None if report is None else float(report.loss),
+            "step_s": statistics.median(seconds) if seconds else None,
+            "training_s": sum(seconds),
+            "run_directory": str(folder),
+        }
+        if result["status"] == "stopped":
+            _log.info("asked to stop: resume with `--resume auto`")
+            return result
+        with watchdog.phase("evaluating", limit_s=600):
+            scores = evaluate(comms, experiment, state.params)
+            result |= {f"test_{name}": value for name, value in scores.items()}
+            save_predictions(comms, experiment, state.params, folder)
+        with watchdog.phase("writing results", limit_s=120), together(control):
+            if control.rank == 0:
+                assert records is not None  # rank 0 keeps them
+                records.write_table(fingerprint=config.fingerprint(), config=config_text(config))
+                records.close()
+                plot_losses(folder)
+                write_text(folder / DONE, json.dumps(result, indent=1) + "\n")
+        for name, value in scores.items():
+            _log.info("test %s: %.6g", name, value)
+        return result
+
+
+def _optimise(
+    comms: Comms,
+    experiment: Experiment,
+    state: TrainState,
+    start: int,
+    folder: Path,
+    records: Records | None,
+    flag: StopFlag,
+    watchdog: Watchdog,
+) -> tuple[TrainState, int, StepReport | None, list[float]]:
+    """Take the steps that are left; returns the last report and the seconds of each step."""
+    config, seconds, report, step = experiment.config, [], None, start
+    n_steps = config.run.n_steps
+    take_step = make_train_step(
+        experiment.train_problem, experiment.optimiser, warm_start=config.time.warm_start
+    )
+    with Progress(start, n_steps, shown=comms.control.rank == 0) as progress:
+        while step < n_steps:
+            with watchdog.phase("reading a batch", step=step):
+                inputs, targets = experiment.train.batch(config.run.seed, step)
+            began = time.perf_counter()
+            with watchdog.phase("training step", collective=True, step=step):
+                state, on_device = take_step(state, inputs, targets)
+                report = StepReport(*jax.device_get(on_device))
+            seconds.append(time.perf_counter() - began)
+            _check_finite(report, step)
+            step += 1
+            with watchdog.phase("agreeing on the next step", collective=True, step=step):
+                stop = flag.requested_anywhere(comms.control)
+            last = stop or step == n_steps
+            if step % config.output.log_every == 0 or last:
+                progress.report(step, report, seconds[-1])
+                if records is not None:
+                    records.append(step, **report._asdict(), step_s=seconds[-1])
+            if step % config.output.checkpoint_every == 0 or last:
+                with watchdog.phase("saving a checkpoint", collective=True, step=step, limit_s=600):
+                    _save(comms, experiment, folder, state, step)
+                if records is not None:
+                    records.write_table(fingerprint=config.fingerprint())
+            if last:
+                break
+    return state, step, report, seconds
+
+
+def _check_finite(report: StepReport, step: int) -> None:
+    """End the run before a NaN reaches a checkpoint."""
+    if not report.finite:
+        raise NonFiniteError(
+            f"Step {step}: the loss is {float(report.loss):g}, the gradient's norm "
+            f"{float(report.grad_norm):g}, the largest jump {float(report.jump):g}. Resume from "
+            "the last checkpoint with a smaller `optim.learning_rate`, set `optim.clip_norm`, or "
+            "take more steps in `time.fine`."
+        )
+
+
+def _save(
+    comms: Comms, experiment: Experiment, folder: Path, state: TrainState, step: int
+) -> None:
+    """Checkpoint: what is equal on all ranks once, interface data by global slice."""
+    config = experiment.config
+    first, _ = slice_rows(config, comms.time)
+    rows = {"interface": state.ends, "cotangents": state.lefts}
+    save_checkpoint(
+        comms.control,
+        folder / CHECKPOINTS,
+        step=step,
+        replicated={"params": state.params, "opt_state": state.opt_state},
+        rows={name: np.asarray(block) for name, block in rows.items() if block is not None},
+        row_start=first,
+        n_rows=config.time.n_slices,
+        meta={
+            "fingerprint": config.fingerprint(),
+            "config": config_text(config),
+            "versions": versions(),
+            "seed": config.run.seed,
+            "data_cursor": step,
+        },
+        keep=config.output.keep,
+    )
+
+
+def _restore(
+    comms: Comms, experiment: Experiment, folder: Path, resume: str, fresh: TrainState
+) -> tuple[TrainState, int]:
+    """The state of a checkpoint, on any number of ranks."""
+    config = experiment.config
+    first, n_owned = slice_rows(config, comms.time)
+    loaded = load_checkpoint(
+        comms.control,
+        folder / CHECKPOINTS if resume == "auto" else Path(resume),
+        like_replicated={"params": fresh.params, "opt_state": fresh.opt_state},
+        row_start=first,
+        n_owned_rows=n_owned,
+        fingerprint=config.fingerprint(),
+        config=config_text(config),
+    )
+    tree = jax.tree.map(jax.numpy.asarray, loaded.replicated)
+    rows = {name: jax.numpy.asarray(block) for name, block in loaded.rows.items()}
+    _log.info("resumed from %s at step %d", loaded.path, loaded.step)
+    state = TrainState(
+        tree["params"], tree["opt_state"], rows.get("interface"), rows.get("cotangents")
+    )
+    return state, loaded.step
+
+
+def _open_records(comms: Comms, folder: Path, resume_step: int | None) -> Records | None:
+    """Metrics, kept by rank 0."""
+    records = None
+    with together(comms.control):
+        if comms.control.rank == 0:
+            records = Records(folder, resume_step=resume_step)
+    return records

