@@ -104,9 +104,7 @@ def solve(
 @_set_option
 @click.option("--ranks", default=1, show_default=True, type=click.IntRange(1))
 @_json_option
-def info(
-    config_file: Path, overrides: tuple[str, ...], ranks: int, json_file: Path | None
-) -> None:
+def info(config_file: Path, overrides: tuple[str, ...], ranks: int, json_file: Path | None) -> None:
     """Print the plan of CONFIG without running it: slices, messages, memory, checkpoints."""
     config = read_config(config_file, overrides)
     _set_precision(config)
@@ -285,5 +283,3 @@ def _is_first_rank() -> bool:
     from nodepint_mpi.parallel.comms import world
 
     return world().rank == 0
-
-

@@ -1,15 +1,15 @@
 """Losses and metrics as (sum, count) pairs, so that they reduce exactly over ranks and batches."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Inexact, Shaped
 
 
-class Mean(NamedTuple):
+class Mean(eqx.Module):
     """A mean in the making."""
 
     sum: Float[Array, ""]

@@ -57,10 +57,11 @@ def place_observations(
     inside = [snapped[(home == n) & ~at_end] for n in range(len(edges) - 1)]
     owned = own_slices(edges, n_ranks, rank, inside=inside)
     width = owned.ts.shape[1]
+    slot = [width if at_end[i] else int(np.sum(inside[n] < snapped[i])) for i, n in enumerate(home)]
     seen = [
-        (n - owned.first, width if at_end[i] else int(np.sum((home == n) & ~at_end & (snapped < t))), i)
-        for i, (n, t) in enumerate(zip(home, snapped, strict=True))
+        (n - owned.first, slot[i], i)
+        for i, n in enumerate(home)
         if owned.first <= n < owned.first + owned.n_owned
-    ]  # fmt: skip
+    ]
     slices, slots, indices = np.array(seen, dtype=int).reshape(-1, 3).T
     return BlockObservations(owned, slices, slots, indices)

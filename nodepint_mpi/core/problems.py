@@ -1,4 +1,4 @@
-"""Initial-value problems from the literature, for `nodepint solve`, the benchmarks and the tests."""
+"""Initial-value problems from the literature, with the constants of published runs."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -54,9 +54,7 @@ def rossler(t, u, args):
 def lorenz(t, u, args):
     """x' = sigma (y - x), y' = x (rho - z) - y, z' = x y - beta z."""
     x, y, z = u
-    return jnp.stack(
-        [args["sigma"] * (y - x), x * (args["rho"] - z) - y, x * y - args["beta"] * z]
-    )
+    return jnp.stack([args["sigma"] * (y - x), x * (args["rho"] - z) - y, x * y - args["beta"] * z])
 
 
 def burgers(t, u, args):

@@ -66,9 +66,9 @@ class FixedSteps(AbstractIntegrator):
         grid = grid.at[-1].set(t1)
 
         def step(carry, times):
-            u, state, succeeded = carry
+            (u, state, succeeded), (left, right) = carry, times
             u, _, dense, state, result = self.solver.step(
-                term, *times, u, params, state, made_jump=False
+                term, left, right, u, params, state, made_jump=False
             )
             succeeded = succeeded & (result == diffrax.RESULTS.successful)
             return (u, state, succeeded), (dense if ts.size else None)
@@ -167,6 +167,7 @@ def _diffeqsolve(
         saveat=saveat, stepsize_controller=controller, adjoint=adjoint, max_steps=max_steps,
         throw=False,
     )  # fmt: skip
+    assert solution.ys is not None  # something was saved
     succeeded = solution.result == diffrax.RESULTS.successful
     if isinstance(solution.ys, tuple):
         saves, ends = solution.ys

@@ -18,7 +18,9 @@ class AbstractStopping(eqx.Module):
     `n_slices` sweeps always suffice.
     """
 
-    max_sweeps: eqx.AbstractVar[int | None]
+    @abc.abstractmethod
+    def sweep_limit(self, n_slices: int) -> int:
+        """The largest number of sweeps, at most `n_slices`. Local."""
 
     @abc.abstractmethod
     def unsolved_by_jump(self, jumps: Float[Array, " owned"]) -> Bool[Array, " owned"]:
@@ -30,10 +32,6 @@ class AbstractStopping(eqx.Module):
     ) -> Bool[Array, " owned"]:
         """Slices still unsolved, judged by the change of their ends by the correction. Local."""
 
-    def sweep_limit(self, n_slices: int) -> int:
-        """The largest number of sweeps that can be of use."""
-        return n_slices if self.max_sweeps is None else min(self.max_sweeps, n_slices)
-
 
 class JumpTolerance(AbstractStopping):
     """Stop when every jump is at most `tol`: maximum norm, absolute, in the state's units."""
@@ -44,6 +42,9 @@ class JumpTolerance(AbstractStopping):
     def __check_init__(self):
         _check_positive("tol", self.tol)
         _check_sweeps(self.max_sweeps, least=1)
+
+    def sweep_limit(self, n_slices):
+        return min(self.max_sweeps or n_slices, n_slices)
 
     def unsolved_by_jump(self, jumps):
         return ~(jumps <= self.tol)
@@ -60,9 +61,8 @@ class FixedSweeps(AbstractStopping):
     def __check_init__(self):
         _check_sweeps(self.n_sweeps, least=0)
 
-    @property
-    def max_sweeps(self) -> int:
-        return self.n_sweeps
+    def sweep_limit(self, n_slices):
+        return min(self.n_sweeps, n_slices)
 
     def unsolved_by_jump(self, jumps):
         return jnp.ones_like(jumps, dtype=bool)
@@ -86,6 +86,9 @@ class FreezeSlices(AbstractStopping):
     def __check_init__(self):
         _check_positive("eps", self.eps)
         _check_sweeps(self.max_sweeps, least=1)
+
+    def sweep_limit(self, n_slices):
+        return min(self.max_sweeps or n_slices, n_slices)
 
     def unsolved_by_jump(self, jumps):
         return jnp.ones_like(jumps, dtype=bool)

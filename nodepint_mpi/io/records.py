@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import h5py
 import numpy as np
@@ -54,7 +54,7 @@ class Records:
 
     def append(self, step: int, **numbers: Any) -> None:
         """Add one record: plain numbers or arrays of one number. Raises OutputError."""
-        record = {"step": int(step)} | {name: _plain(value) for name, value in numbers.items()}
+        record = {"step": step} | {name: _plain(value) for name, value in numbers.items()}
         try:
             self._file.write(_line(record))
             self._file.flush()
@@ -90,7 +90,7 @@ class Records:
         except OSError as error:
             raise OutputError(f"cannot write {self._file.name}: {error_text(error)}") from error
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Records":
         return self
 
     def __exit__(

@@ -166,9 +166,7 @@ def pull_back_serially(comm: TimeComm, line: SerialLine, sources: SliceResult) -
     return Gradient(params_bar, left, None, record)
 
 
-def _first_cotangents(
-    comm, params, starts, sources, guess, method, owned
-) -> BlockCotangents:
+def _first_cotangents(comm, params, starts, sources, guess, method, owned) -> BlockCotangents:
     """The guess, the coarse adjoint solution, or zero."""
     zero = jnp.zeros_like(starts[-1])
     if guess is not None:
@@ -176,9 +174,7 @@ def _first_cotangents(
         return BlockCotangents(guess, jnp.concatenate([guess[1:], incoming[None]]))
     if isinstance(method, Parareal):
         incoming = recv_right(comm, zero)
-        cotangents = coarse_pull_back_chain(
-            method.coarse, params, starts, sources, incoming, owned
-        )
+        cotangents = coarse_pull_back_chain(method.coarse, params, starts, sources, incoming, owned)
         send_left(comm, cotangents.lefts[0])
         return cotangents
     return BlockCotangents(jnp.zeros_like(starts), jnp.zeros_like(starts))
@@ -222,4 +218,3 @@ def _judge_residual(comm, iterate, outs, sources, owned) -> AdjointRecord:
         residual=jnp.where(scale > 0, misfit / jnp.where(scale > 0, scale, 1.0), 0.0),
         finite=broken == 0,
     )
-

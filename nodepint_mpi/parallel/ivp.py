@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Inexact, PyTree
 
@@ -230,7 +231,7 @@ def _make_method(name: str, field: Field, coarse) -> AbstractMethod:
 
 
 def _is_concrete(array: Array) -> bool:
-    return not isinstance(array, jax.core.Tracer)
+    return not isinstance(array, Tracer)
 
 
 @eqx.filter_jit

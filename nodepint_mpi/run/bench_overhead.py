@@ -42,7 +42,7 @@ def run_overhead(comms: Comms, repeats: int) -> dict[str, Any]:
         LayoutError: on all ranks, if there are several.
     """
     if comms.time.size > 1:
-        raise LayoutError("`nodepint bench overhead` compares on one rank; start it without mpirun.")
+        raise LayoutError("`nodepint bench overhead` compares on one rank: start it without mpirun")
     model = make_dense(
         jax.random.key(0), input_shape=(2,), output_size=2, width=64, depth=2,
         activation="tanh", time_dependent=False, positive=False,

@@ -65,7 +65,7 @@ def build_solver(section: StepsSection, key: str) -> diffrax.AbstractSolver:
         solver = import_object(name, f"{key}.solver")
         solver = solver() if isinstance(solver, type) else solver
         if not isinstance(solver, diffrax.AbstractSolver):
-            raise ConfigError(f"`{key}.solver = \"{name}\"` is no diffrax solver.")
+            raise ConfigError(f'`{key}.solver = "{name}"` is no diffrax solver.')
         return solver
     if name == "rk4":
         return RK4()
@@ -115,7 +115,8 @@ def build_edges(section: TimeSection) -> np.ndarray:
     """Slice boundaries, equally long unless they are listed. Local."""
     if section.edges is not None:
         return np.asarray(section.edges)
-    return np.linspace(*section.horizon, section.n_slices + 1)
+    left, right = section.horizon
+    return np.linspace(left, right, section.n_slices + 1)
 
 
 def build_method(section: TimeSection, field: Field) -> AbstractMethod:
@@ -190,7 +191,7 @@ def build_optimiser(section: OptimSection) -> optax.GradientTransformation:
         assert isinstance(optimiser, optax.GradientTransformation)
     except (TypeError, AssertionError) as error:
         raise ConfigError(
-            f"`optim.name = \"{section.name}\"` does not take a learning rate and the options "
+            f'`optim.name = "{section.name}"` does not take a learning rate and the options '
             f"{section.options}: {error}"
         ) from error
     if section.clip_norm is None:
@@ -257,15 +258,14 @@ def _own_model(network: UserNetwork, key: Any, shape: dict[str, Any]) -> EncodeP
         model = make(key, **shape, **network.options)
     except TypeError as error:
         raise ConfigError(
-            f"`network.name = \"{network.name}\"` was called with a key, `input_shape`, "
+            f'`network.name = "{network.name}"` was called with a key, `input_shape`, '
             f"`output_size` and {sorted(network.options)}, and failed: {error}"
         ) from error
-    parts = [getattr(model, part, None) for part in ("encoder", "processor", "decoder")]
-    if all(callable(part) for part in parts):
-        return EncodeProcessDecode(*parts)
+    if all(callable(getattr(model, part, None)) for part in ("encoder", "processor", "decoder")):
+        return EncodeProcessDecode(model.encoder, model.processor, model.decoder)
     if not callable(model):
         raise ConfigError(
-            f"`network.name = \"{network.name}\"` must return a vector field f(t, u, args), or a "
+            f'`network.name = "{network.name}"` must return a vector field f(t, u, args), or a '
             "module with `encoder`, `processor` and `decoder`."
         )
     return EncodeProcessDecode(Identity(), model, Identity())

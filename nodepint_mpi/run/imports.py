@@ -31,12 +31,12 @@ def import_object(path: str, key: str) -> Any:
         raise
     except Exception as error:
         raise ConfigError(
-            f"`{key} = \"{path}\"`: importing {home} failed: {type(error).__name__}: {error}"
+            f'`{key} = "{path}"`: importing {home} failed: {type(error).__name__}: {error}'
         ) from error
     try:
         return getattr(module, name)
     except AttributeError:
-        raise ConfigError(f"`{key} = \"{path}\"`: {home} has nothing named {name!r}.") from None
+        raise ConfigError(f'`{key} = "{path}"`: {home} has nothing named {name!r}.') from None
 
 
 def _load_module(name: str) -> Any:

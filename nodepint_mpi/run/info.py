@@ -43,9 +43,7 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
             "interface_bytes_per_rank": max(owned) * 2 * state * number_bytes,
         }
     samples = _open(config)
-    model = build_model(
-        config, input_shape=samples.input_shape, output_size=count_outputs(samples)
-    )
+    model = build_model(config, input_shape=samples.input_shape, output_size=count_outputs(samples))
     params, _ = split_model(model)
     opt_state = jax.eval_shape(build_optimiser(config.optim).init, params)
     batch = samples.section.batch_size or samples.n_rows
@@ -69,7 +67,8 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
 
 def format_plan(plan: dict[str, Any]) -> str:
     """The plan, a line per number. Local."""
-    return "\n".join(f"{key.replace('_', ' '):28} {_show(key, value)}" for key, value in plan.items())
+    rows = ((key.replace("_", " "), _show(key, value)) for key, value in plan.items())
+    return "\n".join(f"{name:28} {value}" for name, value in rows)
 
 
 def _open(config: Config) -> Samples:

@@ -36,7 +36,6 @@ class Experiment(NamedTuple):
     train_problem: LineProblem
     test_problem: LineProblem
     optimiser: optax.GradientTransformation
-    state_shape: tuple[int, ...]
 
 
 def set_up(config: Config, comms: Comms) -> Experiment:
@@ -50,13 +49,12 @@ def set_up(config: Config, comms: Comms) -> Experiment:
     train = open_samples(comms.control, config, config.data.train_split if config.data else "")
     test = open_samples(comms.control, config, config.data.test_split if config.data else "")
     with together(comms.control):
-        model = build_model(
-            config, input_shape=train.input_shape, output_size=count_outputs(train)
-        )
+        model = build_model(config, input_shape=train.input_shape, output_size=count_outputs(train))
         optimiser = build_optimiser(config.optim)
-        state_shape = check_model(model, train)
-        problems = [make_problem(config, comms.time, model, samples) for samples in (train, test)]
-    return Experiment(config, model, train, test, *problems, optimiser, state_shape)
+        train_problem = make_problem(config, comms.time, model, train)
+        test_problem = make_problem(config, comms.time, model, test)
+        check_model(model, train)
+    return Experiment(config, model, train, test, train_problem, test_problem, optimiser)
 
 
 def make_problem(
@@ -114,5 +112,3 @@ def slice_rows(config: Config, comm: TimeComm) -> tuple[int, int]:
     """Global index of this rank's first slice, and how many it owns. Local."""
     owned = own_slices(build_edges(config.time), comm.size, comm.rank)
     return owned.first, owned.n_owned
-
-

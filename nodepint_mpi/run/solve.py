@@ -30,7 +30,7 @@ def solve_problem(config: Config, comms: Comms, *, with_error: bool) -> dict[str
     """
     if config.problem is None:
         raise ConfigError(
-            "`nodepint solve` needs a section `[problem]`, such as `field = \"lorenz\"`."
+            '`nodepint solve` needs a section `[problem]`, such as `field = "lorenz"`.'
         )
     section = config.time
     with Watchdog(comms.control, limit_s=config.run.hang_timeout_s) as watchdog:

@@ -120,7 +120,7 @@ def loss_and_gradient(
         gradient,
         jax.tree.map(jnp.add, gradient.processor, adjoint.params),
     )
-    if comm.rank == 0:
+    if pull_back_encoder is not None:
         (from_encoder,) = pull_back_encoder(adjoint.initial)
         gradient = jax.tree.map(jnp.add, gradient, from_encoder)
     loss, gradient = sum_over_ranks(comm, (local_sum / count, gradient))

@@ -162,9 +162,7 @@ def _check_finite(report: StepReport, step: int) -> None:
         )
 
 
-def _save(
-    comms: Comms, experiment: Experiment, folder: Path, state: TrainState, step: int
-) -> None:
+def _save(comms: Comms, experiment: Experiment, folder: Path, state: TrainState, step: int) -> None:
     """Checkpoint: what is equal on all ranks once, interface data by global slice."""
     config = experiment.config
     first, _ = slice_rows(config, comms.time)

@@ -33,7 +33,7 @@ def test_numbers_come_back(tmp_path):
         assert read_records(tmp_path) == [
             {"step": 1, "loss": float(np.float32(0.1)), "sweeps": 3, "ok": True}
         ]  # at once, not when it is closed
-        records.append(np.int64(2), loss=np.array([0.1 + 0.2]), accuracy=1)
+        records.append(2, loss=np.array([0.1 + 0.2]), accuracy=1)
         records.append(2, loss=math.inf, accuracy=-math.nan)
     found = read_records(tmp_path)
     assert [record["step"] for record in found] == [1, 2, 2]
