@@ -1,7 +1,10 @@
 """The command line. Numerics are imported inside the commands, so that `--help` stays quick."""
 
+import importlib
 import json
 import logging
+import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +17,27 @@ from nodepint_mpi.config import Config, read_config
 from nodepint_mpi.errors import ConfigError, NodepintError, OutputError
 from nodepint_mpi.parallel.guard import run_guarded, together
 from nodepint_mpi.parallel.signals import StopFlag
+from nodepint_mpi.run.doctor import in_job
+
+
+def _check_json_file(context: Any, option: Any, json_file: Path | None) -> Path | None:
+    """Refuse, before the work is done, a file that its result could not be written to."""
+    if json_file is not None:
+        folder = json_file.absolute().parent
+        target = json_file if json_file.exists() else folder
+        if not folder.is_dir():
+            raise OutputError(f"Cannot write {json_file}: there is no folder {folder}.")
+        if json_file.is_dir() or not os.access(target, os.W_OK):
+            raise OutputError(f"Cannot write {json_file}: it is a folder, or write-protected.")
+    return json_file
+
 
 _json_option = click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write the result as JSON."
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    callback=_check_json_file,
+    help="Write the result as JSON.",
 )
 _set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the config."
@@ -213,8 +234,18 @@ def _run() -> int:
         raise KeyboardInterrupt from error
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
-        usage = f"{context.get_usage()}\n" if context else ""
-        raise ConfigError(f"{usage}{error.format_message()}") from None
+        usage = f"\n{context.get_usage()}" if context else ""
+        _join_ranks()
+        raise ConfigError(f"{error.format_message()}{usage}") from None
+    except NodepintError:
+        _join_ranks()
+        raise
+
+
+def _join_ranks() -> None:
+    """Start MPI in a rank of a job, if nothing has: an error of all ranks is then printed once."""
+    if in_job():
+        importlib.import_module("mpi4py.MPI")
 
 
 def _start_ranks() -> Any:
@@ -271,9 +302,22 @@ def _write_json(result: Any, json_file: Path | None) -> None:
     if json_file is None:
         return
     try:
-        json_file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(_without_infinity(result), indent=1, allow_nan=False)
+        json_file.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"Cannot write {json_file}: {error.strerror}.") from error
+
+
+def _without_infinity(result: Any) -> Any:
+    """The same with null for NaN and infinity, which JSON does not know."""
+    match result:
+        case dict():
+            return {key: _without_infinity(value) for key, value in result.items()}
+        case list() | tuple():
+            return [_without_infinity(value) for value in result]
+        case float() if not math.isfinite(result):
+            return None
+    return result
 
 
 def _is_first_rank() -> bool:

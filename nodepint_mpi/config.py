@@ -173,7 +173,11 @@ class AdjointSection(Section):
 
 
 class TimeSection(Section):
-    """The horizon, its slices, and the propagators."""
+    """The horizon, its slices, and the propagators.
+
+    `serial` and `picard` pass over `coarse`, and `serial` over `warm_start`, so that methods can
+    be compared by changing one key.
+    """
 
     horizon: list[float] = Field(min_length=2, max_length=2)
     n_slices: PositiveInt
@@ -197,10 +201,6 @@ class TimeSection(Section):
                 raise ValueError("`edges` must be strictly increasing")
         if self.method == "parareal" and self.coarse is None:
             raise ValueError("`method = 'parareal'` needs a section `[time.coarse]`")
-        if self.method != "parareal" and self.coarse is not None:
-            raise ValueError(f"`method = '{self.method}'` makes no use of `[time.coarse]`")
-        if self.method == "serial" and self.warm_start:
-            raise ValueError("`method = 'serial'` makes no use of `warm_start`")
         return self
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Inexact, PRNGKeyArray, Real
+from jaxtyping import Array, Float, PRNGKeyArray, Real
 
 from nodepint_mpi.errors import ProblemError
 
@@ -52,29 +52,59 @@ class DenseField(eqx.Module):
         return self.mlp(jnp.append(u, t.astype(u.dtype)) if self.time_dependent else u)
 
 
+class Conv3x3(eqx.Module):
+    """A 3 x 3 convolution of channel-last images, padded with zeros, as one matrix product.
+
+    Inside a loop, where a vector field lives, XLA's own convolution is about ten times slower on
+    a CPU than this (measured; outside a loop they are equal).
+    """
+
+    weight: Float[Array, "patch out_channels"]
+    bias: Float[Array, " out_channels"]
+    stride: int = eqx.field(static=True)
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, key: PRNGKeyArray):
+        bound = (9 * in_channels) ** -0.5
+        shape = (9 * in_channels, out_channels)
+        self.weight = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+        self.bias = jnp.zeros(out_channels)
+        self.stride = stride
+
+    def __call__(
+        self, image: Float[Array, "rows columns channels"]
+    ) -> Float[Array, "out_rows out_columns out_channels"]:
+        rows, columns, _ = image.shape
+        padded = jnp.pad(image, ((1, 1), (1, 1), (0, 0)))
+        step = self.stride
+        patches = [
+            padded[i : i + rows : step, j : j + columns : step] for i in range(3) for j in range(3)
+        ]
+        return jnp.concatenate(patches, axis=-1) @ self.weight + self.bias[None, None]
+
+
 class ConvField(eqx.Module):
     """A vector field of images: two 3 x 3 convolutions with time as one more channel."""
 
-    first: eqx.nn.Conv2d
-    second: eqx.nn.Conv2d
+    first: Conv3x3
+    second: Conv3x3
 
     def __call__(
-        self, t: Real[Array, ""], u: Float[Array, "channels rows columns"], args: Any
-    ) -> Float[Array, "channels rows columns"]:
+        self, t: Real[Array, ""], u: Float[Array, "rows columns channels"], args: Any
+    ) -> Float[Array, "rows columns channels"]:
         del args
         return self.second(_with_time(t, jnp.tanh(self.first(_with_time(t, u)))))
 
 
 class ConvEncoder(eqx.Module):
-    """Images to a state of `channels` small images: two convolutions, each halving the sides."""
+    """A grey image to a state of many small images: two convolutions, each halving the sides."""
 
-    first: eqx.nn.Conv2d
-    second: eqx.nn.Conv2d
+    first: Conv3x3
+    second: Conv3x3
 
     def __call__(
-        self, x: Inexact[Array, "rows columns"]
-    ) -> Float[Array, "channels state_rows state_columns"]:
-        return self.second(jax.nn.relu(self.first(x[None])))
+        self, x: Float[Array, "rows columns"]
+    ) -> Float[Array, "state_rows state_columns channels"]:
+        return self.second(jax.nn.relu(self.first(x[..., None])))
 
 
 class ConvDecoder(eqx.Module):
@@ -82,7 +112,7 @@ class ConvDecoder(eqx.Module):
 
     linear: eqx.nn.Linear
 
-    def __call__(self, u: Float[Array, "channels rows columns"]) -> Float[Array, " classes"]:
+    def __call__(self, u: Float[Array, "rows columns channels"]) -> Float[Array, " classes"]:
         return self.linear(jax.nn.relu(u).ravel())
 
 
@@ -159,12 +189,11 @@ def make_conv(
     halves = [-(-side // 2) for side in input_shape]
     quarters = [-(-side // 2) for side in halves]
     encoder = ConvEncoder(
-        eqx.nn.Conv2d(1, channels, 3, stride=2, padding=1, key=keys[0]),
-        eqx.nn.Conv2d(channels, channels, 3, stride=2, padding=1, key=keys[1]),
+        Conv3x3(1, channels, stride=2, key=keys[0]),
+        Conv3x3(channels, channels, stride=2, key=keys[1]),
     )
     processor = ConvField(
-        eqx.nn.Conv2d(channels + 1, channels, 3, padding=1, key=keys[2]),
-        eqx.nn.Conv2d(channels + 1, channels, 3, padding=1, key=keys[3]),
+        Conv3x3(channels + 1, channels, key=keys[2]), Conv3x3(channels + 1, channels, key=keys[3])
     )
     decoder = ConvDecoder(
         eqx.nn.Linear(channels * quarters[0] * quarters[1], output_size, key=keys[4])
@@ -174,5 +203,5 @@ def make_conv(
 
 def _with_time(t: Array, u: Array) -> Array:
     """Append the time as a constant channel."""
-    channel = jnp.broadcast_to(t.astype(u.dtype), (1, *u.shape[1:]))
-    return jnp.concatenate([u, channel])
+    channel = jnp.broadcast_to(t.astype(u.dtype), (*u.shape[:-1], 1))
+    return jnp.concatenate([u, channel], axis=-1)

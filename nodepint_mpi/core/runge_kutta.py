@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
+from numpy.typing import ArrayLike
 
 from nodepint_mpi.errors import ProblemError
 
@@ -95,11 +96,11 @@ class TableauSolver(AbstractExplicitRungeKutta):
 
 
 def explicit_runge_kutta(
-    a: Sequence[Sequence[float]],
-    b: Sequence[float],
+    a: Sequence[ArrayLike],
+    b: ArrayLike,
     *,
     order: int,
-    b_embedded: Sequence[float] | None = None,
+    b_embedded: ArrayLike | None = None,
 ) -> TableauSolver:
     """Make a diffrax solver from a Butcher tableau. Local.
 
@@ -119,31 +120,36 @@ def explicit_runge_kutta(
 
 
 def make_tableau(
-    a: Sequence[Sequence[float]],
-    b: Sequence[float],
+    a: Sequence[ArrayLike],
+    b: ArrayLike,
     *,
-    b_embedded: Sequence[float] | None = None,
+    b_embedded: ArrayLike | None = None,
 ) -> Tableau:
     """Check and complete a tableau: the abscissae are the sums of the rows. Local.
 
     Raises:
         ProblemError: if the sizes do not fit or the weights do not sum to one.
     """
-    rows = ((), *(tuple(map(float, row)) for row in a if len(row) > 0))
-    if [len(row) for row in rows] != list(range(len(b))):
+    rows = tuple(row for row in map(_as_floats, a) if row)
+    rows, weights = ((), *rows), _as_floats(b)
+    embedded = None if b_embedded is None else _as_floats(b_embedded)
+    if [len(row) for row in rows] != list(range(len(weights))):
         raise ProblemError(
-            f"A tableau with {len(b)} weights `b` needs rows of `a` with 1, 2, ..., {len(b) - 1} "
-            f"entries; got {[len(row) for row in rows[1:]]}."
+            f"A tableau with {len(weights)} weights `b` needs rows of `a` with 1, 2, ..., "
+            f"{len(weights) - 1} entries; got {[len(row) for row in rows[1:]]}."
         )
-    if b_embedded is not None and len(b_embedded) != len(b):
+    if embedded is not None and len(embedded) != len(weights):
         raise ProblemError(
-            f"`b_embedded` has {len(b_embedded)} entries and `b` has {len(b)}; they must match."
+            f"`b_embedded` has {len(embedded)} entries and `b` has {len(weights)}; they must match."
         )
-    for name, weights in (("b", b), ("b_embedded", b_embedded)):
-        if weights is not None and not np.isclose(sum(weights), 1.0, rtol=0, atol=1e-12):
-            raise ProblemError(f"The weights `{name}` sum to {sum(weights)!r}; they must sum to 1.")
-    embedded = None if b_embedded is None else tuple(map(float, b_embedded))
-    return Tableau(rows, tuple(map(float, b)), embedded, tuple(sum(row) for row in rows))
+    for name, values in (("b", weights), ("b_embedded", embedded)):
+        if values is not None and not np.isclose(sum(values), 1.0, rtol=0, atol=1e-12):
+            raise ProblemError(f"The weights `{name}` sum to {sum(values)!r}; they must sum to 1.")
+    return Tableau(rows, weights, embedded, tuple(float(sum(row)) for row in rows))
+
+
+def _as_floats(values: ArrayLike) -> tuple[float, ...]:
+    return tuple(np.asarray(values, dtype=float).tolist())
 
 
 def _advance(y0: PyTree[Array], weights: Sequence[float], increments: list) -> PyTree[Array]:

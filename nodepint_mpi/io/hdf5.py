@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 from mpi4py import MPI
 
-from nodepint_mpi.errors import CheckpointError, OutputError
+from nodepint_mpi.errors import CheckpointError, NodepintError, OutputError
 from nodepint_mpi.io.agreement import agreed
 from nodepint_mpi.parallel.guard import abort
 
@@ -41,8 +41,8 @@ def creating(path: Path, *, n_bytes: int) -> Iterator[h5py.File]:
     Raises:
         OutputError: the folder is missing, not writable or full. No file is left behind.
     """
+    _check_free_space(path, n_bytes)
     try:
-        _check_free_space(path, n_bytes)
         with h5py.File(path, "w", libver=LIBVER, userblock_size=USERBLOCK_BYTES, locking=False):
             pass
         _reserve(path, n_bytes)
@@ -82,7 +82,8 @@ def open_parallel(
     the others could wait for ever: check beforehand, and carry what you find out of the block.
 
     Raises:
-        CheckpointError, OutputError: on all ranks, if a rank cannot reach the file.
+        CheckpointError, OutputError: for reading and for writing; on all ranks, if a rank cannot
+            reach the file; on a single rank, also if the system fails later.
     """
     with agreed(control):
         _check_access(path, mode)
@@ -95,9 +96,9 @@ def open_parallel(
             raise
         finally:
             file.close()
-    except BaseException as error:
+    except OSError as error:
         _abort_if_shared(control, path, error)
-        raise
+        raise _access_error(path, mode, error) from error
 
 
 def write_rows(
@@ -225,8 +226,12 @@ def _check_access(path: Path, mode: str) -> None:
     try:
         os.close(os.open(path, os.O_RDONLY if mode == "r" else os.O_RDWR))
     except OSError as error:
-        kind = CheckpointError if mode == "r" else OutputError
-        raise kind(f"cannot open {path}: {error_text(error)}") from error
+        raise _access_error(path, mode, error) from error
+
+
+def _access_error(path: Path, mode: str, error: OSError) -> NodepintError:
+    kind, verb = (CheckpointError, "read") if mode == "r" else (OutputError, "write")
+    return kind(f"cannot {verb} {path}: {error_text(error)}")
 
 
 def _remove(path: Path) -> None:

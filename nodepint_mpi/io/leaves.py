@@ -89,7 +89,7 @@ def list_differences(stored: Mapping[str, LeafSpec], expected: Mapping[str, Leaf
 
 def crc32(array: np.ndarray) -> int:
     """CRC-32 of an array's values. Local."""
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def to_storable(array: np.ndarray) -> np.ndarray:

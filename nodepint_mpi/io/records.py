@@ -141,7 +141,9 @@ def _plain(value: Any) -> int | float:
 
 def _columns(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     names = {name: None for record in records for name in record if name != "step"}
-    columns = {"step": np.array([record["step"] for record in records], np.int64)}
+    columns: dict[str, np.ndarray] = {
+        "step": np.array([record["step"] for record in records], np.int64)
+    }
     for name in names:
         columns[name] = np.array([record.get(name, np.nan) for record in records], np.float64)
     return columns

@@ -72,9 +72,10 @@ def read_all_rows(
     rows, damage = {}, ""
     with open_parallel(control, path, "r") as file:
         for name, spec in specs.items():
-            where = {"row_start": row_start, "n_owned": n_owned}
-            block = read_rows(control, file["rows"][name], **where).view(spec.dtype)
-            crcs = read_rows(control, file["row_crc32"][name], **where)
+            stored, sums = file["rows"][name], file["row_crc32"][name]
+            block = read_rows(control, stored, row_start=row_start, n_owned=n_owned)
+            crcs = read_rows(control, sums, row_start=row_start, n_owned=n_owned)
+            block = block.view(spec.dtype)
             damage = damage or _find_damage(name, block, crcs, row_start)
             rows[name] = block
     return rows, damage
@@ -95,15 +96,15 @@ def check_all_rows(
     damage = ""
     with open_parallel(control, path, "r") as file:
         for name in specs:
-            dataset = file["rows"][name]
+            dataset, sums = file["rows"][name], file["row_crc32"][name]
             ranges = agree_pieces(control, dataset, n_owned, _CHECK_BYTES)
             most = max((high - low for low, high in ranges), default=0)
             buffer = np.empty((most, *dataset.shape[1:]), dataset.dtype)
             for low, high in ranges:
-                where = {"row_start": row_start + low, "n_owned": high - low}
-                block = read_rows(control, dataset, **where, out=buffer)
-                crcs = read_rows(control, file["row_crc32"][name], **where)
-                damage = damage or _find_damage(name, block, crcs, row_start + low)
+                start, count = row_start + low, high - low
+                block = read_rows(control, dataset, row_start=start, n_owned=count, out=buffer)
+                crcs = read_rows(control, sums, row_start=start, n_owned=count)
+                damage = damage or _find_damage(name, block, crcs, start)
     return damage
 
 

@@ -81,6 +81,9 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         """Connect the ranks and begin to watch. Collective over `control`."""
         if self._size > 1:
+            # The first lowercase allreduce on a communicator waits with the interpreter lock held
+            # (mpi4py 4.1.2 duplicates it then; later ones do not): no thread could watch.
+            self._control.allreduce(0)
             self._hosts = self._control.allgather(socket.gethostname())
             self._peers = connect(self._control, self._hosts)
             if self._peers is None and self._rank == 0:
@@ -179,7 +182,7 @@ class Watchdog:
                 _, report = self._reports.pop(rank)
                 if rank not in self._excused and not self._stop.is_set():
                     self._wait_for_turn()
-                    self._abort(Finding(rank, f"is gone; it was in {report.describe()}"))
+                    self._abort(Finding(rank, f"is gone; last heard of in {report.describe()}"))
             case _:
                 logger.debug("rank %d sent %s", rank, message)
 
@@ -189,7 +192,7 @@ class Watchdog:
                 return Finding(
                     rank,
                     f"has given no sign of life for {now - heard:.0f} s (stopped, or its host is "
-                    f"gone); it was in {report.describe()}",
+                    f"gone); last heard of in {report.describe()}",
                 )
         if self._rank != 0 and self._peers is not None:
             return None

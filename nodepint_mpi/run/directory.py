@@ -26,11 +26,11 @@ def config_text(config: Config) -> str:
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
-def start_directory(folder: Path, config: Config, *, resume: bool) -> None:
-    """Make the run directory, or check that it can be resumed. Local; rank 0 only.
+def check_directory(folder: Path, *, resume: bool) -> None:
+    """Check that a run can start, or go on, in this directory; make nothing. Local; rank 0 only.
 
     Raises:
-        OutputError: if a new run would overwrite something, or nothing can be written there.
+        OutputError: if a new run would overwrite something.
         CheckpointError: if there is nothing to resume.
     """
     occupied = folder.is_dir() and any(folder.iterdir())
@@ -43,14 +43,20 @@ def start_directory(folder: Path, config: Config, *, resume: bool) -> None:
         )
     if resume and not occupied:
         raise CheckpointError(f"There is nothing to resume in {folder}.")
+
+
+def start_directory(folder: Path, config: Config, *, n_ranks: int, hosts: list[str]) -> None:
+    """Make the run directory and write config and provenance. Local; rank 0 only.
+
+    Of a run that has finished and now goes on, DONE is taken away.
+
+    Raises:
+        OutputError: if nothing can be written there.
+    """
     try:
         (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"Cannot write the run directory {folder}: {error.strerror}.") from error
-
-
-def describe_run(folder: Path, config: Config, *, n_ranks: int, hosts: list[str]) -> None:
-    """Write the resolved config, and where the run comes from. Local; rank 0 only."""
     provenance = _read_json(folder / PROVENANCE)
     provenance.setdefault("starts", []).append(
         {
@@ -65,6 +71,7 @@ def describe_run(folder: Path, config: Config, *, n_ranks: int, hosts: list[str]
     )
     write_text(folder / CONFIG, config_text(config))
     write_text(folder / PROVENANCE, json.dumps(provenance, indent=1) + "\n")
+    (folder / DONE).unlink(missing_ok=True)
 
 
 def read_run(folder: Path) -> Config:

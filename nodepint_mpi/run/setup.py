@@ -93,7 +93,7 @@ def check_model(model: EncodeProcessDecode, samples: Samples) -> tuple[int, ...]
             f"The decoder returned shape {prediction.shape}, but observations have shape "
             f"{targets.shape[2:]}."
         )
-    start = np.asarray(jax.jit(model.encoder)(as_numbers(jnp.asarray(inputs[0]))))
+    start = np.asarray(eqx.filter_jit(model.encoder)(as_numbers(jnp.asarray(inputs[0]))))
     if not np.all(np.isfinite(start)):
         raise DataError(
             "The encoder turns the first sample into NaN or infinity; a `positive` network needs "

@@ -22,8 +22,8 @@ from nodepint_mpi.parallel.watchdog import Watchdog
 from nodepint_mpi.run.directory import (
     CHECKPOINTS,
     DONE,
+    check_directory,
     config_text,
-    describe_run,
     start_directory,
     versions,
     write_text,
@@ -65,7 +65,7 @@ def train(
         with watchdog.phase("setting up", limit_s=600):
             with together(control):
                 if control.rank == 0:
-                    start_directory(folder, config, resume=resume is not None)
+                    check_directory(folder, resume=resume is not None)
             experiment = set_up(config, comms)
             state, start = fresh_state(experiment), 0
             if resume is not None:
@@ -73,8 +73,7 @@ def train(
             hosts = control.allgather(socket.gethostname())
             with together(control):
                 if control.rank == 0:
-                    describe_run(folder, config, n_ranks=control.size, hosts=hosts)
-                    (folder / DONE).unlink(missing_ok=True)
+                    start_directory(folder, config, n_ranks=control.size, hosts=hosts)
         records = _open_records(comms, folder, start if resume is not None else None)
         state, step, report, seconds = _optimise(
             comms, experiment, state, start, folder, records, flag, watchdog

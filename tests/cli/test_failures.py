@@ -207,7 +207,8 @@ def test_all_ranks_stuck_in_the_jitted_step(job):
         if rank == guilty:
             failing()
             time.sleep(1000)
-        step(watchdog, 5)
+        with watchdog.phase("training step", collective=True, step=5):
+            comms.control.allreduce(1)
         """,
         """
         try:

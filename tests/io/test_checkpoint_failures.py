@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nodepint_mpi.errors import OutputError
-from nodepint_mpi.io import checkpoint, hdf5
+from nodepint_mpi.errors import CheckpointError, OutputError
+from nodepint_mpi.io import checkpoint, hdf5, rows
 from nodepint_mpi.io.checkpoint import find_checkpoints
 from nodepint_mpi.parallel.comms import alone
 from tests.io.checkpoint_case import check, listing, load, save, small_disk
@@ -39,6 +39,19 @@ def test_a_folder_that_cannot_be_written(comm, shared_tmp_path):
         with pytest.raises(OutputError, match="cannot write .*step-000002.*Read-only file system"):
             save(comm, folder, 2)
         check(load(comm, folder), comm)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to any folder")
+def test_a_folder_without_permission(comm, shared_tmp_path):
+    save(comm, shared_tmp_path, 1)
+    if comm.rank == 0:
+        shared_tmp_path.chmod(0o500)
+    comm.Barrier()
+    with pytest.raises(OutputError, match="cannot write .*step-000002.*Permission denied"):
+        save(comm, shared_tmp_path, 2)
+    check(load(comm, shared_tmp_path), comm)
+    if comm.rank == 0:
+        shared_tmp_path.chmod(0o700)
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["statvfs", "reserve"])
@@ -110,6 +123,23 @@ def test_a_failure_at_any_step_is_an_error_on_all_ranks(comm, shared_tmp_path, m
     comm.Barrier()
     assert listing(shared_tmp_path) == ["step-000001.h5"]
     check(load(comm, shared_tmp_path), comm)
+
+
+@pytest.mark.mpi(max_size=1)
+@pytest.mark.parametrize("function", ["write_rows", "read_rows"])
+def test_a_single_rank_survives_a_failing_disk(comm, tmp_path, monkeypatch, function):
+    """With more ranks it ends the job: see below."""
+    save(comm, tmp_path, 1)
+
+    def fail(*args, **options):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, function, fail)
+        with pytest.raises((OutputError, CheckpointError), match="step-000002.*Input/output error"):
+            save(comm, tmp_path, 2)
+    assert listing(tmp_path) == ["step-000001.h5"]
+    check(load(comm, tmp_path), comm)
 
 
 def test_what_does_not_read_back_is_not_published(comm, shared_tmp_path, monkeypatch):

@@ -1,0 +1,122 @@
+"""Every command does what its help says, and writes its result as JSON."""
+
+import subprocess
+import sys
+
+import pytest
+
+import nodepint_mpi
+from tests.cli.small_case import alone, read_json, sets
+
+pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(300)]
+
+HELP = """
+import sys
+import nodepint_mpi
+import nodepint_mpi.cli
+loaded = lambda: [name for name in ("mpi4py", "jax", "numpy", "datasets") if name in sys.modules]
+print(nodepint_mpi.__version__, loaded())
+for arguments in (["--help"], ["train", "--help"], ["data", "prepare", "--help"], ["--version"]):
+    sys.argv = ["nodepint", *arguments]
+    try:
+        nodepint_mpi.cli.main()
+    except SystemExit as leaving:
+        print("left with", leaving.code, loaded())
+"""
+
+
+def test_help_loads_neither_mpi_nor_jax(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", HELP], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    said = done.stdout
+    assert f"{nodepint_mpi.__version__} []" in said
+    assert said.count("left with 0 []") == 4
+    assert f"nodepint, version {nodepint_mpi.__version__}" in said
+    for name in ("train", "evaluate", "solve", "info", "doctor", "data", "bench", "--resume"):
+        assert name in said
+
+
+def test_the_module_and_the_script_are_the_same_command(tmp_path):
+    script = alone("train", "--help", cwd=tmp_path)
+    module = subprocess.run(
+        [sys.executable, "-m", "nodepint_mpi", "train", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert script.returncode == module.returncode == 0
+    assert script.stdout.split()[2:] == module.stdout.split()[-len(script.stdout.split()[2:]) :]
+
+
+def test_data_prepare(case):
+    assert case.prepared["rows"] == {"train": 4, "test": 2}
+    assert case.prepared["options"]["n_obs"] == 15
+    assert {"t", "u"} == set(case.prepared["columns"]["train"])
+
+
+def test_solve_says_how_far_it_is_from_the_serial_solution(case, nodepint, tmp_path):
+    coarse = sets(time__coarse__solver="rk4")
+    said = nodepint(2, "solve", case.config, *coarse, "--error", "--json", "s.json").stdout
+    result = read_json(tmp_path / "s.json")
+    assert result["n_ranks"] == 2
+    assert result["status"] == "converged"
+    assert 0 < result["sweeps"] <= 7
+    assert len(result["updates"]) == len(result["fronts"]) == result["sweeps"]
+    assert result["jumps"][-1] < 1e-8  # the default tolerance in double precision
+    assert result["error"] < 1e-7
+    assert f"largest distance from the serial solution: {result['error']:.3e}" in said
+
+
+def test_a_solve_that_does_not_converge_is_a_result_with_a_reason(case, nodepint, tmp_path):
+    words = sets(time__stopping__max_sweeps=2)
+    said = nodepint(2, "solve", case.config, *words, "--json", "s.json").stdout
+    result = read_json(tmp_path / "s.json")
+    assert result["status"] == "max_sweeps"
+    assert result["meaning"] in said
+    # Two Euler steps a slice are so coarse that the first correction overshoots to infinity.
+    first, overshot, second = result["jumps"]
+    assert overshot is None
+    assert first > second > 1e-8
+
+
+def test_info_plans_without_running(case, tmp_path):
+    done = alone("info", case.config, "--ranks", 3, "--json", "i.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    plan = read_json(tmp_path / "i.json")
+    assert sorted(plan["slices_per_rank"]) == [2, 2, 3]
+    assert plan["n_parameters"] == (2 * 8 + 8) + (8 * 2 + 2)
+    assert plan["message_bytes"] == 4 * 2 * 8  # samples, components, bytes of a double
+    assert plan["checkpoint_bytes"] > 3 * 8 * plan["n_parameters"]  # Adam keeps two of each
+    assert {path.name for path in tmp_path.iterdir()} == {"i.json"}
+
+
+def test_doctor_finds_this_machine_healthy(tmp_path):
+    done = alone("doctor", "--json", "d.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    checks = read_json(tmp_path / "d.json")
+    assert all(check["ok"] for check in checks)
+    assert {"python", "packages", "MPI", "parallel HDF5"} <= {check["name"] for check in checks}
+
+
+def test_bench_repeats_the_published_counts(nodepint, tmp_path):
+    nodepint(2, "bench", "published", "fitzhugh_nagumo", "lorenz", "--json", "b.json")
+    rows = read_json(tmp_path / "b.json")
+    assert [(row["name"], row["sweeps"]) for row in rows] == [
+        ("fitzhugh_nagumo", 11),
+        ("lorenz", 15),
+    ]
+    assert all(row["published"] == row["sweeps"] for row in rows)
+
+
+def test_bench_of_an_unknown_problem_names_the_nearest(nodepint):
+    done = nodepint(1, "bench", "published", "lorentz", code=2)
+    assert "knows no 'lorentz'; nearest are 'lorenz'" in done.stderr
+
+
+def test_set_takes_toml_and_plain_words(case, tmp_path):
+    words = sets(time__n_slices=14, run__name="other") + ["--set", "time.fine.solver=tsit5"]
+    done = alone("info", case.config, *words, "--json", "i.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    plan = read_json(tmp_path / "i.json")
+    assert (plan["name"], plan["n_slices"]) == ("other", 14)

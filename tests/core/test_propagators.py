@@ -1,0 +1,102 @@
+"""Propagators against plain diffrax solves."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optimistix
+import pytest
+
+from nodepint_mpi.core.propagators import AdaptiveSteps, FixedSteps, Propagator
+from nodepint_mpi.core.runge_kutta import RK4
+from nodepint_mpi.errors import ProblemError
+
+T0, T1, TS = jnp.array(0.3), jnp.array(1.9), jnp.array([0.41, 1.0, 1.7])
+U0, RATE = jnp.array([1.0, 0.5]), jnp.array(1.3)
+
+
+def field(t, u, rate):
+    return jnp.stack([rate * u[1], -u[0]]) * (1 + jnp.sin(t))
+
+
+def plain(rate, start, ts, solver, **options):
+    return diffrax.diffeqsolve(
+        diffrax.ODETerm(field), solver, T0, T1, None, start, rate,
+        saveat=diffrax.SaveAt(ts=jnp.append(ts, T1)), **options,
+    ).ys  # fmt: skip
+
+
+@pytest.mark.parametrize("checkpoints", [None, 3])
+def test_fixed_steps_equal_plain_diffrax_with_its_gradient(checkpoints):
+    n_steps, solver = 9, diffrax.Tsit5()
+    ours = Propagator(field, FixedSteps(solver, n_steps, checkpoints=checkpoints))
+    grid = T0 + (T1 - T0) * jnp.arange(n_steps + 1.0) / n_steps
+    controller = diffrax.StepTo(grid.at[-1].set(T1))
+
+    def our_states(rate, start):
+        result = ours(rate, start, T0, T1, TS)
+        return jnp.concatenate([result.saves, result.end[None]])
+
+    def their_states(rate, start):
+        return plain(rate, start, TS, solver, stepsize_controller=controller)
+
+    weights = jnp.arange(8.0).reshape(4, 2)
+    for derivative in (
+        lambda states: states,
+        lambda states: jax.jacrev(lambda r, u: jnp.sum(weights * states(r, u)), (0, 1)),
+    ):
+        got, wanted = (
+            jax.jit(derivative(states))(RATE, U0) for states in (our_states, their_states)
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-13), got, wanted)
+
+
+def test_adaptive_steps_equal_plain_diffrax():
+    steps = AdaptiveSteps(diffrax.Tsit5(), rtol=1e-6, atol=1e-8)
+    result = Propagator(field, steps)(RATE, U0, T0, T1, TS)
+    controller = diffrax.PIDController(rtol=1e-6, atol=1e-8)
+    wanted = plain(RATE, U0, TS, diffrax.Tsit5(), stepsize_controller=controller)
+    np.testing.assert_allclose(result.saves, wanted[:-1], rtol=1e-14)
+    np.testing.assert_allclose(result.end, wanted[-1], rtol=1e-14)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("ts", [jnp.zeros(0), TS], ids=["end", "inside"])
+def test_the_continuous_adjoint_approaches_the_discrete_one(adaptive, ts):
+    def gradient(adjoint):
+        if adaptive:
+            steps = AdaptiveSteps(diffrax.Tsit5(), rtol=1e-10, atol=1e-10, adjoint=adjoint)
+        else:
+            steps = FixedSteps(RK4(), 100, adjoint)
+
+        def loss(rate, start):
+            result = Propagator(field, steps)(rate, start, T0, T1, ts)
+            return jnp.sum(result.end**3) + jnp.sum(jnp.sin(result.saves))
+
+        return jax.jit(jax.grad(loss, (0, 1)))(RATE, U0)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6),
+        gradient("continuous"),
+        gradient("discrete"),
+    )
+
+
+def test_an_implicit_solver_takes_fixed_steps():
+    chord = diffrax.VeryChord(rtol=1e-12, atol=1e-12, norm=optimistix.max_norm)
+    decay = Propagator(
+        lambda t, u, args: -u, FixedSteps(diffrax.ImplicitEuler(root_finder=chord), 4)
+    )
+    end = decay(None, jnp.ones(1), jnp.array(0.0), jnp.array(1.0), jnp.zeros(0)).end
+    np.testing.assert_allclose(end, 1.25**-4, rtol=1e-10)
+
+
+def test_running_out_of_steps_gives_nan_not_numbers():
+    steps = AdaptiveSteps(diffrax.Tsit5(), rtol=1e-8, atol=1e-8, max_steps=3)
+    result = Propagator(field, steps)(RATE, U0, T0, T1, TS)
+    assert np.all(np.isnan(result.end)) and np.all(np.isnan(result.saves))
+
+
+def test_no_steps_are_refused():
+    with pytest.raises(ProblemError, match="n_steps"):
+        FixedSteps(RK4(), 0)

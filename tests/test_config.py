@@ -1,0 +1,83 @@
+"""Configs: what is accepted, what is refused, and in which words."""
+
+from pathlib import Path
+
+import pytest
+
+from nodepint_mpi.config import parse_config, read_config
+from nodepint_mpi.errors import ConfigError
+from nodepint_mpi.run.directory import config_text
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
+TEXT = """
+[run]
+name = "a"
+[network]
+name = "mlp"
+[time]
+horizon = [0, 1]
+n_slices = 4
+fine = { solver = "rk4", n_steps = 4 }
+coarse = { solver = "euler", n_steps = 1 }
+"""
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_in_the_repository_survives_being_written_out(path):
+    config = read_config(path)
+    again = parse_config(config_text(config))
+    assert again == config and again.fingerprint() == config.fingerprint()
+    assert len(path.read_text().splitlines()) <= 60
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("time.n_slice=3", r"unknown key `time.n_slice`; did you mean `time.n_slices`\?"),
+        ("tme.x=1", r"unknown key `tme`; did you mean `time`\?"),
+        ("network.widht=3", r"did you mean `network.width`\?"),
+        ("time.learning_rate=1", r"did you mean `optim.learning_rate`\?"),
+        ("time.n_slices=four", '`time.n_slices` is the string "four"; it should be'),
+        ("time.n_slices=2.5", "is the number 2.5"),
+        ("run.seed=true", "is the truth value true"),
+        ("time=3", r"must be a section `\[time\]`"),
+        ("time.method=paraeal", "'parareal', 'picard' or 'serial'"),
+        ("time.stopping.rule=sweeps", "takes `sweeps` and nothing else"),
+        ("time.fine.rtol=1e-3", "either `n_steps`, or both"),
+        ("time.fine.tableau={a=[], b=[1], order=1}", "either `solver` or `tableau`"),
+        ("time.horizon=[1, 0]", "must run forward"),
+        ("time.edges=[0, 1]", "n_slices \\+ 1 times"),
+        ("run.n_steps=0", "greater than 0"),
+        ("optim.learning_rate=nan", "finite"),
+        ("optim.schedule=cosine", "needs `decay_steps`"),
+        ("run.name=a/b", "run.name"),
+        ("run", "not of the form"),
+        ("run.name.x=1", "is a value, not a section"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_the_key(override, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_config(TEXT, [override])
+
+
+def test_a_key_set_twice_is_refused():
+    with pytest.raises(ConfigError, match="given twice"):
+        parse_config(TEXT, ["run.seed=1", "run.seed=2"])
+
+
+def test_a_file_that_is_no_config_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="Cannot read"):
+        read_config(tmp_path / "missing.toml")
+    (tmp_path / "bad.toml").write_text("[run\n")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        read_config(tmp_path / "bad.toml")
+
+
+@pytest.mark.parametrize("override", ["run.n_steps=7", "output.keep=9", "run.name=b"])
+def test_length_and_output_do_not_make_another_experiment(override):
+    assert parse_config(TEXT, [override]).fingerprint() == parse_config(TEXT).fingerprint()
+
+
+@pytest.mark.parametrize("override", ["run.seed=7", "network.width=9", "time.n_slices=5"])
+def test_numbers_that_matter_make_another_experiment(override):
+    assert parse_config(TEXT, [override]).fingerprint() != parse_config(TEXT).fingerprint()
