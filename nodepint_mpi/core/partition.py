@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nodepint_mpi.errors import LayoutError, ProblemError
 
@@ -44,7 +45,7 @@ def owned_range(n_slices: int, n_ranks: int, rank: int) -> range:
     return range(first, first + share + (rank < extra))
 
 
-def check_edges(edges: np.ndarray) -> np.ndarray:
+def check_edges(edges: ArrayLike) -> np.ndarray:
     """Return the slice boundaries as a 1-D float array, or say what is wrong with them. Local."""
     edges = np.asarray(edges, dtype=float)
     if edges.ndim != 1 or len(edges) < 2:

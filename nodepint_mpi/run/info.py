@@ -9,6 +9,7 @@ import numpy as np
 from nodepint_mpi.config import Config, StepsSection
 from nodepint_mpi.core.partition import check_layout, owned_range
 from nodepint_mpi.errors import ConfigError
+from nodepint_mpi.io.checkpoint_file import checkpoint_bytes
 from nodepint_mpi.io.datasets import open_split
 from nodepint_mpi.run.build import build_model, build_optimiser, build_problem
 from nodepint_mpi.run.samples import Samples, common_times, count_outputs
@@ -50,7 +51,11 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
     state = int(np.prod(check_model(model, samples)))
     message = batch * state * number_bytes
     params_bytes, opt_bytes = _tree_bytes(params), _tree_bytes(opt_state)
-    warm = 2 * section.n_slices * message if section.warm_start else 0
+    rows = {}
+    if section.warm_start:
+        states = jax.ShapeDtypeStruct((section.n_slices, batch, state), config.run.precision)
+        rows = {"interface": states, "cotangents": states}
+    replicated = {"params": params, "opt_state": opt_state}
     return plan | {
         "n_train": samples.n_rows,
         "batch_size": batch,
@@ -61,7 +66,7 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
         "interface_bytes_per_rank": max(owned) * 6 * message,
         "adjoint_bytes_per_rank": max(owned) * _kept_states(section.fine) * message,
         "replicated_bytes_per_rank": 2 * params_bytes + opt_bytes,
-        "checkpoint_bytes": params_bytes + opt_bytes + warm,
+        "checkpoint_bytes": checkpoint_bytes(replicated, rows, meta_bytes=4096),
     }
 
 

@@ -124,7 +124,7 @@ def loss_and_gradient(
         (from_encoder,) = pull_back_encoder(adjoint.initial)
         gradient = jax.tree.map(jnp.add, gradient, from_encoder)
     loss, gradient = sum_over_ranks(comm, (local_sum / count, gradient))
-    grad_norm = optax.global_norm(gradient)
+    grad_norm = optax.tree.norm(gradient)
     finite = solved.record.finite & adjoint.record.finite
     report = StepReport(
         loss=loss,

@@ -98,7 +98,7 @@ run = {name = "own", precision = "float64", n_steps = 30}
 network = {name = "own.py:field", options = {first_rate = 1.2}}
 loss = {name = "own:mean_absolute_error"}
 optim = {learning_rate = 0.02}
-output = {log_every = 10}
+output = {log_every = 1}
 [data]
 source = "saved"
 input = "state"

@@ -1,5 +1,7 @@
 """Networks: shapes, and the convolution against XLA's."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from nodepint_mpi.core.networks import Conv3x3, make_conv, make_dense
 from nodepint_mpi.errors import ProblemError
 
-DENSE = dict(width=8, depth=1, activation="tanh", time_dependent=True)
+DENSE: dict[str, Any] = dict(width=8, depth=1, activation="tanh", time_dependent=True)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

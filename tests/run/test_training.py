@@ -1,5 +1,7 @@
 """Training steps in one process per rank: rank independence, equal bits, no recompilation."""
 
+from typing import Any
+
 import datasets
 import jax
 import jax.numpy as jnp
@@ -48,7 +50,9 @@ def source(comms, shared_tmp_path):
         z = (start[:, :1] + 1j * start[:, 1:]) * turn
         rows = {"t": [t.tolist()] * 6, "u": np.stack([z.real, z.imag], axis=-1).tolist()}
         split = datasets.Dataset.from_dict(rows)
-        datasets.DatasetDict(train=split, test=split).save_to_disk(str(shared_tmp_path / "set"))
+        datasets.DatasetDict({"train": split, "test": split}).save_to_disk(
+            str(shared_tmp_path / "set")
+        )
     comms.control.Barrier()
     return shared_tmp_path / "set"
 
@@ -57,7 +61,7 @@ def train(comms: Comms, text: str, n_steps: int):
     """Losses of the first steps, the last state, and how often the step was traced."""
     experiment = set_up(parse_config(text), comms)
     warm = experiment.config.time.warm_start
-    step = make_train_step(experiment.train_problem, experiment.optimiser, warm_start=warm)
+    step: Any = make_train_step(experiment.train_problem, experiment.optimiser, warm_start=warm)
     state, losses = fresh_state(experiment), []
     for k in range(n_steps):
         state, report = step(state, *map(jnp.asarray, experiment.train.batch(0, k)))
