@@ -89,7 +89,7 @@ class UserNetwork(Section):
 
 def _network_tag(value: Any) -> str:
     name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
-    return name if name in ("mlp", "conv") else "own"
+    return name if isinstance(name, str) and ":" not in name else "own"
 
 
 Network = Annotated[

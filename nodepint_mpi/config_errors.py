@@ -31,10 +31,20 @@ def _explain(finding: Mapping[str, Any], model: type[BaseModel]) -> str:
         case "value_error":
             reason = str(finding["ctx"]["error"])
             return f"`[{key}]` {reason}." if key else f"{reason}."
+        case "union_tag_invalid":
+            return f"`{key}.name` {_unknown_tag(finding['ctx']['tag'])}"
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"`{key}` is {given}; it must be a section `[{key}]`."
     message = finding["msg"].removeprefix("Input ")
     return f"`{key}` is {given}; it {message[:1].lower()}{message[1:]}."
+
+
+def _unknown_tag(name: str) -> str:
+    """What to say of a network that has neither a known name nor an import path."""
+    known = [tag for tag in _TAGS if tag != "own"]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(map(repr, known))}."
+    return f"knows no {name!r}; {hint} One of your own is named `file.py:function`."
 
 
 def _nearest(path: Sequence, loc: Sequence, model: type[BaseModel]) -> str:
@@ -44,7 +54,8 @@ def _nearest(path: Sequence, loc: Sequence, model: type[BaseModel]) -> str:
     close = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.6)
     if close:
         return f"; did you mean `{'.'.join(map(str, [*path[:-1], close[0]]))}`?"
-    everywhere = {key.rsplit(".", 1)[-1]: key for key in _all_keys(model)}
+    given = ".".join(map(str, path))  # a key of another kind of network is known, but not here
+    everywhere = {key.rsplit(".", 1)[-1]: key for key in _all_keys(model) if key != given}
     close = difflib.get_close_matches(str(path[-1]), list(everywhere), n=1, cutoff=0.8)
     if close:
         return f"; did you mean `{everywhere[close[0]]}`?"

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import logging
 import platform
 import subprocess
 import sys
@@ -72,6 +73,13 @@ def start_directory(folder: Path, config: Config, *, n_ranks: int, hosts: list[s
     write_text(folder / CONFIG, config_text(config))
     write_text(folder / PROVENANCE, json.dumps(provenance, indent=1) + "\n")
     (folder / DONE).unlink(missing_ok=True)
+
+
+def log_to_file(folder: Path) -> None:
+    """Add what rank 0 says to the run's log, with the time. Local; rank 0 only."""
+    handler = logging.FileHandler(folder / LOG, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logging.getLogger("nodepint_mpi").addHandler(handler)
 
 
 def read_run(folder: Path) -> Config:

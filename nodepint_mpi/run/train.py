@@ -24,6 +24,7 @@ from nodepint_mpi.run.directory import (
     DONE,
     check_directory,
     config_text,
+    log_to_file,
     start_directory,
     versions,
     write_text,
@@ -74,6 +75,7 @@ def train(
             with together(control):
                 if control.rank == 0:
                     start_directory(folder, config, n_ranks=control.size, hosts=hosts)
+                    log_to_file(folder)
         records = _open_records(comms, folder, start if resume is not None else None)
         state, step, report, seconds = _optimise(
             comms, experiment, state, start, folder, records, flag, watchdog
