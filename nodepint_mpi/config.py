@@ -101,7 +101,7 @@ Network = Annotated[
 
 
 class LossSection(Section):
-    """`mean_squared_error`, `cross_entropy`, or the user's own import path."""
+    """`mean_squared_error`, `mean_squared_log_error`, `cross_entropy`, or an import path."""
 
     name: str
 

@@ -28,6 +28,13 @@ def mean_squared_error(
     return Mean(jnp.sum(errors), jnp.asarray(errors.size, errors.dtype))
 
 
+def mean_squared_log_error(
+    predictions: Inexact[Array, "*shape"], targets: Inexact[Array, "*shape"]
+) -> Mean:
+    """Squared difference of logarithms: for positive quantities, relative errors count."""
+    return mean_squared_error(jnp.log(predictions), jnp.log(targets))
+
+
 def cross_entropy(
     logits: Inexact[Array, "*shape classes"], labels: Shaped[Array, "*shape"]
 ) -> Mean:
@@ -45,11 +52,13 @@ def accuracy(logits: Inexact[Array, "*shape classes"], labels: Shaped[Array, "*s
 LOSSES: dict[str, Loss] = {
     "cross_entropy": cross_entropy,
     "mean_squared_error": mean_squared_error,
+    "mean_squared_log_error": mean_squared_log_error,
 }
 
 METRICS: dict[str, dict[str, Loss]] = {
     "cross_entropy": {"accuracy": accuracy},
     "mean_squared_error": {},
+    "mean_squared_log_error": {"mean_squared_error": mean_squared_error},
 }
 """What is reported beside the loss."""
 

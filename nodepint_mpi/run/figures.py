@@ -55,7 +55,13 @@ def plot_trajectories(
             panel.set_title("trained left of the line", fontsize="small")
         panel.set_ylabel(f"test sample {row}")
         panel.grid(alpha=0.3)
-    panels[0].legend(fontsize="small", title="dots: observed, lines: predicted")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside upper center",
+        ncols=len(STYLES),
+        fontsize="small",
+        title="dots: observed, lines: predicted",
+    )
     panels[-1].set_xlabel("time")
     return _save(figure, folder / "trajectories.png")
 
