@@ -16,7 +16,7 @@ EDGES = np.linspace(0.0, 3.0, 8)
 TESTED = [c for c in CASES if c.method == "parareal" or c[:2] == ("trajectory", "fixed")]
 
 
-@pytest.mark.timeout_s(180)
+@pytest.mark.timeout_s(300)
 @pytest.mark.parametrize("case", TESTED, ids=lambda case: "-".join(case))
 def test_training_gradient_equals_serial_diffrax(comms, case: GradientCase):
     errors = gradient_error(comms, case)
@@ -24,6 +24,7 @@ def test_training_gradient_equals_serial_diffrax(comms, case: GradientCase):
     assert case.method == "serial" or errors["adjoint_sweeps"] >= 1
 
 
+@pytest.mark.timeout_s(240)
 @pytest.mark.parametrize("method", ["parareal", "picard", "serial"])
 def test_gradient_through_solve(comms, method):
     """Every rank computes the same loss and gets the whole gradient."""

@@ -37,6 +37,7 @@ def test_one_slice_equals_the_serial_solve_exactly(comms):
     np.testing.assert_array_equal(parallel.interface, serial.interface)
 
 
+@pytest.mark.timeout_s(120)
 @pytest.mark.parametrize("method", ["parareal", "picard", "serial"])
 def test_same_iterates_on_any_rank_count(comms, method):
     options = dict(method=method, stopping=nm.FixedSweeps(3))
@@ -72,6 +73,7 @@ def test_started_at_the_solution_nothing_jumps(comms):
     assert again.status is nm.Status.CONVERGED
 
 
+@pytest.mark.timeout_s(240)  # many programs to compile
 @pytest.mark.parametrize("method", ["parareal", "picard"])
 def test_after_k_sweeps_the_first_k_slices_are_serial(comms, method):
     serial = solve(comms.time, method="serial")
@@ -89,6 +91,7 @@ def test_too_few_sweeps_are_a_result_with_a_reason(comms):
     assert np.all(np.isfinite(solution.interface))
 
 
+@pytest.mark.timeout_s(240)  # many programs to compile
 def test_errors_of_dahlquist_are_the_published_ones(comms):
     """Backward Euler, 20 fine steps and 1 coarse step a slice, N = 10: the table of the problem."""
     chord = diffrax.VeryChord(rtol=1e-14, atol=1e-14, norm=optimistix.max_norm)
@@ -171,6 +174,7 @@ def test_problems_that_do_not_fit_are_refused(comms, change, error, message):
         )
 
 
+@pytest.mark.timeout_s(240)  # many programs to compile
 def test_published_counts_and_updates_of_lorenz(comms):
     """Gattiglio et al. (2024): 15 sweeps, and the largest change by each of them."""
     from nodepint_mpi.run.bench_published import RUNS, repeat_run
@@ -183,6 +187,7 @@ def test_published_counts_and_updates_of_lorenz(comms):
     assert run["error"] == pytest.approx(1.2e-3, rel=0.05)
 
 
+@pytest.mark.timeout_s(240)
 @pytest.mark.parametrize("name", ["fitzhugh_nagumo", "fitzhugh_nagumo_start", "burgers"])
 def test_published_counts(comms, name):
     from nodepint_mpi.run.bench_published import RUNS, repeat_run

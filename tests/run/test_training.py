@@ -71,7 +71,7 @@ def train(comms: Comms, text: str, n_steps: int):
 
 
 @pytest.mark.standard_promotion
-@pytest.mark.timeout_s(180)
+@pytest.mark.timeout_s(300)
 @pytest.mark.parametrize(
     "options",
     ['method = "parareal"', 'method = "picard"\nwarm_start = true', "warm_start = true"],
