@@ -11,7 +11,7 @@
 #
 # Tests in tests/cli and tests/jobs start jobs of their own, and tests/core knows no ranks: they run
 # only on 1 rank.
-# TEST_LIMIT_S is the time each stage with tests may take, default 1500. Every stage runs, whatever
+# TEST_LIMIT_S is the time each stage with tests may take, default 2000. Every stage runs, whatever
 # the others gave; the exit status is 0 if all of them passed.
 set -euo pipefail
 # shellcheck source=tools/env.sh
@@ -43,7 +43,7 @@ if [ $static = no ] && [ ${#ranks[@]} = 0 ]; then
     ranks=(1 2 3 4)
     [ $# -gt 0 ] || static=yes
 fi
-limit_s="${TEST_LIMIT_S:-1500}"
+limit_s="${TEST_LIMIT_S:-2000}"
 
 tools/setup.sh
 

@@ -11,6 +11,8 @@ from nodepint_mpi.core.propagators import AdaptiveSteps, FixedSteps, Propagator
 from nodepint_mpi.core.runge_kutta import RK4
 from nodepint_mpi.errors import ProblemError
 
+pytestmark = pytest.mark.timeout_s(150)  # diffrax takes its time to compile
+
 T0, T1, TS = jnp.array(0.3), jnp.array(1.9), jnp.array([0.41, 1.0, 1.7])
 U0, RATE = jnp.array([1.0, 0.5]), jnp.array(1.3)
 
