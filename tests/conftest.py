@@ -7,11 +7,13 @@ that takes too long has left its ranks waiting for each other: all dump their st
 
 import contextlib
 import faulthandler
+import getpass
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -19,12 +21,17 @@ from typing import NoReturn
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import hypothesis
 import jax
 import jaxtyping
 import pytest
 
 # Before the package is imported: shapes and types are checked wherever a test calls it.
 jaxtyping.install_import_hook("nodepint_mpi", "beartype.beartype")
+
+# No timed assertions: the machine may be busy.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -35,6 +42,13 @@ try:  # tests/core is pure and also runs where there is no MPI
     from mpi4py import MPI
 except ImportError:
     MPI = None
+
+if MPI is not None and MPI.COMM_WORLD.Get_rank() > 0:
+    # pytest numbers its temporary folders and removes old ones: ranks that share a root trip over
+    # each other there.
+    ROOT = f"pytest-rank-{MPI.COMM_WORLD.Get_rank()}-of-{getpass.getuser()}"
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = os.path.join(tempfile.gettempdir(), ROOT)
+    os.makedirs(os.environ["PYTEST_DEBUG_TEMPROOT"], mode=0o700, exist_ok=True)
 
 LAUNCHED = not {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"}.isdisjoint(os.environ)
 DEFAULT_TIMEOUT_S = 60.0

@@ -105,10 +105,10 @@ def scale_to_box(problem: Problem, low: Any, high: Any) -> Problem:
         ProblemError: if the box has no volume or another dimension than the state.
     """
     low, high = np.asarray(low, dtype=float), np.asarray(high, dtype=float)
-    if np.broadcast_shapes(low.shape, high.shape, problem.initial.shape) != problem.initial.shape:
+    if not {low.shape, high.shape} <= {(), problem.initial.shape}:
         raise ProblemError(
-            f"The box has corners of shape {low.shape} and {high.shape}; the state has shape "
-            f"{problem.initial.shape}."
+            f"The box has corners of shape {low.shape} and {high.shape}; give single numbers or "
+            f"the shape of the state, {problem.initial.shape}."
         )
     if not np.all(high > low):
         raise ProblemError("The box needs `low` < `high` in every component.")
