@@ -23,6 +23,9 @@ _HOMES = {
     "FreezeSlices": "core.stopping",
     "JumpTolerance": "core.stopping",
     "EncodeProcessDecode": "core.networks",
+    "SharedBasis": "parallel.shared_basis",
+    "ReducedModel": "core.rom",
+    "load_rom": "run.rom_load",
 }
 
 __all__ = ["__version__", *_HOMES]

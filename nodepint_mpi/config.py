@@ -63,7 +63,10 @@ class DataSection(Section):
 
 
 class DenseNetwork(Section):
-    """A multi-layer perceptron as vector field of the observed state."""
+    """A multi-layer perceptron as vector field of the observed state.
+
+    With `latent` it acts on so many coordinates of a learned linear basis of the observed state.
+    """
 
     name: Literal["mlp"]
     width: PositiveInt = 64
@@ -71,6 +74,13 @@ class DenseNetwork(Section):
     activation: Literal["tanh", "softplus", "relu", "gelu", "silu"] = "tanh"
     time_dependent: bool = False
     positive: bool = False
+    latent: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _one_encoder(self):
+        if self.positive and self.latent is not None:
+            raise ValueError("takes `positive` or `latent`, not both")
+        return self
 
 
 class ConvNetwork(Section):
@@ -172,20 +182,59 @@ class AdjointSection(Section):
         return self
 
 
+class BasisSection(Section):
+    """The basis that `tangent` and `reduced` share between slices, samples and ranks.
+
+    It begins with `kind` and takes in `new` directions of the jumps in each sweep (all of `rank`
+    for "jumps", else none, unless given). Directions below `drop` of the largest singular value
+    are left out. `complement` lets `[time.coarse]` act on what lies outside the basis.
+
+    For `tangent` alone: with `recycle` tangents of earlier sweeps are kept and only new ones taken,
+    `precision` is the type they are computed in, `trust` the longest correction along the basis
+    relative to the longest state (0 for no bound).
+    """
+
+    kind: Literal["identity", "random", "pod", "jumps", "learned"]
+    rank: PositiveInt | None = None
+    new: NonNegativeInt | None = None
+    drop: NonNegativeFloat = 1e-4
+    complement: bool = False
+    recycle: bool = True
+    precision: Literal["float16", "bfloat16", "float32", "float64"] | None = None
+    trust: NonNegativeFloat = 0.5
+
+    @model_validator(mode="after")
+    def _rank_of_the_kind(self):
+        whole = self.kind in ("identity", "learned")
+        if whole and self.rank is not None:
+            raise ValueError(f"with `kind = '{self.kind}'` has the state's size: leave out `rank`")
+        if not whole and self.rank is None:
+            raise ValueError(f"with `kind = '{self.kind}'` needs a `rank`")
+        if self.rank is not None and self.new is not None and self.new > self.rank:
+            raise ValueError("takes in at most `rank` directions a sweep: lower `new`")
+        if self.kind == "jumps" and self.new == 0:
+            raise ValueError("with `kind = 'jumps'` grows by `new` directions a sweep: at least 1")
+        return self
+
+
 class TimeSection(Section):
     """The horizon, its slices, and the propagators.
 
-    `serial` and `picard` pass over `coarse`, and `serial` over `warm_start`, so that methods can
-    be compared by changing one key.
+    A method passes over the sections it has no use for, and `serial` over `warm_start`, so that
+    methods can be compared by changing one key. `slices_at_once` is the number of slices a rank
+    propagates as one batch, all its own unless given.
     """
 
     horizon: list[float] = Field(min_length=2, max_length=2)
     n_slices: PositiveInt
     edges: list[float] | None = None
-    method: Literal["parareal", "picard", "serial"] = "parareal"
+    method: Literal["parareal", "tangent", "reduced", "picard", "serial"] = "parareal"
     warm_start: bool = False
+    slices_at_once: PositiveInt | None = None
     fine: StepsSection
     coarse: StepsSection | None = None
+    basis: BasisSection | None = None
+    tangents: StepsSection | None = None
     stopping: StoppingSection = StoppingSection()
     adjoint: AdjointSection = AdjointSection()
 
@@ -199,8 +248,18 @@ class TimeSection(Section):
                 raise ValueError("`edges` needs n_slices + 1 times, from end to end of `horizon`")
             if any(b <= a for a, b in zip(self.edges, self.edges[1:], strict=False)):
                 raise ValueError("`edges` must be strictly increasing")
-        if self.method == "parareal" and self.coarse is None:
-            raise ValueError("`method = 'parareal'` needs a section `[time.coarse]`")
+        if self.method in ("parareal", "reduced") and self.coarse is None:
+            raise ValueError(f"`method = '{self.method}'` needs a section `[time.coarse]`")
+        if self.method in ("tangent", "reduced"):
+            if self.basis is None:
+                raise ValueError(f"`method = '{self.method}'` needs a section `[time.basis]`")
+            if self.basis.complement and self.coarse is None:
+                raise ValueError("`basis.complement` needs a section `[time.coarse]`")
+            if self.method == "reduced" and self.basis.kind == "jumps":
+                raise ValueError(
+                    "`method = 'reduced'` needs a basis that holds states: 'pod', 'random', "
+                    "'identity' or 'learned', not 'jumps'"
+                )
         return self
 
 

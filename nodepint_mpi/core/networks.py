@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Real
 
+from nodepint_mpi.core.basis import random_directions
 from nodepint_mpi.errors import ProblemError
 
 
@@ -28,6 +29,15 @@ class Identity(eqx.Module):
 
     def __call__(self, x: Array) -> Array:
         return x
+
+
+class LinearMap(eqx.Module):
+    """A matrix: an encoder to coordinates on a basis, or the decoder back."""
+
+    matrix: Float[Array, "out in"]
+
+    def __call__(self, x: Float[Array, " in"]) -> Float[Array, " out"]:
+        return self.matrix @ x
 
 
 class Elementwise(eqx.Module):
@@ -50,6 +60,22 @@ class DenseField(eqx.Module):
     ) -> Float[Array, " state"]:
         del args
         return self.mlp(jnp.append(u, t.astype(u.dtype)) if self.time_dependent else u)
+
+    def on_basis(self, basis: Float[Array, "rank state"]) -> "DenseField":
+        """The field V^T f(t, V c) of coordinates c, with V inside the outer layers. Local."""
+
+        def absorb(mlp):
+            first = mlp.layers[0].weight
+            states, rest = first[:, : basis.shape[1]], first[:, basis.shape[1] :]
+            first = jnp.concatenate([_product(states, basis.T), rest], axis=1)
+            mlp = eqx.tree_at(lambda m: m.layers[0].weight, mlp, first)
+            last = mlp.layers[-1]
+            mlp = eqx.tree_at(lambda m: m.layers[-1].weight, mlp, _product(basis, last.weight))
+            if last.bias is None:
+                return mlp
+            return eqx.tree_at(lambda m: m.layers[-1].bias, mlp, _product(basis, last.bias))
+
+        return DenseField(absorb(self.mlp), self.time_dependent)
 
 
 class Conv3x3(eqx.Module):
@@ -135,6 +161,7 @@ def make_dense(
     activation: str,
     time_dependent: bool,
     positive: bool,
+    latent: int | None = None,
 ) -> EncodeProcessDecode:
     """A dense vector field on the observed state itself. Local.
 
@@ -147,9 +174,11 @@ def make_dense(
         activation: A name in `ACTIVATIONS`.
         time_dependent: Whether the field sees the time.
         positive: Evolve the logarithm of the observed state, which then stays positive.
+        latent: Evolve so many coordinates on a learned basis instead, which begins orthonormal.
 
     Raises:
-        ProblemError: if observations are not vectors, or predictions of another length.
+        ProblemError: if observations are not vectors, or predictions of another length, or the
+            basis has more directions than the state.
     """
     if len(input_shape) != 1 or input_shape[0] != output_size:
         raise ProblemError(
@@ -157,13 +186,23 @@ def make_dense(
             f"{input_shape} and predictions {output_size} entries; use 'conv' or your own network."
         )
     (size,) = input_shape
+    encoder, decoder = Identity(), Identity()
+    if latent is not None:
+        if latent > size:
+            raise ProblemError(
+                f"`network.latent` is {latent}, but observations have {size} entries; choose at "
+                f"most {size}."
+            )
+        directions = random_directions(jax.random.fold_in(key, 1), latent, (size,), float)
+        encoder, decoder = LinearMap(directions), LinearMap(directions.T)
+        size = latent
     mlp = eqx.nn.MLP(
         size + time_dependent, size, width, depth, activation=ACTIVATIONS[activation], key=key
     )
     processor = DenseField(mlp, time_dependent)
     if positive:
-        return EncodeProcessDecode(Elementwise(jnp.log), processor, Elementwise(jnp.exp))
-    return EncodeProcessDecode(Identity(), processor, Identity())
+        encoder, decoder = Elementwise(jnp.log), Elementwise(jnp.exp)
+    return EncodeProcessDecode(encoder, processor, decoder)
 
 
 def make_conv(
@@ -199,6 +238,11 @@ def make_conv(
         eqx.nn.Linear(channels * quarters[0] * quarters[1], output_size, key=keys[4])
     )
     return EncodeProcessDecode(encoder, processor, decoder)
+
+
+def _product(left: Array, right: Array) -> Array:
+    """A matrix product in full precision on any device."""
+    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
 def _with_time(t: Array, u: Array) -> Array:

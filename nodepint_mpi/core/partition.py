@@ -11,19 +11,29 @@ from nodepint_mpi.errors import LayoutError, ProblemError
 class OwnedSlices(NamedTuple):
     """The consecutive slices one rank owns, and where they lie in time.
 
-    `edges` has one entry more than there are slices. `ts` holds the observation times strictly
-    inside each slice, filled up with times that nobody reads to a common length; `n_slices` and
-    `first` place the block in the whole horizon.
+    `all_edges` are the boundaries of all slices of the horizon, `first` is the global index of the
+    first owned one. `ts` holds the observation times strictly inside each owned slice, filled up
+    with times that nobody reads to a common length.
     """
 
-    edges: np.ndarray
+    all_edges: np.ndarray
     ts: np.ndarray
     first: int
-    n_slices: int
+
+    @property
+    def n_slices(self) -> int:
+        """Slices of the whole horizon."""
+        return len(self.all_edges) - 1
 
     @property
     def n_owned(self) -> int:
-        return len(self.edges) - 1
+        """Slices of this rank."""
+        return len(self.ts)
+
+    @property
+    def edges(self) -> np.ndarray:
+        """Boundaries of the owned slices."""
+        return self.all_edges[self.first : self.first + self.n_owned + 1]
 
     @property
     def indices(self) -> np.ndarray:
@@ -87,7 +97,7 @@ def own_slices(
     inside = [np.zeros(0)] * n_slices if inside is None else inside
     width = max(len(times) for times in inside)
     ts = np.array([_pad_times(inside[n], edges[n], edges[n + 1], width) for n in owned])
-    return OwnedSlices(edges[owned.start : owned.stop + 1], ts, owned.start, n_slices)
+    return OwnedSlices(edges, ts, owned.start)
 
 
 def _pad_times(times: np.ndarray, left: float, right: float, width: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Inexact, Real
 from nodepint_mpi.core.types import Field, Params, State
 from nodepint_mpi.errors import ProblemError
 
-AdjointKind = Literal["discrete", "continuous"]
+AdjointKind = Literal["discrete", "continuous", "forward"]
 
 
 class SliceResult(NamedTuple):
@@ -29,7 +29,12 @@ class AbstractIntegrator(eqx.Module):
     With `adjoint = "discrete"` derivatives are those of the discrete solve (checkpointed inside
     the slice); with `"continuous"` the adjoint ODE is solved backwards in time, which needs no
     memory for the slice but differs from the discrete derivative by the discretisation error.
+    `"forward"` is for tangents alone.
     """
+
+    @abc.abstractmethod
+    def for_tangents(self) -> "AbstractIntegrator":
+        """The same steps, ready for forward-mode derivatives. Local."""
 
     @abc.abstractmethod
     def integrate(
@@ -53,6 +58,9 @@ class FixedSteps(AbstractIntegrator):
     def __check_init__(self):
         if self.n_steps < 1:
             raise ProblemError(f"`n_steps` is {self.n_steps!r}; a slice needs at least one step.")
+
+    def for_tangents(self):
+        return FixedSteps(self.solver, self.n_steps, "forward")
 
     def integrate(self, field, params, start, t0, t1, ts):
         if self.adjoint == "continuous":
@@ -112,16 +120,22 @@ class AdaptiveSteps(AbstractIntegrator):
                 "its steps: use fixed steps, or another solver such as Tsit5."
             )
 
+    def for_tangents(self):
+        return AdaptiveSteps(self.solver, self.rtol, self.atol, self.max_steps, "forward")
+
     def integrate(self, field, params, start, t0, t1, ts):
-        continuous = self.adjoint == "continuous"
         return _diffeqsolve(
             field, params, start, t0, t1, ts, solver=self.solver,
             controller=diffrax.PIDController(rtol=self.rtol, atol=self.atol), dt0=None,
-            max_steps=self.max_steps,
-            adjoint=diffrax.BacksolveAdjoint()
-            if continuous
-            else diffrax.RecursiveCheckpointAdjoint(self.checkpoints),
+            max_steps=self.max_steps, adjoint=self._adjoint(),
         )  # fmt: skip
+
+    def _adjoint(self) -> diffrax.AbstractAdjoint:
+        if self.adjoint == "continuous":
+            return diffrax.BacksolveAdjoint()
+        if self.adjoint == "forward":
+            return diffrax.ForwardMode()
+        return diffrax.RecursiveCheckpointAdjoint(self.checkpoints)
 
 
 class Propagator(eqx.Module):
@@ -129,6 +143,10 @@ class Propagator(eqx.Module):
 
     field: Field = eqx.field(static=True)
     integrator: AbstractIntegrator
+
+    def for_tangents(self) -> "Propagator":
+        """The same flow, ready for forward-mode derivatives. Local."""
+        return Propagator(self.field, self.integrator.for_tangents())
 
     def __call__(
         self,

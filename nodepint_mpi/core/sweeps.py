@@ -56,6 +56,66 @@ def propagate_block(
     return jax.vmap(propagator, in_axes=(None, 0, 0, 0, 0))(params, starts, t0, t1, ts)
 
 
+def propagate_unsolved(
+    propagator: Propagator,
+    params: Params,
+    states: BlockStates,
+    front: Int[Array, ""],
+    owned: OwnedSlices,
+    *,
+    at_once: int | None = None,
+) -> Block:
+    """Fine ends of a block's slices from the front on; the others keep theirs. Local.
+
+    Slices go through in groups of `at_once` (the whole block if None), and a group that lies
+    left of the front costs nothing.
+    """
+    n_owned = owned.n_owned
+    width = n_owned if at_once is None else min(at_once, n_owned)
+    n_groups = -(-n_owned // width)
+    t0, t1, ts = slice_times(owned, states.starts)
+
+    def propagate(start, left, right, no_times):
+        return propagator(params, start, left, right, no_times).end
+
+    def group(rows):
+        index, starts, ends, *times = rows
+
+        def every():
+            if width == 1:  # not worth a batched loop, whose every step would carry a select
+                return propagate(starts[0], *(time[0] for time in times))[None]
+            return jax.vmap(propagate)(starts, *times)
+
+        return jax.lax.cond(jnp.any(index >= front), every, lambda: ends)
+
+    rows = (jnp.asarray(owned.indices), states.starts, states.ends, t0, t1, ts[:, :0])
+    if n_groups == 1:
+        return group(rows)
+    surplus = n_groups * width - n_owned
+
+    def grouped(values, fill):
+        last = jnp.broadcast_to(fill, (surplus, *values.shape[1:])).astype(values.dtype)
+        return jnp.concatenate([values, last]).reshape(n_groups, width, *values.shape[1:])
+
+    groups = [
+        grouped(rows[0], jnp.array(-1)),
+        *(grouped(values, values[-1]) for values in rows[1:]),
+    ]
+    ends = jax.lax.map(group, tuple(groups))
+    return ends.reshape(n_groups * width, *states.ends.shape[1:])[:n_owned]
+
+
+def count_unsolved(
+    front: Int[Array, ""], owned: OwnedSlices, *, at_once: int | None = None
+) -> Int[Array, ""]:
+    """How many slices of a block `propagate_unsolved` really propagates. Local."""
+    width = owned.n_owned if at_once is None else min(at_once, owned.n_owned)
+    edges = range(0, owned.n_owned, width)
+    lasts = jnp.asarray([owned.first + min(i + width, owned.n_owned) - 1 for i in edges])
+    sizes = jnp.asarray([min(width, owned.n_owned - i) for i in edges])
+    return jnp.sum(jnp.where(lasts >= front, sizes, 0))
+
+
 def chain_block(
     propagator: Propagator, params: Params, incoming: State, owned: OwnedSlices
 ) -> tuple[Block, SliceResult]:
@@ -80,7 +140,7 @@ def coarse_chain_block(
     """The coarse solution of a block, kept finite: iteration 0 of parareal. Local."""
 
     def advance(start, times):
-        end, guarded = _finite_coarse_end(coarse, params, start, times)
+        end, guarded = finite_coarse_end(coarse, params, start, times)
         return end, (BlockStates(start, end), guarded)
 
     _, (states, guarded) = jax.lax.scan(advance, incoming, _coarse_times(owned, incoming))
@@ -91,7 +151,7 @@ def coarse_block(coarse: Propagator, params: Params, starts: Block, owned: Owned
     """Coarse ends of a block from given starts, all at once, kept finite. Local."""
 
     def one(start, times):
-        return _finite_coarse_end(coarse, params, start, times)[0]
+        return finite_coarse_end(coarse, params, start, times)[0]
 
     return jax.vmap(one)(starts, _coarse_times(owned, starts))
 
@@ -120,7 +180,7 @@ def correct_block(
 
     def advance(start, row):
         times, index, fine_end, old_end, old_coarse_end = row
-        coarse_end, guarded_coarse = _finite_coarse_end(coarse, params, start, times)
+        coarse_end, guarded_coarse = finite_coarse_end(coarse, params, start, times)
         candidate = fine_end + (coarse_end - old_coarse_end)
         usable = jnp.all(jnp.isfinite(candidate))
         end = jnp.where(usable, candidate, coarse_end)
@@ -171,8 +231,13 @@ def _coarse_times(owned: OwnedSlices, like: Array) -> tuple[Array, Array, Array]
     return t0, t1, ts[:, :0]
 
 
-def _finite_coarse_end(coarse, params, start, times) -> tuple[State, Bool[Array, ""]]:
-    """G(start), or the start itself where G is not finite. The same function in both places."""
+def finite_coarse_end(
+    coarse: Propagator, params: Params, start: State, times: tuple[Array, Array, Array]
+) -> tuple[State, Bool[Array, ""]]:
+    """G(start), or the start itself where G is not finite. Local.
+
+    The same function wherever a sweep needs G, so that its differences vanish at the solution.
+    """
     end = coarse(params, start, *times).end
     finite = jnp.all(jnp.isfinite(end))
     return jnp.where(finite, end, start), ~finite

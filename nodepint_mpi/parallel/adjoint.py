@@ -1,7 +1,7 @@
 """The time-parallel adjoint: the solver of `parallel.solve`, transposed.
 
     out[n] = (dF_n/du)^T (lambda[n+1] + g[n+1]) + (what the loss reads inside slice n)
-    lambda[n] <- out[n] + (dG_n/du)^T (lambda[n+1] - lambda_old[n+1])
+    lambda[n] <- out[n] + (dC_n/du)^T (lambda[n+1] - lambda_old[n+1])
 
 Every rank pulls its slices back at once; the parameter gradient comes out of the same pull-back.
 The residual max |out[n] - lambda[n]| is the error of the cotangents.
@@ -13,16 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
-from nodepint_mpi.core.methods import AbstractMethod, Parareal, Picard
 from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.propagators import Propagator, SliceResult
 from nodepint_mpi.core.sweeps import BlockStates, chain_block, slice_distance
-from nodepint_mpi.core.transposed import (
-    BlockCotangents,
-    PullBack,
-    coarse_pull_back_chain,
-    correct_cotangents,
-)
+from nodepint_mpi.core.transposed import BlockCotangents, PullBack
 from nodepint_mpi.core.types import Block, Params, State
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.exchange import (
@@ -31,8 +25,9 @@ from nodepint_mpi.parallel.exchange import (
     recv_right,
     send_left,
     send_right,
-    shift_left,
 )
+from nodepint_mpi.parallel.methods import AbstractSweeps, Line, Memory, with_lefts
+from nodepint_mpi.parallel.solve import PATIENCE
 
 
 class AdjointRecord(NamedTuple):
@@ -65,6 +60,8 @@ class _Iterate(NamedTuple):
     params_bar: Params
     record: AdjointRecord
     solved: Bool[Array, ""]
+    best_residual: Float[Array, ""]
+    n_stalled: Int[Array, ""]
 
 
 def solve_adjoint(
@@ -73,9 +70,10 @@ def solve_adjoint(
     starts: Block,
     sources: SliceResult,
     guess: Block | None,
+    memory: Memory | None = None,
     *,
     pull_back: PullBack,
-    method: AbstractMethod,
+    method: AbstractSweeps,
     tol: float,
     max_sweeps: int | None,
     owned: OwnedSlices,
@@ -83,7 +81,8 @@ def solve_adjoint(
     """Solve for the cotangents at all slice boundaries at once.
 
     Collective over `comm`, inside jit. After k sweeps the last k + 1 slices are exact, so
-    `n_slices - 1` sweeps always suffice.
+    `n_slices - 1` sweeps always suffice. A method whose residual has not fallen for `PATIENCE`
+    sweeps hands over to its fallback.
 
     Args:
         comm: Line of ranks along time.
@@ -91,9 +90,10 @@ def solve_adjoint(
         starts: States the pull-back was linearised at, (owned, *state).
         sources: Cotangents of what the loss reads inside the owned slices and at their ends.
         guess: Cotangents at the left edges of the owned slices to start from, on all ranks or
-            none; without it the coarse adjoint (Parareal) or zero (Picard).
+            none; without it the method's own iteration 0.
+        memory: What the forward solve ended with: its basis and tangents serve here as well.
         pull_back: From `core.transposed.linearise_block`.
-        method: Picard or Parareal.
+        method: How information travels between slices; not Serial.
         tol: Bound on the residual, relative to the largest cotangent. Zero asks for
             `max_sweeps` sweeps, whatever the residual.
         max_sweeps: Upper bound on the sweeps; `n_slices - 1` if not given.
@@ -102,30 +102,55 @@ def solve_adjoint(
     Reference:
         Maday, Turinici (2002), C. R. Acad. Sci. 335, 387-392, for parareal of optimality systems.
     """
+    line = Line(comm, owned, params)
     last = owned.n_slices - 1
     limit = last if max_sweeps is None else min(max_sweeps, last)
+    linear, fallback = method.linearise(line, starts, memory), method.fallback()
+    cotangents = (
+        method.first_cotangents(line, linear, starts, sources)
+        if guess is None
+        else with_lefts(line, guess)
+    )
+    dtype = sources.end.dtype
     first = _Iterate(
-        _first_cotangents(comm, params, starts, sources, guess, method, owned),
+        cotangents,
         jax.tree.map(jnp.zeros_like, params),
-        AdjointRecord(jnp.array(0), jnp.zeros((), sources.end.dtype), jnp.array(True)),
+        AdjointRecord(jnp.array(0), jnp.zeros((), dtype), jnp.array(True)),
         jnp.array(False),
+        jnp.full((), jnp.inf, dtype),
+        jnp.array(0),
     )
 
     def sweep(iterate: _Iterate) -> _Iterate:
-        rights = iterate.cotangents.rights
-        params_bar, outs = pull_back(SliceResult(sources.saves, sources.end + rights))
+        old = iterate.cotangents
+        params_bar, outs = pull_back(SliceResult(sources.saves, sources.end + old.rights))
         record = _judge_residual(comm, iterate, outs, sources, owned)
         stop = (record.residual <= tol) | (record.n_sweeps >= limit) | ~record.finite
+        better = record.residual < iterate.best_residual
+        waiting = jnp.where(better, 0, iterate.n_stalled + 1)
+        n_stalled = jnp.where(iterate.n_stalled >= PATIENCE, iterate.n_stalled, waiting)
 
         def correct():
-            cotangents = _correct(comm, params, starts, iterate, outs, method, owned)
-            return cotangents, record._replace(n_sweeps=record.n_sweeps + 1)
+            def own():
+                return method.correct_cotangents(line, linear, starts, outs, old)
+
+            def other():
+                assert fallback is not None
+                at_starts = fallback.linearise(line, starts, None)
+                return fallback.correct_cotangents(line, at_starts, starts, outs, old)
+
+            if fallback is None:
+                corrected = own()
+            else:
+                corrected = jax.lax.cond(n_stalled >= PATIENCE, other, own)
+            return corrected, record._replace(n_sweeps=record.n_sweeps + 1)
 
         def keep():
-            return BlockCotangents(outs, rights), record
+            return BlockCotangents(outs, old.rights), record
 
         cotangents, record = jax.lax.cond(stop, keep, correct)
-        return _Iterate(cotangents, params_bar, record, stop)
+        best = jnp.minimum(record.residual, iterate.best_residual)
+        return _Iterate(cotangents, params_bar, record, stop, best, n_stalled)
 
     final = jax.lax.while_loop(lambda iterate: ~iterate.solved, sweep, first)
     lefts = final.cotangents.lefts
@@ -164,40 +189,6 @@ def pull_back_serially(comm: TimeComm, line: SerialLine, sources: SliceResult) -
     broken = max_over_ranks(comm, (~jnp.all(jnp.isfinite(left))).astype(left.dtype))
     record = AdjointRecord(jnp.array(0), jnp.zeros((), left.dtype), broken == 0)
     return Gradient(params_bar, left, None, record)
-
-
-def _first_cotangents(comm, params, starts, sources, guess, method, owned) -> BlockCotangents:
-    """The guess, the coarse adjoint solution, or zero."""
-    zero = jnp.zeros_like(starts[-1])
-    if guess is not None:
-        incoming = shift_left(comm, guess[0], zero)
-        return BlockCotangents(guess, jnp.concatenate([guess[1:], incoming[None]]))
-    if isinstance(method, Parareal):
-        incoming = recv_right(comm, zero)
-        cotangents = coarse_pull_back_chain(method.coarse, params, starts, sources, incoming, owned)
-        send_left(comm, cotangents.lefts[0])
-        return cotangents
-    return BlockCotangents(jnp.zeros_like(starts), jnp.zeros_like(starts))
-
-
-def _correct(comm, params, starts, iterate, outs, method, owned) -> BlockCotangents:
-    """One transposed sweep from right to left."""
-    old = iterate.cotangents
-    zero = jnp.zeros_like(outs[-1])
-    if isinstance(method, Picard):
-        incoming = shift_left(comm, outs[0], zero)
-        return BlockCotangents(outs, jnp.concatenate([outs[1:], incoming[None]]))
-    cotangents = correct_cotangents(
-        method.coarse,
-        params,
-        starts,
-        outs=outs,
-        old=old,
-        incoming=recv_right(comm, zero),
-        owned=owned,
-    )
-    send_left(comm, cotangents.lefts[0])
-    return cotangents
 
 
 def _judge_residual(comm, iterate, outs, sources, owned) -> AdjointRecord:

@@ -11,7 +11,6 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nodepint_mpi.core.methods import AbstractMethod, Serial
 from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.propagators import Propagator, SliceResult
 from nodepint_mpi.core.stopping import AbstractStopping
@@ -25,14 +24,23 @@ from nodepint_mpi.parallel.adjoint import (
     solve_adjoint,
 )
 from nodepint_mpi.parallel.comms import TimeComm
-from nodepint_mpi.parallel.solve import SweepRecord, largest_jump, serial_record, solve_interface
+from nodepint_mpi.parallel.methods import AbstractMethod, AbstractSweeps, Memory, Serial
+from nodepint_mpi.parallel.solve import (
+    Interface,
+    SweepRecord,
+    largest_jump,
+    serial_record,
+    solve_interface,
+)
 
 
 class TimeSolver(eqx.Module):
     """Everything that fixes a time-parallel solve but the numbers: F, method, tolerances.
 
     `adjoint_tol` bounds the residual of the cotangents relative to the largest of them;
-    `adjoint_max_sweeps` the number of adjoint sweeps.
+    `adjoint_max_sweeps` the number of adjoint sweeps. `slices_at_once` is the number of slices a
+    rank propagates as one batch, all its own if None: few where a core is busy with one, so that
+    finished slices are passed over; many on a GPU.
     """
 
     fine: Propagator
@@ -40,6 +48,7 @@ class TimeSolver(eqx.Module):
     stopping: AbstractStopping
     adjoint_tol: float = eqx.field(static=True)
     adjoint_max_sweeps: int | None = eqx.field(static=True, default=None)
+    slices_at_once: int | None = eqx.field(static=True, default=None)
 
 
 class Linearised(NamedTuple):
@@ -56,11 +65,15 @@ class Linearised(NamedTuple):
 
 
 class LinearisedSolve(NamedTuple):
-    """A forward solve ready to be pulled back; `jump` is the largest jump that is left."""
+    """A forward solve ready to be pulled back; `jump` is the largest jump that is left.
+
+    `memory` is what its method may start the next solve with.
+    """
 
     line: Linearised
     record: SweepRecord
     jump: Float[Array, ""]
+    memory: Memory
 
 
 def linearise_solve(
@@ -70,6 +83,7 @@ def linearise_solve(
     initial: State,
     guess: Block | None,
     owned: OwnedSlices,
+    memory: Memory | None = None,
 ) -> LinearisedSolve:
     """Solve in parallel, then linearise at the solution. Collective over `comm`, inside jit.
 
@@ -82,23 +96,39 @@ def linearise_solve(
         initial: State at the first edge, (*state). Read on the first rank only.
         guess: Ends of the owned slices to start from, or None.
         owned: The slices of this rank.
+        memory: What an earlier solve ended with, or None.
     """
     if is_serial(solver, owned):
         line = _linearise_serially(comm, solver, params, initial, owned)
         record = serial_record(comm, line.result.end, owned)
-        return LinearisedSolve(line, record, jnp.zeros((), record.jumps.dtype))
-    states, record = solve_interface(
+        return LinearisedSolve(line, record, jnp.zeros((), record.jumps.dtype), None)
+    states, record, memory = iterate(comm, solver, params, initial, guess, owned, memory)
+    line = linearise_at(comm, solver, params, states.starts, owned, memory)
+    return LinearisedSolve(line, record, largest_jump(comm, line.result, states), memory)
+
+
+def iterate(
+    comm: TimeComm,
+    solver: TimeSolver,
+    params: Params,
+    initial: State,
+    guess: Block | None,
+    owned: OwnedSlices,
+    memory: Memory | None = None,
+) -> Interface:
+    """Solve for the interface states alone. Collective over `comm`; see `solve_interface`."""
+    return solve_interface(
         comm,
         params,
         initial,
         guess,
+        memory,
         fine=solver.fine,
         method=solver.method,
         stopping=solver.stopping,
         owned=owned,
+        slices_at_once=solver.slices_at_once,
     )
-    line = linearise_at(comm, solver, params, states.starts, owned)
-    return LinearisedSolve(line, record, largest_jump(comm, line.result, states))
 
 
 def solve_block(
@@ -107,28 +137,26 @@ def solve_block(
     """Solve in parallel and read the owned slices, without a derivative. Collective, inside jit."""
     if is_serial(solver, owned):
         return _linearise_serially(comm, solver, params, initial, owned).result
-    states, _ = solve_interface(
-        comm,
-        params,
-        initial,
-        None,
-        fine=solver.fine,
-        method=solver.method,
-        stopping=solver.stopping,
-        owned=owned,
-    )
+    states = iterate(comm, solver, params, initial, None, owned).states
     return propagate_block(solver.fine, params, states.starts, owned)
 
 
 def linearise_at(
-    comm: TimeComm, solver: TimeSolver, params: Params, starts: Block, owned: OwnedSlices
+    comm: TimeComm,
+    solver: TimeSolver,
+    params: Params,
+    starts: Block,
+    owned: OwnedSlices,
+    memory: Memory | None,
 ) -> Linearised:
     """Linearise the fine propagator at given starts of the slices. Collective, inside jit.
 
-    For the serial method only the very first start counts.
+    For the serial method only the very first start counts. `memory` is the forward solve's.
     """
     if is_serial(solver, owned):
         return _linearise_serially(comm, solver, params, starts[0], owned)
+    method = solver.method
+    assert isinstance(method, AbstractSweeps)  # the serial one has been dealt with
     result, pull_back = linearise_block(solver.fine, params, starts, owned)
 
     def solve_cotangents(sources: SliceResult, guess: Block | None) -> Gradient:
@@ -138,8 +166,9 @@ def linearise_at(
             starts,
             sources,
             guess,
+            memory,
             pull_back=pull_back,
-            method=solver.method,
+            method=method,
             tol=solver.adjoint_tol,
             max_sweeps=solver.adjoint_max_sweeps,
             owned=owned,

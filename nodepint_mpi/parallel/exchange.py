@@ -84,8 +84,51 @@ def gather_slices(comm: TimeComm, block: Array, n_slices: int) -> Array:
     """The blocks of all ranks in the order of the slices, on all ranks. Collective."""
     if comm.size == 1:
         return block
+    blocks = mpi4jax.allgather(_widened(comm, block, n_slices), comm=comm.mpi)
+    return jnp.concatenate([blocks[r, : len(own)] for r, own in _layout(comm, n_slices)])
+
+
+def gather_to_first(comm: TimeComm, block: Array, n_slices: int) -> Array | None:
+    """The blocks of all ranks in the order of the slices, on the first rank. Collective.
+
+    None on the other ranks.
+    """
+    if comm.size == 1:
+        return block
+    blocks = mpi4jax.gather(_widened(comm, block, n_slices), 0, comm=comm.mpi)
+    if comm.rank > 0:
+        return None
+    return jnp.concatenate([blocks[r, : len(own)] for r, own in _layout(comm, n_slices)])
+
+
+def scatter_from_first(comm: TimeComm, rows: Array | None, like: Array, n_slices: int) -> Array:
+    """Each rank's block of the first rank's rows, one row a slice. Collective.
+
+    Args:
+        comm: Line of ranks along time.
+        rows: Rows of all slices on the first rank, None on the others.
+        like: Shape and type of this rank's block.
+        n_slices: Slices of the whole horizon.
+    """
+    if comm.size == 1:
+        assert rows is not None
+        return rows
     widest = len(owned_range(n_slices, comm.size, 0))
-    padding = [(0, widest - block.shape[0])] + [(0, 0)] * (block.ndim - 1)
-    blocks = mpi4jax.allgather(jnp.pad(block, padding), comm=comm.mpi)
-    counts = [len(owned_range(n_slices, comm.size, rank)) for rank in range(comm.size)]
-    return jnp.concatenate([blocks[rank, :count] for rank, count in enumerate(counts)])
+    message = jnp.zeros((widest, *like.shape[1:]), like.dtype)
+    if comm.rank == 0:
+        assert rows is not None
+        blocks = [rows[own.start : own.stop] for _, own in _layout(comm, n_slices)]
+        padding = [(0, 0)] * (rows.ndim - 1)
+        message = jnp.stack([jnp.pad(b, [(0, widest - len(b)), *padding]) for b in blocks])
+    return mpi4jax.scatter(message, 0, comm=comm.mpi)[: like.shape[0]]
+
+
+def _layout(comm: TimeComm, n_slices: int) -> list[tuple[int, range]]:
+    """Every rank with the slices it owns."""
+    return [(rank, owned_range(n_slices, comm.size, rank)) for rank in range(comm.size)]
+
+
+def _widened(comm: TimeComm, block: Array, n_slices: int) -> Array:
+    """A block filled up to the length of the widest."""
+    widest = len(owned_range(n_slices, comm.size, 0))
+    return jnp.pad(block, [(0, widest - block.shape[0])] + [(0, 0)] * (block.ndim - 1))

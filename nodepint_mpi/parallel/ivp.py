@@ -3,7 +3,7 @@
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,16 +13,20 @@ from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Inexact, PyTree
 
-from nodepint_mpi.core.methods import AbstractMethod, Parareal, Picard, Serial
+from nodepint_mpi.core.galerkin import Galerkin
 from nodepint_mpi.core.partition import check_edges, check_layout, own_slices
 from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator, SliceResult
 from nodepint_mpi.core.stopping import AbstractStopping, JumpTolerance
 from nodepint_mpi.core.types import Field
 from nodepint_mpi.errors import NonFiniteError, ProblemError
 from nodepint_mpi.parallel.comms import TimeComm, world_time_comm
-from nodepint_mpi.parallel.differentiate import TimeSolver, linearise_at
+from nodepint_mpi.parallel.differentiate import TimeSolver, iterate, linearise_at
 from nodepint_mpi.parallel.exchange import bcast_from, gather_slices, sum_over_ranks
-from nodepint_mpi.parallel.solve import SweepRecord, solve_interface
+from nodepint_mpi.parallel.methods import AbstractMethod, Parareal, Picard, Serial
+from nodepint_mpi.parallel.reduced import Reduced
+from nodepint_mpi.parallel.shared_basis import SharedBasis
+from nodepint_mpi.parallel.solve import SweepRecord
+from nodepint_mpi.parallel.tangent import Tangent
 
 
 class Status(enum.StrEnum):
@@ -92,18 +96,29 @@ def solve(
     stopping: AbstractStopping | None = None,
     args: PyTree = None,
     guess: PyTree = None,
+    basis: SharedBasis | None = None,
+    tangents: AbstractIntegrator | Propagator | None = None,
+    complement: bool = False,
+    recycle: bool = True,
+    precision: str | None = None,
+    trust: float | None = 0.5,
     adjoint_tol: float = 1e-10,
+    slices_at_once: int | None = None,
     comm: TimeComm | None = None,
 ) -> Solution:
     """Solve du/dt = field(t, u, args), u(edges[0]) = u0, on all time slices at once.
 
     Collective over `comm`; every rank must pass equal arguments, and gets the whole solution.
 
-    Iterates  U[n+1] <- F(U_old[n]) + G(U[n]) - G(U_old[n])  from the coarse solution until
-    `stopping` calls every slice solved. The result is the same, to round-off, on any number of
-    ranks. Differentiable in reverse mode with respect to `u0` and the floating-point leaves of
-    `args`, by the transposed iteration: compute the same loss on every rank and every rank gets
-    the whole gradient. Not under `vmap`, `jvp` or `jax.checkpoint`.
+    Iterates  U[n+1] <- F(U_old[n]) + C(U[n]) - C(U_old[n])  from the coarse solution until
+    `stopping` calls every slice solved. The correction C is the coarse propagator (`"parareal"`),
+    the derivative of F along a shared basis (`"tangent"`), the flow of the field projected on that
+    basis (`"reduced"`), or nothing (`"picard"`). The result is the same, to round-off, on any
+    number of ranks.
+
+    Differentiable in reverse mode with respect to `u0` and the floating-point leaves of `args`, by
+    the transposed iteration: compute the same loss on every rank and every rank gets the whole
+    gradient. Not under `vmap`, `jvp` or `jax.checkpoint`.
 
     Args:
         field: Vector field `f(t, u, args)`, returning something of `u`'s structure and shapes.
@@ -111,14 +126,24 @@ def solve(
         edges: Slice boundaries, (n_slices + 1,), strictly increasing, in the unit of time.
         fine: Steps of the fine propagator F over one slice.
         coarse: Steps of the coarse propagator G over one slice, or a whole `Propagator` with
-            another field. Needed by `"parareal"` alone.
-        method: `"parareal"`, `"picard"` or `"serial"`.
+            another field. Needed by `"parareal"` and `"reduced"`; `"tangent"` takes iteration 0
+            from it, and falls back to parareal with it.
+        method: `"parareal"`, `"tangent"`, `"reduced"`, `"picard"` or `"serial"`.
         stopping: `JumpTolerance` (default, 1e-8 in the state's units), `FixedSweeps` or
             `FreezeSlices`.
         args: Anything the field needs.
         guess: Interface states to start from, shaped like `Solution.interface`, for instance
             those of a nearby problem.
+        basis: The basis of `"tangent"` and `"reduced"`.
+        tangents: Steps of the propagator whose derivative `"tangent"` takes, or a `Propagator`;
+            `fine` unless given.
+        complement: `"tangent"` and `"reduced"`: use `coarse` on what lies outside the basis.
+        recycle: `"tangent"`: keep the tangents of earlier sweeps, take only new ones.
+        precision: `"tangent"`: type to compute tangents in, such as "float32".
+        trust: `"tangent"`: longest correction along the basis relative to the longest state; what
+            is longer is cut. None for no bound.
         adjoint_tol: Bound on the relative residual of the cotangents, for derivatives.
+        slices_at_once: Slices a rank propagates as one batch, all its own unless given.
         comm: A line of ranks; the whole world unless given.
 
     Returns:
@@ -138,11 +163,17 @@ def solve(
     initial, unravel, flat_field = _as_array(field, u0)
     _check_problem(flat_field, initial, edges, args)
     flat_guess = None if guess is None else _flat_guess(guess, u0, initial, len(edges))
+    if basis is not None:
+        if unravel is not None and basis.n_batch_axes:
+            raise ProblemError("A state that is a tree of arrays has no batch axes to share.")
+        basis.sample_shape(initial.shape)
+    options = _MethodOptions(basis, coarse, tangents, complement, recycle, precision, trust)
     solver = TimeSolver(
         fine=Propagator(flat_field, fine),
-        method=_make_method(method, flat_field, coarse),
+        method=_make_method(method, flat_field, fine, options),
         stopping=JumpTolerance(1e-8) if stopping is None else stopping,
         adjoint_tol=adjoint_tol,
+        slices_at_once=slices_at_once,
     )
     check_layout(len(edges) - 1, comm.size)
     params, static = eqx.partition(args, eqx.is_inexact_array)
@@ -215,19 +246,59 @@ def _check_problem(field: Field, initial: Array, edges: np.ndarray, args: PyTree
         raise NonFiniteError("`u0` holds NaN or infinity.")
 
 
-def _make_method(name: str, field: Field, coarse) -> AbstractMethod:
+class _MethodOptions(NamedTuple):
+    """What the caller of `solve` said about the method."""
+
+    basis: SharedBasis | None
+    coarse: AbstractIntegrator | Propagator | None
+    tangents: AbstractIntegrator | Propagator | None
+    complement: bool
+    recycle: bool
+    precision: str | None
+    trust: float | None
+
+
+def _make_method(
+    name: str, field: Field, fine: AbstractIntegrator, options: _MethodOptions
+) -> AbstractMethod:
+    coarse = None if options.coarse is None else _as_propagator(field, options.coarse)
     if name == "serial":
         return Serial()
     if name == "picard":
         return Picard()
-    if name != "parareal":
-        raise ProblemError(f"`method` is {name!r}; choose 'parareal', 'picard' or 'serial'.")
+    basis = options.basis
+    if name in ("tangent", "reduced") and basis is None:
+        raise ProblemError(
+            f"`method={name!r}` needs `basis`, for instance `SharedBasis('pod', rank=8, n_new=2)`."
+        )
+    if name == "tangent":
+        assert basis is not None
+        return Tangent(
+            basis=basis,
+            propagator=_as_propagator(field, options.tangents or fine),
+            coarse=coarse,
+            use_complement=options.complement,
+            recycle=options.recycle,
+            precision=options.precision,
+            trust=options.trust,
+        )
+    if name not in ("parareal", "reduced"):
+        raise ProblemError(
+            f"`method` is {name!r}; choose 'parareal', 'tangent', 'reduced', 'picard' or 'serial'."
+        )
     if coarse is None:
         raise ProblemError(
-            "`method='parareal'` needs `coarse`, the steps of the coarse propagator; "
-            "'picard' does without."
+            f"`method={name!r}` needs `coarse`, the steps of the coarse propagator; "
+            "'picard' and 'tangent' do without."
         )
-    return Parareal(coarse if isinstance(coarse, Propagator) else Propagator(field, coarse))
+    if name == "parareal":
+        return Parareal(coarse)
+    assert basis is not None
+    return Reduced(basis, Galerkin(coarse.field), coarse.integrator, coarse, options.complement)
+
+
+def _as_propagator(field: Field, steps: AbstractIntegrator | Propagator) -> Propagator:
+    return steps if isinstance(steps, Propagator) else Propagator(field, steps)
 
 
 def _is_concrete(array: Array) -> bool:
@@ -238,26 +309,26 @@ def _is_concrete(array: Array) -> bool:
 def _solve_replicated(comm, solver, edges, static, params, initial, guess):
     """Replicated numbers in, replicated numbers out, with the transposed solve as derivative."""
     owned = own_slices(np.asarray(edges), comm.size, comm.rank)
-    solver = eqx.tree_at(_propagators, solver, replace_fn=lambda g: _with_static_args(g, static))
+    solver = jax.tree.map(lambda part: _given(part, static), solver, is_leaf=_has_field)
     guess = None if guess is None else jax.lax.stop_gradient(guess[1:][owned.indices])
+
+    def whole(params, initial):
+        states, record, memory = iterate(comm, solver, params, initial, guess, owned)
+        ends = gather_slices(comm, states.ends, owned.n_slices)
+        return jnp.concatenate([initial[None], ends]), record, memory
 
     @jax.custom_vjp
     def run(params, initial):
-        interface = solve_interface(
-            comm, params, initial, guess,
-            fine=solver.fine, method=solver.method, stopping=solver.stopping, owned=owned,
-        )  # fmt: skip
-        ends = gather_slices(comm, interface.states.ends, owned.n_slices)
-        return jnp.concatenate([initial[None], ends]), interface.record
+        return whole(params, initial)[:2]
 
     def forward(params, initial):
-        interface, record = run(params, initial)
-        return (interface, record), (params, interface)
+        interface, record, memory = whole(params, initial)
+        return (interface, record), (params, interface, memory)
 
     def backward(residuals, bars):
-        params, interface = residuals
+        params, interface, memory = residuals
         interface_bar, _ = bars
-        line = linearise_at(comm, solver, params, interface[owned.indices], owned)
+        line = linearise_at(comm, solver, params, interface[owned.indices], owned, memory)
         sources = SliceResult(jnp.zeros_like(line.result.saves), interface_bar[owned.indices + 1])
         gradient = line.pull_back(sources, None)
         initial_bar = bcast_from(comm, gradient.initial, 0) + interface_bar[0]
@@ -267,15 +338,16 @@ def _solve_replicated(comm, solver, edges, static, params, initial, guess):
     return run(params, initial)
 
 
-def _propagators(solver: TimeSolver) -> list[Propagator]:
-    coarse = [solver.method.coarse] if isinstance(solver.method, Parareal) else []
-    return [solver.fine, *coarse]
+def _has_field(part: Any) -> bool:
+    return isinstance(part, (Propagator, Galerkin))
 
 
-def _with_static_args(propagator: Propagator, static: PyTree) -> Propagator:
-    """The same propagator, given only the args that have derivatives."""
+def _given(part: Any, static: PyTree) -> Any:
+    """The same propagator or reduction, given only the args that have derivatives."""
 
-    def field(t, u, params):
-        return propagator.field(t, u, eqx.combine(params, static))
+    def with_static(field: Field) -> Field:
+        return lambda t, u, params: field(t, u, eqx.combine(params, static))
 
-    return Propagator(field, propagator.integrator)
+    if isinstance(part, Propagator):
+        return Propagator(with_static(part.field), part.integrator)
+    return Galerkin(with_static(part.full)) if isinstance(part, Galerkin) else part

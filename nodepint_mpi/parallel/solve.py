@@ -1,6 +1,6 @@
 """The time-parallel iteration: fine solves, jumps, correction sweep, agreement, stop.
 
-    U[n+1] <- F(U_old[n]) + G(U[n]) - G(U_old[n])
+    U[n+1] <- F(U_old[n]) + C(U[n]) - C(U_old[n])
 
 Everything here runs inside one jitted function on every rank of the line. Loop conditions are
 made from numbers that all ranks agreed on.
@@ -12,38 +12,36 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from nodepint_mpi.core.methods import AbstractMethod, Parareal, Picard, Serial
 from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.propagators import Propagator, SliceResult
 from nodepint_mpi.core.stopping import AbstractStopping
 from nodepint_mpi.core.sweeps import (
     BlockStates,
     chain_block,
-    coarse_block,
-    coarse_chain_block,
-    correct_block,
-    propagate_block,
-    replace_ends,
+    count_unsolved,
+    propagate_unsolved,
     slice_distance,
     slices_finite,
 )
 from nodepint_mpi.core.types import Block, Params, State
 from nodepint_mpi.parallel.comms import TimeComm
-from nodepint_mpi.parallel.exchange import (
-    bcast_from,
-    max_over_ranks,
-    recv_left,
-    send_right,
-    shift_right,
-)
+from nodepint_mpi.parallel.exchange import max_over_ranks, recv_left, send_right
+from nodepint_mpi.parallel.methods import AbstractMethod, AbstractSweeps, Line, Memory, Serial
+
+PATIENCE = 4
+"""Sweeps in a row without a new smallest jump after which the fallback takes over."""
 
 
 class SweepRecord(NamedTuple):
     """What happened in a solve; equal on all ranks. Row k belongs to the iterate U^k.
 
     `jumps[k]` is the largest jump of U^k (NaN where it was not evaluated), `updates[k]` the
-    largest change from U^(k-1), `fronts[k]` the number of frozen slices. `n_guarded` is the largest
-    number of slices on one rank where a sweep stepped around a non-finite value.
+    largest change from U^(k-1), `fronts[k]` the number of frozen slices.
+
+    `n_guarded` is the largest number of slices on one rank where a sweep stepped around a
+    non-finite value, `n_damped` the largest number whose correction was cut in a sweep,
+    `n_fallbacks` the number of sweeps that another method took over. `n_fine` counts fine solves
+    of slices on the busiest rank, `n_tangents` directions pushed through each slice.
     """
 
     n_sweeps: Int[Array, ""]
@@ -51,20 +49,30 @@ class SweepRecord(NamedTuple):
     updates: Float[Array, " iterates"]
     fronts: Int[Array, " iterates"]
     n_guarded: Int[Array, ""]
+    n_damped: Int[Array, ""]
+    n_fallbacks: Int[Array, ""]
+    n_fine: Int[Array, ""]
+    n_tangents: Int[Array, ""]
     finite: Bool[Array, ""]
 
 
 class Interface(NamedTuple):
-    """This rank's block of interface states, and the record of the solve."""
+    """This rank's block of interface states, the record of the solve, and what its method learned.
+
+    `memory` is what the method may use in the adjoint and in the next solve.
+    """
 
     states: BlockStates
     record: SweepRecord
+    memory: Memory
 
 
 class _Iterate(NamedTuple):
     states: BlockStates
-    coarse_ends: Block
+    memory: Memory
     record: SweepRecord
+    best_jump: Float[Array, ""]
+    n_stalled: Int[Array, ""]
 
 
 def solve_interface(
@@ -72,51 +80,70 @@ def solve_interface(
     params: Params,
     initial: State,
     guess: Block | None,
+    memory: Memory | None = None,
     *,
     fine: Propagator,
     method: AbstractMethod,
     stopping: AbstractStopping,
     owned: OwnedSlices,
+    slices_at_once: int | None = None,
 ) -> Interface:
     """Solve for the states at all slice boundaries at once.
 
     Collective over `comm`, inside jit; every rank must pass equal `params` and options.
 
-    After k sweeps the first k slices equal the serial fine solution. A slice whose start is
-    exact and whose fine solve is not finite ends the iteration with `record.finite` false; a
-    non-finite value elsewhere is stepped around, so the returned states are always finite.
+    After k sweeps the first k slices equal the serial fine solution, and are not propagated any
+    more. A slice whose start is exact and whose fine solve is not finite ends the iteration with
+    `record.finite` false; a non-finite value elsewhere is stepped around, so the returned states
+    are always finite. A method whose jumps have not fallen for `PATIENCE` sweeps hands over to its
+    fallback.
 
     Args:
         comm: Line of ranks along time.
         params: Parameters of the vector field, replicated.
         initial: State at the first edge, (*state). Read on the first rank only.
         guess: Ends of the owned slices to start from, (owned, *state), on all ranks or none;
-            without it the coarse solution (Parareal) or the initial state (Picard).
+            without it the method's own iteration 0.
+        memory: What an earlier solve with this method ended with, on all ranks or none.
         fine: The fine propagator F.
-        method: Serial, Picard or Parareal.
+        method: How information travels between slices.
         stopping: When slices count as solved. Ignored by Serial.
         owned: The slices of this rank.
-
-    Reference:
-        Lions, Maday, Turinici (2001), C. R. Acad. Sci. 332, 661-668.
+        slices_at_once: Slices propagated as one batch; all of a rank's own if None.
     """
     if isinstance(method, Serial):
         incoming = recv_left(comm, initial)
         starts, result = chain_block(fine, params, incoming, owned)
         send_right(comm, result.end[-1])
-        return Interface(BlockStates(starts, result.end), serial_record(comm, result.end, owned))
-    first = _first_iterate(comm, params, initial, guess, method, stopping, owned)
+        record = serial_record(comm, result.end, owned)
+        return Interface(BlockStates(starts, result.end), record, None)
+    assert isinstance(method, AbstractSweeps)  # there is nothing else
+    line = Line(comm, owned, params)
+    fallback = method.fallback()
+    first = _first_iterate(line, initial, guess, memory, method, stopping)
 
     def sweep(iterate: _Iterate) -> _Iterate:
-        fine_ends = propagate_block(fine, params, iterate.states.starts, owned).end
-        record = _judge_jumps(comm, iterate, fine_ends, stopping, owned)
-        return jax.lax.cond(
-            record.finite & (_front(record) < owned.n_slices),
-            lambda: _correct(
-                comm, params, initial, iterate, fine_ends, record, method, stopping, owned
-            ),
-            lambda: iterate._replace(record=record),
+        front = _front(iterate.record)
+        fine_ends = propagate_unsolved(
+            fine, params, iterate.states, front, owned, at_once=slices_at_once
         )
+        n_fine = count_unsolved(front, owned, at_once=slices_at_once)
+        iterate = _judge_jumps(line, iterate, fine_ends, n_fine, stopping)
+        record = iterate.record
+
+        def correct():
+            return _correct(line, initial, iterate, fine_ends, method, stopping)
+
+        def fall_back():
+            return _fall_back(line, initial, iterate, fine_ends, fallback, stopping)
+
+        def corrected():
+            if fallback is None:
+                return correct()
+            return jax.lax.cond(iterate.n_stalled >= PATIENCE, fall_back, correct)
+
+        unsolved = record.finite & (_front(record) < owned.n_slices)
+        return jax.lax.cond(unsolved, corrected, lambda: iterate)
 
     def unsolved(iterate: _Iterate):
         record = iterate.record
@@ -124,7 +151,7 @@ def solve_interface(
         return record.finite & (_front(record) < owned.n_slices) & (record.n_sweeps < limit)
 
     last = jax.lax.while_loop(unsolved, sweep, first)
-    return Interface(last.states, last.record)
+    return Interface(last.states, last.record, last.memory)
 
 
 def largest_jump(comm: TimeComm, result: SliceResult, states: BlockStates) -> Float[Array, ""]:
@@ -132,93 +159,88 @@ def largest_jump(comm: TimeComm, result: SliceResult, states: BlockStates) -> Fl
     return max_over_ranks(comm, jnp.max(slice_distance(result.end, states.ends)))
 
 
-def _first_iterate(comm, params, initial, guess, method, stopping, owned) -> _Iterate:
-    """Iteration 0: a given guess, the coarse solution, or the initial state everywhere."""
-    guarded = jnp.array(0)
-    if guess is not None:
-        starts = jnp.concatenate([shift_right(comm, guess[-1], initial)[None], guess[:-1]])
-        states = BlockStates(starts, guess)
-        coarse_ends = guess
-        if isinstance(method, Parareal):
-            coarse_ends = coarse_block(method.coarse, params, starts, owned)
-    elif isinstance(method, Parareal):
-        incoming = recv_left(comm, initial)
-        states, guarded = coarse_chain_block(method.coarse, params, incoming, owned)
-        send_right(comm, states.ends[-1])
-        coarse_ends = states.ends
-    else:
-        constant = bcast_from(comm, initial, 0)
-        block = jnp.broadcast_to(constant, (owned.n_owned, *constant.shape))
-        states, coarse_ends = BlockStates(block, block), block
-    n_guarded = max_over_ranks(comm, guarded)
-    record = _empty_record(stopping.sweep_limit(owned.n_slices), initial.dtype)
-    return _Iterate(states, coarse_ends, record._replace(n_guarded=n_guarded))
+def _first_iterate(line, initial, guess, memory, method, stopping) -> _Iterate:
+    """Iteration 0 of the method."""
+    started = method.start(line, initial, guess, memory)
+    record = _empty_record(stopping.sweep_limit(line.owned.n_slices), initial.dtype)
+    counts = jnp.stack([started.counts.guarded, started.counts.tangents])
+    n_guarded, n_tangents = max_over_ranks(line.comm, counts)
+    record = record._replace(n_guarded=n_guarded, n_tangents=n_tangents)
+    best = jnp.full((), jnp.inf, record.jumps.dtype)
+    return _Iterate(started.states, started.memory, record, best, jnp.array(0))
 
 
-def _correct(
-    comm, params, initial, iterate, fine_ends, record, method, stopping, owned
-) -> _Iterate:
-    """One correction sweep from left to right, then the agreement on its effect."""
-    old, front = iterate.states, _front(record)
-    if isinstance(method, Picard):
-        ends, guarded = replace_ends(fine_ends, old.ends, front, owned)
-        incoming = shift_right(comm, ends[-1], initial)
-        states = BlockStates(jnp.concatenate([incoming[None], ends[:-1]]), ends)
-        coarse_ends = iterate.coarse_ends
-    else:
-        states, coarse_ends, guarded = correct_block(
-            method.coarse,
-            params,
-            recv_left(comm, initial),
-            fine_ends=fine_ends,
-            old=old,
-            coarse_ends=iterate.coarse_ends,
-            front=front,
-            owned=owned,
-        )
-        send_right(comm, states.ends[-1])
-    start_updates = slice_distance(states.starts, old.starts)
-    end_updates = slice_distance(states.ends, old.ends)
-    unsolved = stopping.unsolved_by_update(start_updates, end_updates)
-    local = jnp.stack(
-        [
-            jnp.max(end_updates),
-            -_first_unsolved(unsolved, front + 1, owned).astype(end_updates.dtype),
-            guarded.astype(end_updates.dtype),
-        ]
+def _correct(line, initial, iterate, fine_ends, method, stopping) -> _Iterate:
+    """One sweep of the method, then the agreement on its effect."""
+    corrected = method.correct(
+        line, initial, iterate.states, fine_ends, _front(iterate.record), iterate.memory
     )
-    update, minus_front, n_guarded = max_over_ranks(comm, local)
+    record = _judge_updates(line, iterate, corrected, stopping)
+    return iterate._replace(states=corrected.states, memory=corrected.memory, record=record)
+
+
+def _fall_back(line, initial, iterate, fine_ends, fallback, stopping) -> _Iterate:
+    """One sweep of the method that takes over; from then on it does every sweep."""
+    guess = fallback.start(line, initial, iterate.states.ends, None)
+    corrected = fallback.correct(
+        line, initial, iterate.states, fine_ends, _front(iterate.record), guess.memory
+    )
+    record = _judge_updates(line, iterate, corrected, stopping)
+    record = record._replace(n_fallbacks=record.n_fallbacks + 1)
+    return iterate._replace(states=corrected.states, record=record)
+
+
+def _judge_updates(line, iterate, corrected, stopping) -> SweepRecord:
+    """Measure what a sweep has changed; all ranks agree on the front."""
+    record, old, owned = iterate.record, iterate.states, line.owned
+    start_updates = slice_distance(corrected.states.starts, old.starts)
+    end_updates = slice_distance(corrected.states.ends, old.ends)
+    unsolved = stopping.unsolved_by_update(start_updates, end_updates)
+    local = [
+        jnp.max(end_updates),
+        -_first_unsolved(unsolved, _front(record) + 1, owned),
+        corrected.counts.guarded,
+        corrected.counts.damped,
+        corrected.counts.tangents,
+    ]
+    local = jnp.stack([value.astype(end_updates.dtype) for value in local])
+    update, minus_front, *counts = max_over_ranks(line.comm, local)
+    guarded, damped, tangents = (count.astype(record.n_guarded.dtype) for count in counts)
     k = record.n_sweeps + 1
-    record = record._replace(
+    return record._replace(
         n_sweeps=k,
         updates=record.updates.at[k].set(update),
         fronts=record.fronts.at[k].set((-minus_front).astype(record.fronts.dtype)),
-        n_guarded=jnp.maximum(record.n_guarded, n_guarded.astype(record.n_guarded.dtype)),
+        n_guarded=jnp.maximum(record.n_guarded, guarded),
+        n_damped=jnp.maximum(record.n_damped, damped),
+        n_tangents=record.n_tangents + tangents,
     )
-    return _Iterate(states, coarse_ends, record)
 
 
-def _judge_jumps(comm, iterate, fine_ends, stopping, owned) -> SweepRecord:
+def _judge_jumps(line, iterate, fine_ends, n_fine, stopping) -> _Iterate:
     """Measure the jumps of an iterate; all ranks agree on the front and on whether it is sane."""
-    record = iterate.record
+    record, owned = iterate.record, line.owned
     front = _front(record)
     jumps = slice_distance(fine_ends, iterate.states.ends)
     at_front = jnp.asarray(owned.indices) == front
     broken = jnp.any(at_front & ~slices_finite(fine_ends))
     unsolved = stopping.unsolved_by_jump(jumps)
-    local = jnp.stack(
-        [
-            jnp.max(jumps),
-            -_first_unsolved(unsolved, front, owned).astype(jumps.dtype),
-            broken.astype(jumps.dtype),
-        ]
-    )
-    jump, minus_front, broken = max_over_ranks(comm, local)
+    local = [jnp.max(jumps), -_first_unsolved(unsolved, front, owned), broken, n_fine]
+    local = jnp.stack([value.astype(jumps.dtype) for value in local])
+    jump, minus_front, broken, n_fine = max_over_ranks(line.comm, local)
     k = record.n_sweeps
-    return record._replace(
+    record = record._replace(
         jumps=record.jumps.at[k].set(jump),
         fronts=record.fronts.at[k].set((-minus_front).astype(record.fronts.dtype)),
+        n_fine=record.n_fine + n_fine.astype(record.n_fine.dtype),
         finite=broken == 0,
+    )
+    better = jump < iterate.best_jump
+    waiting = jnp.where(better, 0, iterate.n_stalled + 1)
+    return iterate._replace(
+        record=record,
+        best_jump=jnp.where(better, jump, iterate.best_jump),
+        n_stalled=jnp.where(iterate.n_stalled >= PATIENCE, iterate.n_stalled, waiting),
     )
 
 
@@ -233,23 +255,28 @@ def _front(record: SweepRecord):
 
 
 def _empty_record(limit: int, dtype) -> SweepRecord:
-    real = jnp.finfo(dtype).dtype
+    real, none = jnp.finfo(dtype).dtype, jnp.array(0)
     return SweepRecord(
-        n_sweeps=jnp.array(0),
+        n_sweeps=none,
         jumps=jnp.full(limit + 1, jnp.nan, real),
         updates=jnp.full(limit + 1, jnp.nan, real),
         fronts=jnp.zeros(limit + 1, int),
-        n_guarded=jnp.array(0),
+        n_guarded=none,
+        n_damped=none,
+        n_fallbacks=none,
+        n_fine=none,
+        n_tangents=none,
         finite=jnp.array(True),
     )
 
 
-def serial_record(comm, ends, owned) -> SweepRecord:
-    """A serial solve has no jumps and is solved, unless its states are not finite."""
+def serial_record(comm: TimeComm, ends: Block, owned: OwnedSlices) -> SweepRecord:
+    """A serial solve has no jumps and is solved, unless its states are not finite. Collective."""
     broken = max_over_ranks(comm, jnp.any(~slices_finite(ends)).astype(jnp.float32))
     record = _empty_record(0, ends.dtype)
     return record._replace(
         jumps=jnp.zeros_like(record.jumps),
         fronts=jnp.full_like(record.fronts, owned.n_slices),
+        n_fine=jnp.array(owned.n_slices),
         finite=broken == 0,
     )

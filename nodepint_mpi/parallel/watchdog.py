@@ -31,6 +31,7 @@ POLL_S = 0.25
 STARVED_S = 3.0  # this thread itself did not run for so long: it cannot accuse others of silence
 DUMP_S = 0.7  # for the stacks to be written before the job is killed
 TURN_S = 2.0  # rank 1 speaks first about rank 0; the others only if rank 1 does not
+GONE_S = 2.0  # a closed connection may be a rank that leaves in order: its farewell can be lost
 LAST_S = 6.0  # a rank told that the job ends exits by itself if it does not
 
 
@@ -73,6 +74,7 @@ class Watchdog:
         self._peers: Peers | None = None
         self._reports: dict[int, tuple[float, Report]] = {}
         self._excused: set[int] = set()
+        self._gone: dict[int, tuple[float, Report]] = {}
         self._stop = threading.Event()
         self._leaving = False
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -179,14 +181,15 @@ class Watchdog:
                 time.sleep(LAST_S)  # rank 0 speaks and aborts
                 os._exit(guard.FAILED)
             case None:
-                _, report = self._reports.pop(rank)
-                if rank not in self._excused and not self._stop.is_set():
-                    self._wait_for_turn()
-                    self._abort(Finding(rank, f"is gone; last heard of in {report.describe()}"))
+                self._gone[rank] = (now, self._reports.pop(rank)[1])
             case _:
                 logger.debug("rank %d sent %s", rank, message)
 
     def _judge(self, now: float) -> Finding | None:
+        for rank, (since, report) in self._gone.items():
+            if now - since > GONE_S and rank not in self._excused and not self._leaving:
+                self._wait_for_turn()
+                self._abort(Finding(rank, f"is gone; last heard of in {report.describe()}"))
         for rank, (heard, report) in self._reports.items():
             if now - heard > report.quiet_s:
                 return Finding(

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nodepint_mpi.core.methods import AbstractMethod, Parareal, Picard, Serial
 from nodepint_mpi.core.networks import EncodeProcessDecode, make_dense
 from nodepint_mpi.core.objective import mean_squared_error
 from nodepint_mpi.core.observations import place_observations
@@ -16,6 +15,11 @@ from nodepint_mpi.core.propagators import AdaptiveSteps, FixedSteps, Propagator
 from nodepint_mpi.core.stopping import JumpTolerance
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.differentiate import TimeSolver
+from nodepint_mpi.parallel.methods import AbstractMethod, Parareal, Picard, Serial
+from nodepint_mpi.parallel.reduced import Reduced
+from nodepint_mpi.parallel.shared_basis import SharedBasis
+from nodepint_mpi.parallel.tangent import Tangent
+from nodepint_mpi.run.setup import reduction_of
 from nodepint_mpi.run.step import (
     LineProblem,
     TrainState,
@@ -44,7 +48,7 @@ CASES = [
     GradientCase(loss, steps, method)
     for loss in TIMES
     for steps in ("fixed", "adaptive")
-    for method in ("parareal", "picard", "serial")
+    for method in ("parareal", "tangent", "reduced", "picard", "serial")
 ]
 
 
@@ -61,8 +65,8 @@ def gradient_error(comms: Comms, case: GradientCase) -> dict[str, float]:
     model, inputs, targets = _model_and_data(TIMES[case.loss])
     params, static = split_model(model)
     problem = make_case(comms, case, static)
-    state = TrainState(params, None, None, None)
-    ours, report, _, _ = jax.jit(
+    state = TrainState(params, None)
+    ours, report, _ = jax.jit(
         lambda inputs, targets: loss_and_gradient(problem, state, inputs, targets)
     )(inputs, targets)
     loss, wanted = jax.value_and_grad(_serial_loss)(params, static, case, inputs, targets)
@@ -88,6 +92,13 @@ def make_case(comms: Comms, case: GradientCase, static: EncodeProcessDecode) -> 
     coarse = Propagator(field, FixedSteps(diffrax.Midpoint(), 2))
     methods: dict[str, AbstractMethod] = {
         "parareal": Parareal(coarse),
+        "tangent": Tangent(SharedBasis("jumps", rank=2, n_new=1, n_batch_axes=1), coarse),
+        "reduced": Reduced(
+            SharedBasis("pod", rank=1, n_batch_axes=1),
+            reduction_of(static.processor, field),
+            coarse.integrator,
+            coarse,
+        ),
         "picard": Picard(),
         "serial": Serial(),
     }

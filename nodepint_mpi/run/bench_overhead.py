@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nodepint_mpi.core.methods import Serial
 from nodepint_mpi.core.networks import make_dense
 from nodepint_mpi.core.objective import mean_squared_error
 from nodepint_mpi.core.observations import place_observations
@@ -21,6 +20,7 @@ from nodepint_mpi.core.stopping import JumpTolerance
 from nodepint_mpi.errors import LayoutError
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.differentiate import TimeSolver
+from nodepint_mpi.parallel.methods import Serial
 from nodepint_mpi.run.step import (
     LineProblem,
     TrainState,

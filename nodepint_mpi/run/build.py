@@ -15,6 +15,7 @@ import optax
 import optimistix
 
 from nodepint_mpi.config import (
+    BasisSection,
     Config,
     ConvNetwork,
     DenseNetwork,
@@ -25,7 +26,7 @@ from nodepint_mpi.config import (
     TimeSection,
     UserNetwork,
 )
-from nodepint_mpi.core.methods import AbstractMethod, Parareal, Picard, Serial
+from nodepint_mpi.core.galerkin import AbstractReduction
 from nodepint_mpi.core.networks import EncodeProcessDecode, Identity, make_conv, make_dense
 from nodepint_mpi.core.objective import LOSSES, METRICS, Loss
 from nodepint_mpi.core.problems import PROBLEMS, Problem, scale_to_box
@@ -41,6 +42,10 @@ from nodepint_mpi.core.stopping import AbstractStopping, FixedSweeps, FreezeSlic
 from nodepint_mpi.core.types import Field
 from nodepint_mpi.errors import ConfigError, ProblemError
 from nodepint_mpi.parallel.differentiate import TimeSolver
+from nodepint_mpi.parallel.methods import AbstractMethod, Parareal, Picard, Serial
+from nodepint_mpi.parallel.reduced import Reduced
+from nodepint_mpi.parallel.shared_basis import SharedBasis
+from nodepint_mpi.parallel.tangent import Tangent
 from nodepint_mpi.run.imports import import_object, is_import_path
 
 JUMP_TOL = {"float32": 1e-5, "float64": 1e-8}
@@ -73,7 +78,8 @@ def build_solver(section: StepsSection, key: str) -> diffrax.AbstractSolver:
         raise ConfigError(unknown_name(f"{key}.solver", name, SOLVERS))
     solver_class = getattr(diffrax, _CLASS_NAMES.get(name, name.capitalize()))
     if name in _IMPLICIT.split() and section.n_steps is not None:
-        root_finder = diffrax.VeryChord(rtol=1e-10, atol=1e-12, norm=optimistix.max_norm)
+        # Newton and not diffrax's cheaper chord: a coarse step is long, and the chord fails there.
+        root_finder = optimistix.Newton(rtol=1e-10, atol=1e-12, norm=optimistix.max_norm)
         return solver_class(root_finder=root_finder)
     return solver_class()
 
@@ -119,26 +125,94 @@ def build_edges(section: TimeSection) -> np.ndarray:
     return np.linspace(left, right, section.n_slices + 1)
 
 
-def build_method(section: TimeSection, field: Field) -> AbstractMethod:
-    """The sweep. Local."""
+def build_basis(
+    section: BasisSection, *, n_batch_axes: int, seed: int, latent: bool = False
+) -> SharedBasis:
+    """The basis that slices, samples and ranks share. Local.
+
+    With `latent` the encoder gives coordinates on a learned basis, all of which are used.
+    """
+    if section.kind == "learned" and not latent:
+        raise ConfigError(
+            '`time.basis.kind = "learned"` takes the encoder for the basis: give '
+            "`network.latent`, the rank of the basis that is learned."
+        )
+    kind = "identity" if section.kind == "learned" else section.kind
+    n_new = section.new
+    if n_new is None:
+        n_new = section.rank if section.kind == "jumps" and section.rank is not None else 0
+    return SharedBasis(kind, section.rank, n_new, n_batch_axes, section.drop, seed)
+
+
+def build_method(
+    section: TimeSection,
+    field: Field,
+    reduction: AbstractReduction,
+    *,
+    n_batch_axes: int,
+    seed: int,
+    latent: bool = False,
+) -> AbstractMethod:
+    """The sweep. Local.
+
+    Args:
+        section: The section `[time]`.
+        field: The vector field of states.
+        reduction: How it becomes a field of coordinates.
+        n_batch_axes: Leading axes of a state that count samples.
+        seed: For random directions.
+        latent: Whether the states are coordinates on a learned basis.
+    """
     if section.method == "serial":
         return Serial()
     if section.method == "picard":
         return Picard()
-    assert section.coarse is not None  # checked by the config
-    return Parareal(Propagator(field, build_integrator(section.coarse, "time.coarse")))
+    steps = section.coarse
+    coarse = None
+    if steps is not None:
+        coarse = Propagator(field, build_integrator(steps, "time.coarse"))
+    if section.method == "parareal":
+        assert coarse is not None  # checked by the config
+        return Parareal(coarse)
+    options = section.basis
+    assert options is not None  # checked by the config
+    basis = build_basis(options, n_batch_axes=n_batch_axes, seed=seed, latent=latent)
+    if section.method == "reduced":
+        assert coarse is not None  # checked by the config
+        return Reduced(basis, reduction, coarse.integrator, coarse, options.complement)
+    tangents, key = section.tangents or section.fine, "time.tangents"
+    return Tangent(
+        basis=basis,
+        propagator=Propagator(field, build_integrator(tangents, key)),
+        coarse=coarse,
+        use_complement=options.complement,
+        recycle=options.recycle,
+        precision=options.precision,
+        trust=options.trust or None,
+    )
 
 
-def build_time_solver(config: Config, field: Field) -> TimeSolver:
+def build_time_solver(
+    config: Config, field: Field, reduction: AbstractReduction, *, n_batch_axes: int
+) -> TimeSolver:
     """Everything that fixes a time-parallel solve. Local."""
     section, adjoint = config.time, config.time.adjoint
     tol = ADJOINT_TOL[config.run.precision] if adjoint.tol is None else adjoint.tol
+    latent = isinstance(config.network, DenseNetwork) and config.network.latent is not None
     return TimeSolver(
         fine=Propagator(field, build_integrator(section.fine, "time.fine", adjoint.kind)),
-        method=build_method(section, field),
+        method=build_method(
+            section,
+            field,
+            reduction,
+            n_batch_axes=n_batch_axes,
+            seed=config.run.seed,
+            latent=latent,
+        ),
         stopping=build_stopping(section.stopping, config.run.precision),
         adjoint_tol=tol if adjoint.sweeps is None else 0.0,
         adjoint_max_sweeps=adjoint.sweeps,
+        slices_at_once=section.slices_at_once,
     )
 
 

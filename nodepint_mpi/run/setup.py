@@ -7,14 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from nodepint_mpi.config import Config
+from nodepint_mpi.core.galerkin import AbstractReduction, Galerkin, ProjectedProcessor
 from nodepint_mpi.core.networks import EncodeProcessDecode
 from nodepint_mpi.core.observations import place_observations
 from nodepint_mpi.core.partition import check_layout, own_slices
+from nodepint_mpi.core.types import Field
 from nodepint_mpi.errors import DataError, ProblemError
 from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.guard import together
+from nodepint_mpi.parallel.methods import AbstractMethod
 from nodepint_mpi.run.build import (
     build_edges,
     build_loss,
@@ -36,6 +40,13 @@ class Experiment(NamedTuple):
     train_problem: LineProblem
     test_problem: LineProblem
     optimiser: optax.GradientTransformation
+    state: jax.ShapeDtypeStruct
+    """Shape of the states of a batch, (samples, *state)."""
+
+    @property
+    def method(self) -> AbstractMethod:
+        """The sweep in use."""
+        return self.train_problem.solver.method
 
 
 def set_up(config: Config, comms: Comms) -> Experiment:
@@ -53,8 +64,11 @@ def set_up(config: Config, comms: Comms) -> Experiment:
         optimiser = build_optimiser(config.optim)
         train_problem = make_problem(config, comms.time, model, train)
         test_problem = make_problem(config, comms.time, model, test)
-        check_model(model, train)
-    return Experiment(config, model, train, test, train_problem, test_problem, optimiser)
+        batch = config.data.batch_size if config.data else None
+        shape = (batch or train.n_rows, *check_model(model, train))
+        state = jax.ShapeDtypeStruct(shape, config.run.precision)
+        train_problem.solver.method.blank(state)  # says if the basis does not fit the state
+    return Experiment(config, model, train, test, train_problem, test_problem, optimiser, state)
 
 
 def make_problem(
@@ -62,10 +76,16 @@ def make_problem(
 ) -> LineProblem:
     """What a line of ranks computes with for one split. Local."""
     _, static = split_model(model)
+    field = batched_field(static.processor)
     loss, metrics = build_loss(config)
     observations = place_observations(samples.times, build_edges(config.time), comm.size, comm.rank)
-    solver = build_time_solver(config, batched_field(static.processor))
+    solver = build_time_solver(config, field, reduction_of(static.processor, field), n_batch_axes=1)
     return LineProblem(comm, static, solver, observations, loss, metrics)
+
+
+def reduction_of(static: PyTree, field: Field) -> AbstractReduction:
+    """How a processor becomes a field of coordinates: in its own way if it has one. Local."""
+    return ProjectedProcessor(static) if hasattr(static, "on_basis") else Galerkin(field)
 
 
 def check_model(model: EncodeProcessDecode, samples: Samples) -> tuple[int, ...]:
@@ -105,7 +125,7 @@ def check_model(model: EncodeProcessDecode, samples: Samples) -> tuple[int, ...]
 def fresh_state(experiment: Experiment) -> TrainState:
     """Parameters and optimiser state before the first step. Local."""
     params, _ = split_model(experiment.model)
-    return TrainState(params, experiment.optimiser.init(params), None, None)
+    return TrainState(params, experiment.optimiser.init(params))
 
 
 def slice_rows(config: Config, comm: TimeComm) -> tuple[int, int]:

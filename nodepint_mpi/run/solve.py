@@ -1,5 +1,6 @@
 """`nodepint solve`: one initial-value problem, no training."""
 
+import logging
 import time
 from typing import Any
 
@@ -10,21 +11,34 @@ import numpy as np
 
 from nodepint_mpi.config import Config
 from nodepint_mpi.core.problems import Problem
+from nodepint_mpi.core.propagators import AbstractIntegrator
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.parallel.comms import Comms
+from nodepint_mpi.parallel.forecast import make_forecast
 from nodepint_mpi.parallel.guard import together
 from nodepint_mpi.parallel.ivp import Solution, solve
 from nodepint_mpi.parallel.watchdog import Watchdog
-from nodepint_mpi.run.build import build_edges, build_integrator, build_problem, build_stopping
+from nodepint_mpi.run.build import (
+    build_basis,
+    build_edges,
+    build_integrator,
+    build_problem,
+    build_stopping,
+)
+
+_log = logging.getLogger(__name__)
 
 
-def solve_problem(config: Config, comms: Comms, *, with_error: bool) -> dict[str, Any]:
+def solve_problem(
+    config: Config, comms: Comms, *, with_error: bool, with_forecast: bool
+) -> dict[str, Any]:
     """Solve the config's initial-value problem. Collective over `comms`; equal on all ranks.
 
     Args:
         config: The experiment; needs a section `[problem]`.
         comms: The run's communicators.
         with_error: Also solve serially, and report the largest distance from that.
+        with_forecast: First say what to expect, where there is a coarse propagator.
 
     Raises:
         NodepintError: on all ranks, for anything the user can mend.
@@ -39,23 +53,47 @@ def solve_problem(config: Config, comms: Comms, *, with_error: bool) -> dict[str
             problem = build_problem(config.problem, section.horizon)
             fine = build_integrator(section.fine, "time.fine")
             coarse = section.coarse and build_integrator(section.coarse, "time.coarse")
+            tangents = section.tangents and build_integrator(section.tangents, "time.tangents")
+            options = section.basis
+            basis = options and build_basis(options, n_batch_axes=0, seed=config.run.seed)
             stopping = build_stopping(section.stopping, config.run.precision)
             _try_field(problem)
 
-        def run(method: str) -> Solution:
+        edges, args = build_edges(section), _as_arrays(problem)
+
+        def run(method: str, fine: AbstractIntegrator = fine) -> Solution:
             solution = solve(
                 problem.field,
                 np.asarray(problem.initial, dtype=jnp.zeros(()).dtype),
-                build_edges(section),
+                edges,
                 fine=fine,
-                coarse=coarse if method == "parareal" else None,
+                coarse=coarse if method not in ("serial", "picard") else None,
                 method=method,
                 stopping=stopping,
-                args=_as_arrays(problem),
+                args=args,
+                basis=basis,
+                tangents=tangents,
+                complement=options is not None and options.complement,
+                recycle=options is None or options.recycle,
+                precision=options and options.precision,
+                trust=(options and options.trust) or None,
+                slices_at_once=section.slices_at_once,
                 comm=comms.time,
             )
             return jax.block_until_ready(solution)
 
+        forecast = None
+        if with_forecast and coarse is not None and section.method != "serial":
+            with watchdog.phase("forecasting", collective=True):
+                forecast = make_forecast(
+                    lambda steps: run(section.method, steps),
+                    problem.field,
+                    args,
+                    coarse,
+                    edges,
+                    comms.time.size,
+                )
+                _log.info("forecast: %s", forecast.advice)
         with watchdog.phase("solving", collective=True):
             began = time.perf_counter()
             solution = run(section.method)
@@ -69,6 +107,12 @@ def solve_problem(config: Config, comms: Comms, *, with_error: bool) -> dict[str
             "jumps": solution.jumps.tolist(),
             "updates": solution.updates.tolist(),
             "fronts": solution.fronts.tolist(),
+            "fine_solves": int(solution.record.n_fine),
+            "tangents": int(solution.record.n_tangents),
+            "guarded": int(solution.record.n_guarded),
+            "damped": int(solution.record.n_damped),
+            "fallbacks": int(solution.record.n_fallbacks),
+            "forecast": None if forecast is None else forecast.as_dict(),
             "end_state_norm": float(jnp.max(jnp.abs(solution.interface[-1]))),
             "seconds_with_compilation": seconds,
         }
@@ -81,6 +125,13 @@ def solve_problem(config: Config, comms: Comms, *, with_error: bool) -> dict[str
         return result
 
 
+_NOTES = {
+    "guarded": "slices on one rank had a non-finite value that a sweep stepped around",
+    "damped": "slices had a correction too long to be trusted, which was cut",
+    "fallbacks": "sweeps were done by the fallback, since the jumps no longer fell",
+}
+
+
 def format_solution(result: dict[str, Any]) -> str:
     """The result as a table, a line per sweep. Local."""
     lines = [f"{result['problem']}: {result['meaning']}", " sweep      jump    update  frozen"]
@@ -91,6 +142,9 @@ def format_solution(result: dict[str, Any]) -> str:
         lines.append(f"{k:6d} {jump} {moved}")
     if "error" in result:
         lines.append(f"largest distance from the serial solution: {result['error']:.3e}")
+    for name, what in _NOTES.items():
+        if result[name]:
+            lines.append(f"{result[name]} {what}")
     lines.append(f"{result['sweeps']} sweeps, {result['seconds_with_compilation']:.1f} s")
     return "\n".join(lines)
 

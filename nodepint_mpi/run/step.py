@@ -22,19 +22,22 @@ from nodepint_mpi.core.types import Block
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.differentiate import TimeSolver, linearise_solve, solve_block
 from nodepint_mpi.parallel.exchange import sum_over_ranks
+from nodepint_mpi.parallel.methods import Memory
 
 
 class TrainState(NamedTuple):
     """What a step changes. Parameters and optimiser state are equal on all ranks.
 
     With a warm start, `ends` and `lefts` are the interface states and cotangents of the owned
-    slices after the last step, (owned, samples, *state); None before the first.
+    slices after the last step, (owned, samples, *state), and `memory` is what the method has
+    learned, such as a basis with its tangents; None before the first.
     """
 
     params: PyTree[Array]
     opt_state: PyTree
-    ends: Block | None
-    lefts: Block | None
+    ends: Block | None = None
+    lefts: Block | None = None
+    memory: Memory | None = None
 
 
 class StepReport(NamedTuple):
@@ -47,7 +50,19 @@ class StepReport(NamedTuple):
     adjoint_sweeps: Array
     adjoint_residual: Array
     guarded: Array
+    damped: Array
+    fallbacks: Array
+    fine_solves: Array
+    tangents: Array
     finite: Array
+
+
+class WarmStart(NamedTuple):
+    """Where the next step may start from; see `TrainState`."""
+
+    ends: Block | None
+    lefts: Block | None
+    memory: Memory | None
 
 
 class LineProblem(NamedTuple):
@@ -86,10 +101,10 @@ def make_train_step(
     """
 
     def step(state: TrainState, inputs: Array, targets: Array):
-        gradient, report, ends, lefts = loss_and_gradient(problem, state, inputs, targets)
+        gradient, report, warm = loss_and_gradient(problem, state, inputs, targets)
         updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        kept = (ends, lefts) if warm_start else (None, None)
+        kept = warm if warm_start else WarmStart(None, None, None)
         return TrainState(params, opt_state, *kept), report
 
     return jax.jit(step, donate_argnums=0)
@@ -97,15 +112,19 @@ def make_train_step(
 
 def loss_and_gradient(
     problem: LineProblem, state: TrainState, inputs: Array, targets: Array
-) -> tuple[PyTree[Array], StepReport, Block, Block | None]:
+) -> tuple[PyTree[Array], StepReport, WarmStart]:
     """The loss of a batch and its gradient, summed over the ranks.
 
     Collective over the line, inside jit. Also returns where the next step may start from: the
-    fine ends of the owned slices and, but for a serial solve, the cotangents at their left edges.
+    fine ends of the owned slices and, but for a serial solve, the cotangents at their left edges
+    and what the method learned.
     """
     comm, params, owned = problem.comm, state.params, problem.observations.owned
     initial, pull_back_encoder = _encode(problem, params, inputs)
-    solved = linearise_solve(comm, problem.solver, params.processor, initial, state.ends, owned)
+    solver = problem.solver
+    solved = linearise_solve(
+        comm, solver, params.processor, initial, state.ends, owned, state.memory
+    )
     local_sum, pull_back_loss, local_count = jax.vjp(
         lambda params, result: _local_loss(problem, params, result, targets),
         params,
@@ -134,9 +153,18 @@ def loss_and_gradient(
         adjoint_sweeps=adjoint.record.n_sweeps,
         adjoint_residual=adjoint.record.residual,
         guarded=solved.record.n_guarded,
+        damped=solved.record.n_damped,
+        fallbacks=solved.record.n_fallbacks,
+        fine_solves=solved.record.n_fine,
+        tangents=solved.record.n_tangents,
         finite=finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm),
     )
-    return gradient, report, solved.line.result.end, adjoint.lefts
+    memory = (
+        None
+        if solved.memory is None
+        else solver.method.recalled(*solver.method.kept(solved.memory))
+    )
+    return gradient, report, WarmStart(solved.line.result.end, adjoint.lefts, memory)
 
 
 def make_evaluation(problem: LineProblem) -> Callable:

@@ -168,11 +168,16 @@ def _save(comms: Comms, experiment: Experiment, folder: Path, state: TrainState,
     config = experiment.config
     first, _ = slice_rows(config, comms.time)
     rows = {"interface": state.ends, "cotangents": state.lefts}
+    replicated = {"params": state.params, "opt_state": state.opt_state}
+    if state.memory is not None:
+        kept, kept_rows = experiment.method.kept(state.memory)
+        replicated |= {"memory": kept}
+        rows |= kept_rows
     save_checkpoint(
         comms.control,
         folder / CHECKPOINTS,
         step=step,
-        replicated={"params": state.params, "opt_state": state.opt_state},
+        replicated=replicated,
         rows={name: np.asarray(block) for name, block in rows.items() if block is not None},
         row_start=first,
         n_rows=config.time.n_slices,
@@ -193,10 +198,14 @@ def _restore(
     """The state of a checkpoint, on any number of ranks."""
     config = experiment.config
     first, n_owned = slice_rows(config, comms.time)
+    like = {"params": fresh.params, "opt_state": fresh.opt_state}
+    blank = experiment.method.blank(experiment.state) if config.time.warm_start else {}
+    if blank:
+        like |= {"memory": blank}
     loaded = load_checkpoint(
         comms.control,
         folder / CHECKPOINTS if resume == "auto" else Path(resume),
-        like_replicated={"params": fresh.params, "opt_state": fresh.opt_state},
+        like_replicated=like,
         row_start=first,
         n_owned_rows=n_owned,
         fingerprint=config.fingerprint(),
@@ -205,8 +214,9 @@ def _restore(
     tree = jax.tree.map(jax.numpy.asarray, loaded.replicated)
     rows = {name: jax.numpy.asarray(block) for name, block in loaded.rows.items()}
     _log.info("resumed from %s at step %d", loaded.path, loaded.step)
+    memory = experiment.method.recalled(tree.get("memory", {}), rows)
     state = TrainState(
-        tree["params"], tree["opt_state"], rows.get("interface"), rows.get("cotangents")
+        tree["params"], tree["opt_state"], rows.get("interface"), rows.get("cotangents"), memory
     )
     return state, loaded.step
 

@@ -73,6 +73,11 @@ def own(name: str, **keys: object) -> list[str]:
     return train("--set", f'network={{name = "{name}"}}', **keys)
 
 
+def tangent(**basis: object) -> list[str]:
+    keys = {f"time__basis__{name}": value for name, value in basis.items()}
+    return train(time__method="tangent", **keys)
+
+
 def solve(name: str) -> list[str]:
     return ["solve", "tiny.toml", "--set", f'problem={{field = "{name}", initial = [1.0, 2.0]}}']
 
@@ -95,6 +100,18 @@ CASES = {
     "missing argument": Bad(["train"], "Missing argument 'CONFIG'"),
     "unknown option": Bad(train("--resumee", "auto"), "No such option.*--resumee"),
     "more ranks than slices": Bad(train(time__n_slices=1), "2 ranks cannot share 1 time slices"),
+    "method without its basis": Bad(
+        train(time__method="tangent"), r"`method = 'tangent'` needs a section `\[time\.basis\]`"
+    ),
+    "basis larger than the state": Bad(
+        tangent(kind="pod", rank=3), "basis of rank 3 is larger than the state of 2 entries"
+    ),
+    "basis without a rank": Bad(tangent(kind="pod"), r"`kind = 'pod'` needs a `rank`"),
+    "more new directions than the rank": Bad(
+        tangent(kind="jumps", rank=2, new=3), "at most `rank` directions a sweep"
+    ),
+    "learned basis that is not learned": Bad(tangent(kind="learned"), r"give `network\.latent`"),
+    "latent space larger than the state": Bad(train(network__latent=3), "choose at most 2"),
     "missing data": Bad(
         train(data__source="nowhere"),
         "no prepared data at nowhere: type `nodepint data prepare nowhere`",

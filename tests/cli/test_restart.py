@@ -83,15 +83,17 @@ def test_five_steps_and_five_more_are_ten(case, nodepint, trained, tmp_path):
 def test_after_a_kill_the_run_goes_on_from_the_newest_good_checkpoint(
     case, nodepint, interrupted, tmp_path
 ):
-    # With a warm start, so that interface states and cotangents have to come back as well.
-    warm = sets(time__warm_start=True)
+    # With a warm start, so that states, cotangents, basis and tangents have to come back as well.
+    basis = dict(time__basis__kind="jumps", time__basis__rank=2, time__basis__new=1)
+    warm = sets(time__warm_start=True, time__method="tangent", **basis)
     run, done = interrupted(case.config, *warm, rank=1, number=signal.SIGKILL, code=None)
     assert done.returncode != 0
     assert len(messages(done.stdout + done.stderr)) <= 1  # mpirun may be quicker than we
     assert not (run / "DONE").exists()
     *_, before, last = checkpoints(run)
     step = int(last.stem.removeprefix("step-"))
-    assert {"rows/interface", "rows/cotangents"} < read_arrays(last).keys()
+    kept = {"rows/interface", "rows/cotangents", "rows/tangents", "replicated/memory/basis"}
+    assert kept < read_arrays(last).keys()
     uninterrupted = tmp_path / "uninterrupted.h5"
     shutil.copy(last, uninterrupted)
     shutil.copytree(run, tmp_path / "three")

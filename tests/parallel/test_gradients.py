@@ -12,7 +12,7 @@ from nodepint_mpi.run.bench_gradients import CASES, GradientCase, gradient_error
 LV = PROBLEMS["lotka_volterra"]
 ARGS = {name: jnp.asarray(value) for name, value in LV.args.items()}
 EDGES = np.linspace(0.0, 3.0, 8)
-# `nodepint bench gradients` runs all twelve; compiling them takes longer than running them.
+# `nodepint bench gradients` runs all twenty; compiling them takes longer than running them.
 TESTED = [c for c in CASES if c.method == "parareal" or c[:2] == ("trajectory", "fixed")]
 
 

@@ -74,8 +74,13 @@ def train(comms: Comms, text: str, n_steps: int):
 @pytest.mark.timeout_s(300)
 @pytest.mark.parametrize(
     "options",
-    ['method = "parareal"', 'method = "picard"\nwarm_start = true', "warm_start = true"],
-    ids=["parareal", "picard-warm", "parareal-warm"],
+    [
+        'method = "parareal"',
+        'method = "picard"\nwarm_start = true',
+        "warm_start = true",
+        'method = "tangent"\nwarm_start = true\nbasis = { kind = "jumps", rank = 2, new = 1 }',
+    ],
+    ids=["parareal", "picard-warm", "parareal-warm", "tangent-warm"],
 )
 def test_twenty_steps_do_not_depend_on_the_ranks(comms, source, options):
     text = TEXT.format(source=source, options=options)

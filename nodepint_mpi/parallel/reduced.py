@@ -1,0 +1,235 @@
+"""The reduced method: the flow g_n of the Galerkin field on a shared basis, solved on rank 0.
+
+    U[n+1] <- F(U_old[n]) + V g_n(V^T U[n]) - V g_n(V^T U_old[n])
+
+The first rank walks through c[n+1] = V^T F(U_old[n]) + g_n(c[n]) - g_n(V^T U_old[n]) in r
+coordinates; every rank forms its states from its own fine ends.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Inexact, Int
+
+from nodepint_mpi.core.basis import in_complement, lift, project
+from nodepint_mpi.core.galerkin import AbstractReduction
+from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator
+from nodepint_mpi.core.sweeps import (
+    coarse_block,
+    finite_coarse_end,
+    slice_times,
+    slices_finite,
+)
+from nodepint_mpi.core.transposed import BlockCotangents
+from nodepint_mpi.core.types import Block
+from nodepint_mpi.errors import ProblemError
+from nodepint_mpi.parallel.coarse import solve_cocoordinates
+from nodepint_mpi.parallel.exchange import gather_to_first, scatter_from_first
+from nodepint_mpi.parallel.methods import (
+    AbstractSweeps,
+    Corrected,
+    Counts,
+    Line,
+    Parareal,
+    Picard,
+    coarse_cotangents,
+    coarse_states,
+    constant_states,
+    no_counts,
+    with_ends,
+    with_lefts,
+)
+from nodepint_mpi.parallel.shared_basis import SharedBasis
+
+
+class ReducedMemory(NamedTuple):
+    """The basis, replicated, and sweeps done with it."""
+
+    basis: Inexact[Array, "rank *sample"]
+    n_sweeps: Int[Array, ""]
+
+
+class ReducedLinear(NamedTuple):
+    """The basis with the derivatives of the reduced flow on the owned slices."""
+
+    basis: Inexact[Array, "rank *sample"]
+    transfers: Inexact[Array, "owned *batch rank rank"]
+
+
+class _Completed(Propagator):
+    """V g(V^T u) + (I - V V^T) G(u): the reduced flow, completed by the coarse propagator."""
+
+    basis: Inexact[Array, "rank *sample"]
+    reduced_params: Any
+    reduced: Propagator
+
+    def __call__(self, params, start, t0, t1, ts):
+        coarse = super().__call__(params, start, t0, t1, ts)
+        within = self.reduced(self.reduced_params, project(self.basis, start), t0, t1, ts)
+        return jax.tree.map(
+            lambda whole, part: in_complement(self.basis, whole) + lift(self.basis, part),
+            coarse,
+            within,
+        )
+
+
+class Reduced(AbstractSweeps):
+    """C_n = V g_n(V^T .), g_n the flow of the Galerkin field V^T f(t, V c).
+
+    Args:
+        basis: The basis, and how it turns.
+        reduction: How field and basis become the reduced field.
+        integrator: Steps of the reduced flow over one slice.
+        coarse: A classical propagator for iteration 0, for the complement, and to fall back to.
+        use_complement: Whether `coarse` acts on what lies outside the basis. The walk is then one
+            of whole states, as in parareal, with C = V g(V^T .) + (I - V V^T) G.
+    """
+
+    basis: SharedBasis
+    reduction: AbstractReduction
+    integrator: AbstractIntegrator
+    coarse: Propagator | None = None
+    use_complement: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self):
+        if self.use_complement and self.coarse is None:
+            raise ProblemError("The complement of the basis needs a coarse propagator.")
+        if self.basis.kind == "jumps":
+            raise ProblemError(
+                "A reduced field needs a basis that holds states; one of jumps is empty at first: "
+                "take 'pod', 'random' or 'identity'."
+            )
+
+    def start(self, line, initial, guess, memory):
+        counts = no_counts()
+        if guess is not None:
+            states = with_ends(line, initial, guess)
+        elif self.coarse is not None:
+            states, guarded = coarse_states(line, self.coarse, initial)
+            counts = counts._replace(guarded=guarded)
+        else:
+            states = constant_states(line, initial)
+        if memory is None:
+            memory = ReducedMemory(self.basis.first(line, states.starts), jnp.array(0))
+        return Corrected(states, memory, counts)
+
+    def correct(self, line, initial, old, fine_ends, front, memory):
+        index = jnp.asarray(line.owned.indices)
+        finite = slices_finite(fine_ends)
+        fine_ends = jnp.where(_column(finite, fine_ends), fine_ends, old.ends)
+        basis, k = memory
+        if self.basis.n_new:
+            key = jax.random.fold_in(jax.random.key(self.basis.seed), k)
+            jumps = jnp.where(_column(index >= front, old.ends), fine_ends - old.ends, 0.0)
+            basis, _ = self.basis.turn(self.basis.new_directions(line, key, jumps, old.ends), basis)
+        if self.use_complement:
+            both = self._completed(line, basis)
+            parareal = Parareal(both)
+            coarse_ends = coarse_block(both, line.params, old.starts, line.owned)
+            corrected = parareal.correct(line, initial, old, fine_ends, front, coarse_ends)
+            return corrected._replace(memory=ReducedMemory(basis, k + 1))
+        targets = jnp.where(_column(index < front, old.ends), old.ends, fine_ends)
+        changes, guarded = self._walk(line, basis, old.starts, targets, front)
+        ends = targets + lift(basis, changes)
+        sane = slices_finite(ends)
+        ends = jnp.where(_column(sane & (index > front), ends), ends, targets)
+        guarded = guarded + jnp.sum((index > front) & ~(finite & sane))
+        counts = Counts(guarded, jnp.array(0), jnp.array(0))
+        return Corrected(with_ends(line, initial, ends), ReducedMemory(basis, k + 1), counts)
+
+    def linearise(self, line, starts, memory):
+        basis = self.basis.first(line, starts) if memory is None else memory.basis
+        if self.use_complement:
+            return self._completed(line, basis)
+        reduced = self._propagator()
+        params = self.reduction.reduce(line.params, basis)
+        t0, t1, ts = slice_times(line.owned, starts)
+        rank, axis = basis.shape[0], self.basis.n_batch_axes
+
+        def one(c, left, right, no_times):
+            def push(direction):
+                tangent = jnp.broadcast_to(direction, c.shape)
+                return jax.jvp(
+                    lambda c: reduced(params, c, left, right, no_times).end, (c,), (tangent,)
+                )[1]
+
+            return jax.vmap(push, out_axes=axis)(jnp.eye(rank, dtype=c.dtype))
+
+        matrices = jax.vmap(one)(project(basis, starts), t0, t1, ts[:, :0])
+        return ReducedLinear(basis, jnp.where(jnp.isfinite(matrices), matrices, 0.0))
+
+    def first_cotangents(self, line, linear, starts, sources):
+        if self.coarse is not None:
+            return coarse_cotangents(line, self.coarse, starts, sources)
+        return BlockCotangents(jnp.zeros_like(starts), jnp.zeros_like(starts))
+
+    def correct_cotangents(self, line, linear, starts, outs, old):
+        if self.use_complement:
+            return Parareal(linear).correct_cotangents(line, None, starts, outs, old)
+        pulled = with_lefts(line, outs)
+        misfits = project(linear.basis, pulled.rights - old.rights)
+        along = jnp.einsum("...ij,...j->...i", linear.transfers, misfits)
+        solved = solve_cocoordinates(line.comm, linear.transfers, along, line.owned)
+        return BlockCotangents(
+            pulled.lefts + lift(linear.basis, solved.at_lefts),
+            pulled.rights + lift(linear.basis, solved.at_rights),
+        )
+
+    def kept(self, memory):
+        return {"basis": memory.basis, "basis_sweeps": memory.n_sweeps}, {}
+
+    def blank(self, state):
+        return {"basis": self.basis.blank(state), "basis_sweeps": jnp.array(0)}
+
+    def recalled(self, replicated, rows):
+        if not replicated:
+            return None
+        return ReducedMemory(replicated["basis"], replicated["basis_sweeps"])
+
+    def fallback(self):
+        return Picard() if self.coarse is None else Parareal(self.coarse)
+
+    def _propagator(self) -> Propagator:
+        return Propagator(self.reduction.field, self.integrator).for_tangents()
+
+    def _completed(self, line: Line, basis: Array) -> "_Completed":
+        assert self.coarse is not None  # checked when made
+        return _Completed(
+            self.coarse.field, self.coarse.integrator, basis,
+            self.reduction.reduce(line.params, basis),
+            Propagator(self.reduction.field, self.integrator),
+        )  # fmt: skip
+
+    def _walk(self, line: Line, basis: Array, starts: Block, targets: Block, front):
+        """g_n(c[n]) - g_n(V^T U_old[n]) on the owned slices, from a walk on the first rank."""
+        owned, reduced = line.owned, self._propagator()
+        params = self.reduction.reduce(line.params, basis)
+        old = project(basis, starts)
+        old_ends = coarse_block(reduced, params, old, owned)
+        given = project(basis, targets) - old_ends
+        first_coordinates = gather_to_first(line.comm, old, owned.n_slices)
+        given = gather_to_first(line.comm, given, owned.n_slices)
+        every, guarded = None, jnp.array(0)
+        if given is not None and first_coordinates is not None:
+
+            def advance(c, row):
+                number, times, start, vector = row
+                c = jnp.where(number <= front, start, c)
+                end, broken = finite_coarse_end(reduced, params, c, times)
+                return vector + end, (end, broken)
+
+            edges = jnp.asarray(owned.all_edges, dtype=old.dtype)
+            no_times = jnp.zeros((owned.n_slices, 0), old.dtype)
+            times = (edges[:-1], edges[1:], no_times)
+            rows = (jnp.arange(owned.n_slices), times, first_coordinates, given)
+            _, (every, broken) = jax.lax.scan(advance, first_coordinates[0], rows)
+            guarded = jnp.sum(broken)
+        ends = scatter_from_first(line.comm, every, old_ends, owned.n_slices)
+        return ends - old_ends, guarded
+
+
+def _column(values: Array, like: Array) -> Array:
+    """One value per slice, shaped to broadcast against the states of the slices."""
+    return values.reshape(values.shape + (1,) * (like.ndim - 1))

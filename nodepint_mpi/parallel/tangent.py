@@ -1,0 +1,244 @@
+"""The tangent method: exact or approximate derivatives of F on a shared basis, solved on rank 0.
+
+    U[n+1] <- F(U_old[n]) + (dF_n V) V^T (U[n] - U_old[n])
+
+With V the identity it is Newton's method (multiple shooting), with an empty V Picard's. The first
+rank solves c[n+1] = A_n c[n] + V^T b[n] with A_n = V^T dF_n V; every rank forms its corrections
+from its own tangents.
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Inexact, Int
+
+from nodepint_mpi.core.basis import along, combine, lift, project, transfers
+from nodepint_mpi.core.complement import Split, walk_cocorrections, walk_corrections
+from nodepint_mpi.core.propagators import Propagator
+from nodepint_mpi.core.sensitivity import propagate_directions
+from nodepint_mpi.core.sweeps import BlockStates, slices_finite
+from nodepint_mpi.core.transposed import BlockCotangents
+from nodepint_mpi.core.types import Block
+from nodepint_mpi.errors import ProblemError
+from nodepint_mpi.parallel.coarse import solve_cocoordinates, solve_coordinates
+from nodepint_mpi.parallel.exchange import (
+    max_over_ranks,
+    recv_left,
+    recv_right,
+    send_left,
+    send_right,
+)
+from nodepint_mpi.parallel.methods import (
+    AbstractSweeps,
+    Corrected,
+    Counts,
+    Line,
+    Parareal,
+    Picard,
+    coarse_cotangents,
+    coarse_states,
+    constant_states,
+    no_counts,
+    with_ends,
+    with_lefts,
+)
+from nodepint_mpi.parallel.shared_basis import SharedBasis, count_in_use
+
+
+class TangentMemory(NamedTuple):
+    """The basis, replicated; its tangents on the owned slices; sweeps done with them.
+
+    Tangents that are not recycled are None between solves.
+    """
+
+    basis: Inexact[Array, "rank *sample"]
+    tangents: Inexact[Array, "owned rank *state"] | None
+    n_sweeps: Int[Array, ""]
+
+
+class Tangent(AbstractSweeps):
+    """C_n = (dF_n V) V^T on a shared basis V.
+
+    Args:
+        basis: The basis, and how it turns.
+        propagator: Whose derivative is taken: the fine propagator or a cheaper one.
+        coarse: A classical propagator for iteration 0, for the complement, and to fall back to.
+        use_complement: Whether `coarse` acts on what lies outside the basis.
+        recycle: Whether tangents of earlier sweeps are kept; else all are taken anew.
+        precision: Type to compute tangents in, such as "float32".
+        trust: Longest correction along the basis, relative to the longest state; no bound if None.
+    """
+
+    basis: SharedBasis
+    propagator: Propagator
+    coarse: Propagator | None = None
+    use_complement: bool = eqx.field(static=True, default=False)
+    recycle: bool = eqx.field(static=True, default=True)
+    precision: str | None = eqx.field(static=True, default=None)
+    trust: float | None = eqx.field(static=True, default=0.5)
+
+    def __check_init__(self):
+        if self.use_complement and self.coarse is None:
+            raise ProblemError("The complement of the basis needs a coarse propagator.")
+
+    def start(self, line, initial, guess, memory):
+        counts = no_counts()
+        if guess is not None:
+            states = with_ends(line, initial, guess)
+        elif self.coarse is not None:
+            states, guarded = coarse_states(line, self.coarse, initial)
+            counts = counts._replace(guarded=guarded)
+        else:
+            states = constant_states(line, initial)
+        if memory is None:
+            basis = self.basis.first(line, states.starts)
+            tangents = self._none(line, states.starts, basis)
+            if self.recycle and self.basis.kind != "jumps":
+                tangents = self._tangents(line, states.starts, basis)
+                counts = counts._replace(tangents=count_in_use(basis))
+            memory = TangentMemory(basis, tangents, jnp.array(0))
+        elif memory.tangents is None:
+            memory = memory._replace(tangents=self._none(line, states.starts, memory.basis))
+        return Corrected(states, memory, counts)
+
+    def correct(self, line, initial, old, fine_ends, front, memory):
+        index = jnp.asarray(line.owned.indices)
+        finite = slices_finite(fine_ends)
+        usable = _column((index >= front) & finite, fine_ends)
+        jumps = jnp.where(usable, fine_ends - old.ends, 0.0)
+        radius = self._radius(line, old)
+        memory, n_tangents = self._turn(line, old, jumps, radius, memory)
+        changes, damped, guarded = self._corrections(line, old, jumps, radius, memory)
+        ends = old.ends + changes
+        ends = jnp.where(_column(index == front, ends), fine_ends, ends)
+        ends = jnp.where(_column(index < front, ends), old.ends, ends)
+        sane = slices_finite(ends) | (index <= front)
+        ends = jnp.where(_column(sane, ends), ends, old.ends)
+        guarded = guarded + jnp.sum((index > front) & ~(finite & sane))
+        counts = Counts(guarded, damped, n_tangents)
+        memory = memory._replace(n_sweeps=memory.n_sweeps + 1)
+        return Corrected(with_ends(line, initial, ends), memory, counts)
+
+    def linearise(self, line, starts, memory):
+        if memory is not None and self.recycle:
+            return Split(memory.basis, memory.tangents)
+        basis = self.basis.first(line, starts) if memory is None else memory.basis
+        return Split(basis, self._tangents(line, starts, basis))
+
+    def first_cotangents(self, line, linear, starts, sources):
+        if self.coarse is not None:
+            return coarse_cotangents(line, self.coarse, starts, sources)
+        return BlockCotangents(jnp.zeros_like(starts), jnp.zeros_like(starts))
+
+    def correct_cotangents(self, line, linear, starts, outs, old):
+        pulled = with_lefts(line, outs)
+        if self.use_complement:
+            assert self.coarse is not None  # checked when made
+            incoming = recv_right(line.comm, jnp.zeros_like(outs[-1]))
+            lefts, rights = walk_cocorrections(
+                self.coarse, line.params, starts, outs - old.lefts, linear, incoming, line.owned
+            )
+            send_left(line.comm, lefts[0])
+            return BlockCotangents(old.lefts + lefts, old.rights + rights)
+        n_sample_axes = linear.basis.ndim - 1
+        misfits = pulled.rights - old.rights
+        solved = solve_cocoordinates(
+            line.comm,
+            transfers(linear.basis, linear.tangents),
+            along(linear.tangents, misfits, n_sample_axes),
+            line.owned,
+        )
+        return BlockCotangents(
+            pulled.lefts + lift(linear.basis, solved.at_lefts),
+            pulled.rights + lift(linear.basis, solved.at_rights),
+        )
+
+    def kept(self, memory):
+        replicated = {"basis": memory.basis, "basis_sweeps": memory.n_sweeps}
+        return replicated, {"tangents": memory.tangents} if self.recycle else {}
+
+    def blank(self, state):
+        basis = self.basis.blank(state)
+        return {"basis": basis, "basis_sweeps": jnp.array(0)}
+
+    def recalled(self, replicated, rows):
+        if not replicated:
+            return None
+        basis, n_sweeps = replicated["basis"], replicated["basis_sweeps"]
+        return TangentMemory(basis, rows.get("tangents"), n_sweeps)
+
+    def fallback(self):
+        return Picard() if self.coarse is None else Parareal(self.coarse)
+
+    def _none(self, line: Line, starts: Block, basis: Array) -> Array:
+        """Tangents before any was taken."""
+        return jnp.zeros((line.owned.n_owned, basis.shape[0], *starts.shape[1:]), starts.dtype)
+
+    def _tangents(self, line: Line, starts: Block, directions: Array) -> Array:
+        return propagate_directions(
+            self.propagator.for_tangents(),
+            line.params,
+            starts,
+            directions,
+            line.owned,
+            precision=self.precision,
+        )
+
+    def _radius(self, line: Line, old: BlockStates) -> Array | None:
+        """The longest correction to be trusted: a share of the longest state."""
+        if self.trust is None:
+            return None
+        axes = tuple(range(1 + self.basis.n_batch_axes, old.starts.ndim))
+        longest = jnp.sqrt(jnp.max(jnp.sum(old.starts**2, axis=axes)))
+        return self.trust * max_over_ranks(line.comm, longest)
+
+    def _turn(self, line: Line, old: BlockStates, jumps: Block, radius, memory: TangentMemory):
+        """New directions for what the tangents in hand do not put right."""
+        basis, tangents, k = memory
+        assert tangents is not None  # there are some within a solve
+        n_tangents = jnp.array(0)
+        if self.basis.n_new:
+            predicted, _, _ = self._corrections(line, old, jumps, radius, memory)
+            key = jax.random.fold_in(jax.random.key(self.basis.seed), k)
+            new = self.basis.new_directions(line, key, jumps, predicted)
+            basis, mix = self.basis.turn(new, basis)
+            if self.recycle:
+                fresh = self._tangents(line, old.starts, new)
+                n_tangents = count_in_use(new)
+                both = jnp.concatenate([fresh, tangents], axis=1)
+                tangents = jnp.moveaxis(jnp.tensordot(mix, both, axes=(1, 1)), 0, 1)
+        if not self.recycle:
+            tangents = self._tangents(line, old.starts, basis)
+            n_tangents = count_in_use(basis)
+        return TangentMemory(basis, tangents, k), n_tangents
+
+    def _corrections(self, line: Line, old: BlockStates, jumps: Block, radius, memory):
+        """Corrections at the ends of the owned slices; slices damped, and slices guarded."""
+        basis, tangents, _ = memory
+        assert tangents is not None  # there are some within a solve
+        if self.use_complement:
+            assert self.coarse is not None  # checked when made
+            incoming = recv_left(line.comm, jnp.zeros_like(jumps[0]))
+            changes, guarded = walk_corrections(
+                self.coarse,
+                line.params,
+                old.starts,
+                jumps,
+                Split(basis, tangents),
+                incoming,
+                line.owned,
+            )
+            send_right(line.comm, changes[-1])
+            return changes, jnp.array(0), guarded
+        solved = solve_coordinates(
+            line.comm, transfers(basis, tangents), project(basis, jumps), radius, line.owned
+        )
+        changes = combine(tangents, solved.at_starts) + jumps
+        return changes, solved.n_damped, jnp.array(0)
+
+
+def _column(values: Array, like: Array) -> Array:
+    """One value per slice, shaped to broadcast against the states of the slices."""
+    return values.reshape(values.shape + (1,) * (like.ndim - 1))
