@@ -20,23 +20,23 @@ from nodepint_mpi.parallel.signals import StopFlag
 from nodepint_mpi.run.doctor import in_job
 
 
-def _check_json_file(context: Any, option: Any, json_file: Path | None) -> Path | None:
+def _check_file(context: Any, option: Any, file: Path | None) -> Path | None:
     """Refuse, before the work is done, a file that its result could not be written to."""
-    if json_file is not None:
-        folder = json_file.absolute().parent
-        target = json_file if json_file.exists() else folder
+    if file is not None:
+        folder = file.absolute().parent
+        target = file if file.exists() else folder
         if not folder.is_dir():
-            raise OutputError(f"Cannot write {json_file}: there is no folder {folder}.")
-        if json_file.is_dir() or not os.access(target, os.W_OK):
-            raise OutputError(f"Cannot write {json_file}: it is a folder, or write-protected.")
-    return json_file
+            raise OutputError(f"Cannot write {file}: there is no folder {folder}.")
+        if file.is_dir() or not os.access(target, os.W_OK):
+            raise OutputError(f"Cannot write {file}: it is a folder, or write-protected.")
+    return file
 
 
 _json_option = click.option(
     "--json",
     "json_file",
     type=click.Path(path_type=Path),
-    callback=_check_json_file,
+    callback=_check_file,
     help="Write the result as JSON.",
 )
 _set_option = click.option(
@@ -105,9 +105,18 @@ def evaluate(run_dir: Path, json_file: Path | None) -> None:
 @_config_argument
 @_set_option
 @click.option("--error", is_flag=True, help="Also solve serially and print the true error.")
+@click.option(
+    "--forecast/--no-forecast",
+    default=True,
+    help="First say how errors grow and how many sweeps to expect (the default).",
+)
 @_json_option
 def solve(
-    config_file: Path, overrides: tuple[str, ...], error: bool, json_file: Path | None
+    config_file: Path,
+    overrides: tuple[str, ...],
+    error: bool,
+    forecast: bool,
+    json_file: Path | None,
 ) -> None:
     """Solve the initial-value problem of CONFIG, without training."""
     comms = _start_ranks()
@@ -115,7 +124,7 @@ def solve(
     _set_precision(config)
     from nodepint_mpi.run.solve import format_solution, solve_problem
 
-    result = solve_problem(config, comms, with_error=error)
+    result = solve_problem(config, comms, with_error=error, with_forecast=forecast)
     _say(comms.control, format_solution(result))
     _finish(comms.control, result, json_file)
 
@@ -174,6 +183,60 @@ def prepare(name: str, options: tuple[str, ...], force: bool, json_file: Path | 
 
 
 @cli.group()
+def rom() -> None:
+    """Reduced models: one small file out of a trained run."""
+
+
+@rom.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The file to write.")
+@click.option("--rank", type=click.IntRange(1), help="Directions to keep.")
+@click.option(
+    "--energy",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Or keep as many as hold this share of the trajectories [0.999999].",
+)
+@_json_option
+def export(
+    run_dir: Path, out: Path, rank: int | None, energy: float | None, json_file: Path | None
+) -> None:
+    """Write a reduced model of the newest checkpoint of RUN_DIR."""
+    if rank is not None and energy is not None:
+        raise ConfigError("`--rank` and `--energy` are two ways to say the same: give one.")
+    comms = _start_ranks()
+    from nodepint_mpi.run.directory import read_run
+
+    _set_precision(_share_config(comms.control, lambda: read_run(run_dir)))
+    from nodepint_mpi.run.rom_export import export_rom
+
+    result = export_rom(run_dir, out, comms, rank=rank, energy=energy)
+    _say(
+        comms.control,
+        "{file}: {rank} of {state_size} directions, energy {energy:.9f}, {file_bytes} bytes".format(
+            **result
+        ),
+    )
+    _finish(comms.control, result, json_file)
+
+
+@rom.command("evaluate")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@_json_option
+def evaluate_reduced(file: Path, run_dir: Path, json_file: Path | None) -> None:
+    """Compare the reduced model in FILE with RUN_DIR on the test split: error, speed, size."""
+    comms = _start_ranks()
+    from nodepint_mpi.run.directory import read_run
+
+    _set_precision(_share_config(comms.control, lambda: read_run(run_dir)))
+    from nodepint_mpi.run.rom_evaluate import evaluate_rom, format_comparison
+
+    result = evaluate_rom(file, run_dir, comms)
+    _say(comms.control, format_comparison(result))
+    _finish(comms.control, result, json_file)
+
+
+@cli.group()
 def bench() -> None:
     """Measure, and compare with published or serial numbers."""
 
@@ -217,6 +280,59 @@ def overhead(repeats: int, json_file: Path | None) -> None:
 
     result = run_overhead(comms, repeats)
     _say(comms.control, format_overhead(result))
+    _finish(comms.control, result, json_file)
+
+
+@bench.command()
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(3))
+@_json_option
+def coarse(repeats: int, json_file: Path | None) -> None:
+    """Time the coarse problem of 1024 slices on one rank against a sweep's fine solves."""
+    comms = _start_ranks()
+    from nodepint_mpi.run.bench_coarse import format_coarse, run_coarse
+
+    result = run_coarse(comms, repeats)
+    _say(comms.control, format_coarse(result))
+    _finish(comms.control, result, json_file)
+
+
+@bench.command()
+@click.argument("problem", default="burgers")
+@click.option(
+    "--tol", default=1e-6, show_default=True, type=click.FloatRange(0, min_open=True),
+    help="Relative error that counts as solved.",
+)  # fmt: skip
+@click.option("--method", "methods", multiple=True, metavar="NAME", help="Only this one (again).")
+@click.option(
+    "--out", metavar="FIGURE.png", type=click.Path(path_type=Path), callback=_check_file,
+    help="Draw a figure.",
+)  # fmt: skip
+@_json_option
+def sweeps(
+    problem: str, tol: float, methods: tuple[str, ...], out: Path | None, json_file: Path | None
+) -> None:
+    """Compare methods on PROBLEM: error against sweeps and work, forward and adjoint.
+
+    Work is counted in fine-solve equivalents: field evaluations per slice over those of one fine
+    solve of a slice. A sweep costs a fine solve of every unfinished slice, a pass for every
+    direction pushed and one for every 8 of them, and its coarse passes; what an implicit solver
+    does is counted by measured time. A serial solve has 1. The path is the same along the longest
+    chain of passes with a rank for every slice; a serial solve has the number of slices.
+    """
+    comms = _start_ranks()
+    _set_float64()
+    from nodepint_mpi.run.bench_sweeps import format_sweeps, run_sweeps
+
+    result = run_sweeps(
+        comms, problem, tol, methods=methods, report=lambda line: _say(comms.control, line)
+    )
+    _say(comms.control, format_sweeps(result))
+    if out is not None:
+        from nodepint_mpi.run.figures import plot_sweeps
+
+        with together(comms.control):
+            if comms.control.rank == 0:
+                plot_sweeps(out, result)
     _finish(comms.control, result, json_file)
 
 

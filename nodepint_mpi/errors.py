@@ -40,3 +40,7 @@ class NonFiniteError(NodepintError):
 
 class RankError(NodepintError):
     """One rank failed in a step that all ranks take together; raised on every rank."""
+
+
+class ReducedModelError(NodepintError):
+    """The file of a reduced model that is missing, damaged, or cannot be used here."""

@@ -64,10 +64,75 @@ def burgers(t, u, args):
     return diffusion - u * (right - left) / (2 * args["dx"])
 
 
-def _burgers_problem() -> Problem:
-    x = np.linspace(-1.0, 1.0, 128)
+def heat(t, u, args):
+    """u_t = kappa u_xx by central differences on a grid of step dx, u = 0 at both ends."""
+    padded = jnp.pad(u, 1)
+    return args["kappa"] * (padded[2:] - 2 * u + padded[:-2]) / args["dx"] ** 2
+
+
+def kuramoto(t, u, args):
+    """Coupled phases: u_i' = w_i + (coupling / d) sum_j sin(u_j - u_i).
+
+    The frequencies w_i are spread evenly over [-spread, spread]. The sum over j is an imaginary
+    part, that of exp(-i u_i) z with the order parameter z = mean_j exp(i u_j).
+    """
+    frequencies = args["spread"] * jnp.linspace(-1.0, 1.0, u.size, dtype=u.dtype)
+    sine, cosine = jnp.sin(u), jnp.cos(u)
+    pull = jnp.mean(sine) * cosine - jnp.mean(cosine) * sine
+    return frequencies + args["coupling"] * pull
+
+
+def image_field(t, u, args):
+    """A neural field of images (height, width, 2): u' = gain w2 * tanh(w1 * u) - decay u.
+
+    Convolutions `*` with fixed random 3 x 3 kernels on a wrapped grid, 8 channels in between.
+    """
+    first, second = (jnp.asarray(kernel, dtype=u.dtype) for kernel in _KERNELS)
+    change = _convolve(second, jnp.tanh(_convolve(first, u)))
+    return args["gain"] * change - args["decay"] * u
+
+
+def _convolve(kernel, image):
+    """A 3 x 3 kernel (3, 3, in, out) on an image (height, width, in) whose edges are joined."""
+    shifts = [(i, j) for i in range(3) for j in range(3)]
+    return sum(jnp.roll(image, (1 - i, 1 - j), axis=(0, 1)) @ kernel[i, j] for i, j in shifts)
+
+
+def _random_kernels(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    first, second = random.normal(size=(3, 3, 2, 8)), random.normal(size=(3, 3, 8, 2))
+    return first / np.sqrt(9 * 2), second / np.sqrt(9 * 8)
+
+
+_KERNELS = _random_kernels(0)
+
+
+def burgers_problem(d: int, nu: float, span: tuple[float, float] = (0.0, 5.0)) -> Problem:
+    """Burgers' equation on d points of [-1, 1] with viscosity nu, from a wavy start. Local."""
+    x = np.linspace(-1.0, 1.0, d)
     initial = 0.5 * (np.cos(4.5 * np.pi * x) + 1.0)
-    return Problem(burgers, {"nu": 0.01, "dx": 2.0 / 127}, initial, (0.0, 5.0))
+    return Problem(burgers, {"nu": nu, "dx": 2.0 / (d - 1)}, initial, span)
+
+
+def heat_problem(d: int, span: tuple[float, float] = (0.0, 0.1)) -> Problem:
+    """Heat on d inner points of [0, 1]: a smooth bump with a little square wave on it. Local."""
+    x = np.arange(1, d + 1) / (d + 1)
+    initial = np.sin(np.pi * x) + 0.1 * np.sign(np.sin(9.5 * np.pi * x))
+    return Problem(heat, {"kappa": 1.0, "dx": 1.0 / (d + 1)}, initial, span)
+
+
+def kuramoto_problem(d: int, span: tuple[float, float] = (0.0, 20.0)) -> Problem:
+    """d phases that start spread over the circle and fall into step. Local."""
+    golden = (np.sqrt(5.0) - 1) / 2
+    initial = 2 * np.pi * (golden * np.arange(d) % 1.0)
+    return Problem(kuramoto, {"coupling": 2.0, "spread": 1.0}, initial, span)
+
+
+def image_problem(n: int, span: tuple[float, float] = (0.0, 4.0)) -> Problem:
+    """A neural field on n x n images of two channels, from waves of both directions. Local."""
+    x, y = np.meshgrid(np.arange(n) / n, np.arange(n) / n, indexing="ij")
+    initial = np.stack([np.sin(2 * np.pi * (x + y)), np.cos(2 * np.pi * (x - 2 * y))], axis=-1)
+    return Problem(image_field, {"gain": 2.0, "decay": 0.5}, initial, span)
 
 
 PROBLEMS: dict[str, Problem] = {
@@ -93,9 +158,13 @@ PROBLEMS: dict[str, Problem] = {
         np.array([-15.0, -15.0, 20.0]),
         (0.0, 18.0),
     ),
-    "burgers": _burgers_problem(),
+    "burgers": burgers_problem(128, 0.01),
+    "burgers_1024": burgers_problem(1024, 0.002, (0.0, 2.0)),
+    "heat": heat_problem(128),
+    "kuramoto": kuramoto_problem(100),
+    "image_field": image_problem(8),
 }
-"""Problems by name, with the constants of the published parareal runs."""
+"""Problems by name; up to `burgers` with the constants of the published parareal runs."""
 
 
 def scale_to_box(problem: Problem, low: Any, high: Any) -> Problem:

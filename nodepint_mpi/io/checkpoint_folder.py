@@ -61,7 +61,7 @@ def publish(partial: Path, path: Path, digest: str) -> None:
     try:
         write_seal(partial, digest)
         os.replace(partial, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error_text(error)}") from error
 
@@ -87,14 +87,15 @@ def remove_file(path: Path) -> None:
         _log.warning("cannot remove %s: %s", path, error_text(error))
 
 
-def _step(path: Path) -> int:
-    match = _NAME.fullmatch(path.name)
-    return int(match[1]) if match else -1
-
-
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk. Local. Raises OSError."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _step(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1

@@ -37,23 +37,35 @@ def evaluate_run(folder: Path, comms: Comms) -> dict[str, float]:
     Raises:
         NodepintError: on all ranks, if the run or its data cannot be read.
     """
-    config = read_run(folder)
-    experiment = set_up(config, comms)
+    experiment = set_up(read_run(folder), comms)
+    step, params = restore_params(folder, comms, experiment)
+    return {"step": step, **evaluate(comms, experiment, params)}
+
+
+def restore_params(
+    folder: Path, comms: Comms, experiment: Experiment
+) -> tuple[int, EncodeProcessDecode]:
+    """Step and parameters of the newest good checkpoint of a run. Collective over `comms`.
+
+    Raises:
+        CheckpointError: on all ranks, if there is none that fits.
+    """
+    config = experiment.config
     params, _ = split_model(experiment.model)
     first, _ = slice_rows(config, comms.time)
+    like = {"params": params, "opt_state": experiment.optimiser.init(params)}
+    blank = experiment.method.blank(experiment.state) if config.time.warm_start else {}
+    if blank:  # what the method remembers is in the file too
+        like |= {"memory": blank}
     loaded = load_checkpoint(
         comms.control,
         folder / CHECKPOINTS,
-        like_replicated={
-            "params": params,
-            "opt_state": experiment.optimiser.init(params),
-        },
+        like_replicated=like,
         row_start=first,
         n_owned_rows=0,
         fingerprint=config.fingerprint(),
     )
-    params = jax.tree.map(jnp.asarray, loaded.replicated["params"])
-    return {"step": loaded.step, **evaluate(comms, experiment, params)}
+    return loaded.step, jax.tree.map(jnp.asarray, loaded.replicated["params"])
 
 
 def save_predictions(

@@ -1,6 +1,7 @@
-"""Figures of a run, as PNG files in the run directory. Local; drawn by rank 0."""
+"""Figures of runs and of bench results, as PNG files. Local; drawn by rank 0."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -9,6 +10,10 @@ from matplotlib.figure import Figure
 from nodepint_mpi.io.records import read_records
 
 STYLES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*", "<", ">", "h")
+FLOOR = 1e-16
+"""Smallest error that a logarithmic axis shows."""
+MANY_COMPONENTS = 8
 
 
 def plot_losses(folder: Path) -> Path:
@@ -81,6 +86,119 @@ def plot_labels(folder: Path, images: np.ndarray, labels: np.ndarray, guesses: n
         panel.set_title(title, fontsize="small", fontweight="normal" if right else "bold")
     figure.suptitle("predicted digit (bold where wrong)", fontsize="small")
     return _save(figure, folder / "predictions.png")
+
+
+def plot_reduced(
+    path: Path,
+    times: np.ndarray,
+    full: np.ndarray,
+    reduced: np.ndarray,
+    truth: np.ndarray | None,
+) -> Path:
+    """The first test sample by the full and by the reduced model; labels as a scatter.
+
+    Args:
+        path: The PNG file.
+        times: Observation times.
+        full: Predictions of the full model, (samples, times, components).
+        reduced: Those of the reduced model.
+        truth: The first sample's observations, (times, components); None for labels.
+    """
+    if truth is None:
+        figure = _scatter_logits(full, reduced)
+    elif truth.shape[1] > MANY_COMPONENTS:
+        figure = _space_time(times, truth, full[0], reduced[0])
+    else:
+        figure = _lines(times, truth, full[0], reduced[0])
+    return _save(figure, path)
+
+
+def _space_time(
+    times: np.ndarray, truth: np.ndarray, full: np.ndarray, reduced: np.ndarray
+) -> Figure:
+    """Pictures over component and time, and what lies between the two models."""
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    panels = figure.subplots(1, 4, sharex=True, sharey=True)
+    pictures = {
+        "observed": truth,
+        "full model": full,
+        "reduced model": reduced,
+        "|full - reduced|": np.abs(full - reduced),
+    }
+    low, high = min(truth.min(), full.min()), max(truth.max(), full.max())
+    images = []
+    for panel, (name, values) in zip(panels, pictures.items(), strict=True):
+        is_state = name != "|full - reduced|"
+        limits = (low, high) if is_state else (0.0, values.max())
+        image = panel.pcolormesh(
+            np.arange(values.shape[1]), times, values, cmap="viridis" if is_state else "gray_r",
+            vmin=limits[0], vmax=limits[1], shading="gouraud", rasterized=True,
+        )  # fmt: skip
+        panel.set_title(name, fontsize="medium")
+        panel.set_xlabel("component of the state")
+        images.append(image)
+    figure.colorbar(images[0], ax=panels[:3], label="state", shrink=0.9)
+    figure.colorbar(images[3], ax=panels[3], label="difference", shrink=0.9)
+    panels[0].set_ylabel("time")
+    return figure
+
+
+def _lines(times: np.ndarray, truth: np.ndarray, full: np.ndarray, reduced: np.ndarray) -> Figure:
+    """One panel a component."""
+    n_shown = truth.shape[1]
+    figure = Figure(figsize=(7, 1.6 * n_shown + 1.0), layout="constrained")
+    panels = figure.subplots(n_shown, 1, sharex=True, squeeze=False)[:, 0]
+    for i, panel in enumerate(panels):
+        panel.plot(times, truth[:, i], ".", color="grey", markersize=4, label="observed")
+        panel.plot(times, full[:, i], "-", color="black", label="full model")
+        panel.plot(times, reduced[:, i], "--", color="tab:orange", label="reduced model")
+        panel.set_ylabel(f"component {i}")
+        panel.grid(alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    panels[-1].set_xlabel("time")
+    return figure
+
+
+def _scatter_logits(full: np.ndarray, reduced: np.ndarray) -> Figure:
+    """What the two models predict for all test samples."""
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    panel = figure.subplots()
+    panel.plot(full.ravel(), reduced.ravel(), ".", color="black", markersize=2)
+    panel.axline((0, 0), slope=1, color="grey", linewidth=0.8)
+    panel.set_xlabel("prediction of the full model")
+    panel.set_ylabel("prediction of the reduced model")
+    return figure
+
+
+def plot_sweeps(path: Path, result: dict[str, Any]) -> Path:
+    """Error against sweeps and against work, forward and adjoint, a line per method."""
+    figure = Figure(figsize=(10, 8.5), layout="constrained")
+    panels = figure.subplots(2, 2, sharey=True)
+    columns = (("sweeps", "sweeps"), ("work", "fine-solve equivalents per slice"))
+    rows = (
+        ("forward", "relative error of the states"),
+        ("adjoint", "relative error of the gradient"),
+    )
+    for i, (direction, ylabel) in enumerate(rows):
+        for panel, (key, xlabel) in zip(panels[i], columns, strict=True):
+            for number, row in enumerate(result["methods"]):
+                errors = np.maximum(row[direction]["errors"], FLOOR)
+                x = row[direction]["work"] if key == "work" else np.arange(len(errors))
+                panel.semilogy(
+                    x, errors, STYLES[number % len(STYLES)], marker=MARKERS[number % len(MARKERS)],
+                    color=matplotlib.colormaps["viridis"](0.9 * number / len(result["methods"])),
+                    markersize=5, markerfacecolor="none", linewidth=1, label=row["method"],
+                )  # fmt: skip
+            panel.axhline(result["tol"], color="grey", linewidth=0.8)
+            panel.set_xlabel(f"{direction} {xlabel}" if key == "sweeps" else xlabel)
+            panel.grid(alpha=0.3)
+            panel.set_ylim(FLOOR / 3, 30)
+        panels[i, 0].set_ylabel(f"{direction}: {ylabel}")
+        panels[i, 1].set_xscale("log")
+    handles = panels[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=3, fontsize="small")
+    figure.suptitle(f"{result['problem']}, {result['n_slices']} slices; grey: tolerance")
+    return _save(figure, path)
 
 
 def _save(figure: Figure, path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Problems from the literature, and their scaling to a box."""
+"""Problems: fields against their formulas, and their scaling to a box."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +24,38 @@ def test_burgers_is_what_its_formula_says():
     assert np.isclose(slope[i], wanted, rtol=1e-12)
     wrapped = nu * (u[1] - 2 * u[0] + u[-1]) / dx**2 - u[0] * (u[1] - u[-1]) / 2 / dx
     assert np.isclose(slope[0], wrapped, rtol=1e-12)
+
+
+def test_a_wave_of_heat_decays_at_the_rate_of_its_eigenvalue():
+    problem, wave = PROBLEMS["heat"], 5
+    d, dx = problem.initial.size, problem.args["dx"]
+    u = np.sin(wave * np.pi * np.arange(1, d + 1) * dx)
+    slope = problem.field(jnp.array(0.0), jnp.asarray(u), problem.args)
+    rate = -4 * problem.args["kappa"] / dx**2 * np.sin(wave * np.pi * dx / 2) ** 2
+    np.testing.assert_allclose(slope, rate * u, atol=1e-10 * abs(rate))
+
+
+def test_phases_are_pulled_by_all_others():
+    problem = PROBLEMS["kuramoto"]
+    u, d = problem.initial, problem.initial.size
+    slope = problem.field(jnp.array(0.0), jnp.asarray(u), problem.args)
+    pulls = np.array([np.mean([np.sin(u[j] - u[i]) for j in range(d)]) for i in range(d)])
+    own = problem.args["spread"] * np.linspace(-1.0, 1.0, d)
+    np.testing.assert_allclose(slope, own + problem.args["coupling"] * pulls, atol=1e-12)
+
+
+def test_the_image_field_does_not_know_where_the_image_begins():
+    problem = PROBLEMS["image_field"]
+    u = jnp.asarray(problem.initial)
+
+    def field(image):
+        return problem.field(jnp.array(0.0), image, problem.args)
+
+    moved = jnp.roll(u, (3, 5), axis=(0, 1))
+    np.testing.assert_allclose(field(moved), jnp.roll(field(u), (3, 5), axis=(0, 1)), atol=1e-12)
+    # A single bright pixel spreads two pixels in every direction, and no further.
+    spread = np.any(np.asarray(field(jnp.zeros_like(u).at[4, 4].set(1.0))) != 0, axis=-1)
+    assert spread[2:7, 2:7].all() and spread.sum() == 25
 
 
 def test_scaled_and_raw_fields_move_alike():

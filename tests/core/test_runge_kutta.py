@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nodepint_mpi.core.propagators import AdaptiveSteps, FixedSteps, Propagator
-from nodepint_mpi.core.runge_kutta import RK4, explicit_runge_kutta
+from nodepint_mpi.core.runge_kutta import RK4, chebyshev, explicit_runge_kutta
 from nodepint_mpi.errors import ProblemError
 
 BOSH3 = dict(
@@ -83,3 +83,14 @@ def test_adaptive_steps_need_an_embedded_method():
 def test_a_tableau_that_is_none_is_refused(tableau, message):
     with pytest.raises(ProblemError, match=message):
         explicit_runge_kutta(**tableau)
+
+
+def test_chebyshev_is_of_first_order_and_damps_what_is_fast():
+    errors = [
+        np.max(np.abs(propagate(FixedSteps(chebyshev(6), n)).end - exact(2.0))) for n in (40, 80)
+    ]
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(1, abs=0.2)
+    z = jnp.linspace(-0.7 * 10**2, 0.0, 500)  # eigenvalue times step
+    decay = Propagator(lambda t, u, args: z * u, FixedSteps(chebyshev(10), 1))
+    growth = decay(None, jnp.ones_like(z), jnp.array(0.0), jnp.array(1.0), jnp.zeros(0)).end
+    assert jnp.max(jnp.abs(growth[z < -10])) < 1 / 8 and jnp.max(jnp.abs(growth)) <= 1

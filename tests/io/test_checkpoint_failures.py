@@ -234,7 +234,7 @@ POINTS = {  # a function, which call of it, and the checkpoint that must be ther
     "checkpoint:check_all_rows:1": 1,
     "checkpoint:digest_file:1": 1,
     "checkpoint_folder:write_seal:1": 1,
-    "checkpoint_folder:_sync_folder:1": 2,
+    "checkpoint_folder:sync_folder:1": 2,
     "checkpoint:prune:1": 2,
 }
 N_RANDOM = 15

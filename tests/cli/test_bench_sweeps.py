@@ -1,0 +1,39 @@
+"""`nodepint bench sweeps` counts as one does by hand, and draws what it counted."""
+
+import pytest
+
+from tests.cli.small_case import read_json
+
+pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(300)]
+
+METHODS = "parareal", "tangent, identity, cheap"
+
+
+def test_bench_sweeps(nodepint, tmp_path):
+    chosen = [word for method in METHODS for word in ("--method", method)]
+    files = "--json", "s.json", "--out", "s.png"
+    said = nodepint(2, "bench", "sweeps", "lotka_volterra", *chosen, *files).stdout
+    result = read_json(tmp_path / "s.json")
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+    parareal, tangent = result["methods"]
+    assert (parareal["method"], tangent["method"]) == METHODS
+    for row in result["methods"]:
+        for direction in ("forward", "adjoint"):
+            assert row[direction]["errors"][-1] < 1e-12
+            assert row[direction]["errors"][row[direction]["sweeps"]] <= 1e-6
+    # By hand: 32 slices, a coarse pass is 1/50 fine solve, one from slice to slice a sweep.
+    expected = 0.02
+    for k, work in enumerate(parareal["forward"]["work"]):
+        assert work == pytest.approx(expected)
+        expected += (32 - k) / 32 + 0.02
+    assert parareal["forward"]["path"][1] == pytest.approx(32 * 0.02 + 1 + 32 * 0.02)
+    # Two directions and their state, a tenth of a fine solve each, and no walk.
+    work = tangent["forward"]["work"]
+    assert work[0] == pytest.approx(0.1)
+    assert work[1] - work[0] == pytest.approx(1 + 3 * 0.1)
+    assert "Least work to 1e-06, forward: " in said and "shortest path: " in said
+
+
+def test_bench_sweeps_of_an_unknown_problem_names_the_nearest(nodepint):
+    done = nodepint(1, "bench", "sweeps", "burger", code=2)
+    assert "knows no 'burger'; nearest are 'burgers'" in done.stderr
