@@ -16,7 +16,7 @@ from nodepint_mpi.core.stopping import FreezeSlices
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.ivp import solve
-from nodepint_mpi.run.build import unknown_name
+from nodepint_mpi.run.build_model import unknown_name
 
 
 class PublishedRun(NamedTuple):

@@ -22,7 +22,7 @@ from nodepint_mpi.parallel.methods import AbstractSweeps, Line
 from nodepint_mpi.parallel.shared_basis import count_in_use
 from nodepint_mpi.parallel.solve import PATIENCE
 from nodepint_mpi.parallel.tangent import Tangent
-from nodepint_mpi.run.build import unknown_name
+from nodepint_mpi.run.build_model import unknown_name
 from nodepint_mpi.run.sweep_cases import SWEEP_CASES, SweepCase, make_methods
 from nodepint_mpi.run.sweep_costs import (
     DEFINITION,

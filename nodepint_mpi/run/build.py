@@ -3,106 +3,39 @@
 The only place that turns names into things; the numerics never see the config.
 """
 
-import difflib
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
-import diffrax
-import equinox as eqx
-import jax
 import numpy as np
 import optax
-import optimistix
 
 from nodepint_mpi.config import (
     BasisSection,
     Config,
-    ConvNetwork,
     DenseNetwork,
     OptimSection,
     ProblemSection,
-    StepsSection,
     StoppingSection,
     TimeSection,
-    UserNetwork,
 )
 from nodepint_mpi.core.galerkin import AbstractReduction
-from nodepint_mpi.core.networks import EncodeProcessDecode, Identity, make_conv, make_dense
 from nodepint_mpi.core.objective import LOSSES, METRICS, Loss
 from nodepint_mpi.core.problems import PROBLEMS, Problem, scale_to_box
 from nodepint_mpi.core.propagators import (
-    AbstractIntegrator,
-    AdaptiveSteps,
-    AdjointKind,
-    FixedSteps,
     Propagator,
 )
-from nodepint_mpi.core.runge_kutta import RK4, explicit_runge_kutta
 from nodepint_mpi.core.stopping import AbstractStopping, FixedSweeps, FreezeSlices, JumpTolerance
 from nodepint_mpi.core.types import Field
-from nodepint_mpi.errors import ConfigError, ProblemError
+from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.parallel.differentiate import TimeSolver
 from nodepint_mpi.parallel.methods import AbstractMethod, Parareal, Picard, Serial
 from nodepint_mpi.parallel.reduced import Reduced
 from nodepint_mpi.parallel.shared_basis import SharedBasis
 from nodepint_mpi.parallel.tangent import Tangent
+from nodepint_mpi.run.build_model import build_integrator, unknown_name
 from nodepint_mpi.run.imports import import_object, is_import_path
 
 JUMP_TOL = {"float32": 1e-5, "float64": 1e-8}
 ADJOINT_TOL = {"float32": 1e-4, "float64": 1e-8}
-
-_EXPLICIT = "euler heun midpoint ralston bosh3 tsit5 dopri5 dopri8"
-_IMPLICIT = "implicit_euler kvaerno3 kvaerno4 kvaerno5"
-_CLASS_NAMES = {"implicit_euler": "ImplicitEuler"}
-SOLVERS = sorted([*_EXPLICIT.split(), *_IMPLICIT.split(), "rk4"])
-
-
-def build_solver(section: StepsSection, key: str) -> diffrax.AbstractSolver:
-    """A diffrax solver from its name, an import path or a tableau. Local."""
-    if section.tableau is not None:
-        tableau = section.tableau
-        return explicit_runge_kutta(
-            tableau.a, tableau.b, order=tableau.order, b_embedded=tableau.b_embedded
-        )
-    name = section.solver
-    assert name is not None  # checked by the config
-    if is_import_path(name):
-        solver = import_object(name, f"{key}.solver")
-        solver = solver() if isinstance(solver, type) else solver
-        if not isinstance(solver, diffrax.AbstractSolver):
-            raise ConfigError(f'`{key}.solver = "{name}"` is no diffrax solver.')
-        return solver
-    if name == "rk4":
-        return RK4()
-    if name not in SOLVERS:
-        raise ConfigError(unknown_name(f"{key}.solver", name, SOLVERS))
-    solver_class = getattr(diffrax, _CLASS_NAMES.get(name, name.capitalize()))
-    if name in _IMPLICIT.split() and section.n_steps is not None:
-        # Newton and not diffrax's cheaper chord: a coarse step is long, and the chord fails there.
-        root_finder = optimistix.Newton(rtol=1e-10, atol=1e-12, norm=optimistix.max_norm)
-        return solver_class(root_finder=root_finder)
-    return solver_class()
-
-
-def build_integrator(
-    section: StepsSection, key: str, adjoint: AdjointKind = "discrete"
-) -> AbstractIntegrator:
-    """The steps over one slice. Local."""
-    solver = build_solver(section, key)
-    try:
-        if section.n_steps is not None:
-            return FixedSteps(solver, section.n_steps, adjoint, section.checkpoints)
-        if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
-            raise ConfigError(
-                f"`{key}.solver` = {section.solver!r} has no error estimate to choose steps by: "
-                "give `n_steps`, or take another solver such as 'tsit5'."
-            )
-        assert section.rtol is not None and section.atol is not None  # checked by the config
-        return AdaptiveSteps(
-            solver, section.rtol, section.atol, section.max_steps, adjoint, section.checkpoints
-        )
-    except ProblemError as error:
-        raise ConfigError(f"`[{key}]`: {error}") from error
 
 
 def build_stopping(section: StoppingSection, precision: str) -> AbstractStopping:
@@ -115,14 +48,6 @@ def build_stopping(section: StoppingSection, precision: str) -> AbstractStopping
         return JumpTolerance(tol, section.max_sweeps)
     where = "end" if section.rule == "freeze_end" else "start"
     return FreezeSlices(tol, where, section.max_sweeps)
-
-
-def build_edges(section: TimeSection) -> np.ndarray:
-    """Slice boundaries, equally long unless they are listed. Local."""
-    if section.edges is not None:
-        return np.asarray(section.edges)
-    left, right = section.horizon
-    return np.linspace(left, right, section.n_slices + 1)
 
 
 def build_basis(
@@ -216,32 +141,6 @@ def build_time_solver(
     )
 
 
-def build_model(
-    config: Config, *, input_shape: tuple[int, ...], output_size: int
-) -> EncodeProcessDecode:
-    """Encoder, vector field and decoder with fresh weights, equal on all ranks. Local.
-
-    Args:
-        config: The experiment.
-        input_shape: Shape of one input sample.
-        output_size: Classes of a label, or components of an observation.
-    """
-    key = jax.random.key(config.run.seed)
-    network = config.network
-    shape: dict[str, Any] = dict(input_shape=input_shape, output_size=output_size)
-    match network:
-        case DenseNetwork():
-            options = network.model_dump(exclude={"name"})
-            model = make_dense(key, **shape, **options)
-        case ConvNetwork():
-            model = make_conv(key, **shape, channels=network.channels)
-        case UserNetwork():
-            model = _own_model(network, key, shape)
-        case None:
-            raise ConfigError("Training needs a section `[network]`.")
-    return _to_default_precision(model)
-
-
 def build_loss(config: Config) -> tuple[Loss, dict[str, Loss]]:
     """The loss, and what is reported beside it. Local."""
     if config.loss is None:
@@ -295,13 +194,6 @@ def build_problem(section: ProblemSection, horizon: list[float]) -> Problem:
     return problem._replace(span=(horizon[0], horizon[1]))
 
 
-def unknown_name(key: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name nobody knows, with the nearest ones. Local."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
-    hint = f"; nearest are {', '.join(map(repr, close))}" if close else ""
-    return f"`{key}` knows no {name!r}{hint}."
-
-
 def _build_schedule(section: OptimSection) -> Callable | float:
     peak, warmup, decay = section.learning_rate, section.warmup_steps, section.decay_steps
     if section.schedule == "constant":
@@ -321,31 +213,3 @@ def _build_schedule(section: OptimSection) -> Callable | float:
         section.end_factor,
         end_value=peak * section.end_factor,
     )
-
-
-def _own_model(network: UserNetwork, key: Any, shape: dict[str, Any]) -> EncodeProcessDecode:
-    """The user's model; a bare vector field evolves the observations themselves."""
-    if not is_import_path(network.name):
-        raise ConfigError(unknown_name("network.name", network.name, ["mlp", "conv"]))
-    make = import_object(network.name, "network.name")
-    try:
-        model = make(key, **shape, **network.options)
-    except TypeError as error:
-        raise ConfigError(
-            f'`network.name = "{network.name}"` was called with a key, `input_shape`, '
-            f"`output_size` and {sorted(network.options)}, and failed: {error}"
-        ) from error
-    if all(callable(getattr(model, part, None)) for part in ("encoder", "processor", "decoder")):
-        return EncodeProcessDecode(model.encoder, model.processor, model.decoder)
-    if not callable(model):
-        raise ConfigError(
-            f'`network.name = "{network.name}"` must return a vector field f(t, u, args), or a '
-            "module with `encoder`, `processor` and `decoder`."
-        )
-    return EncodeProcessDecode(Identity(), model, Identity())
-
-
-def _to_default_precision(tree: Any) -> Any:
-    """Weights in the precision of the run, whatever the user's code made."""
-    dtype = jax.numpy.zeros(()).dtype
-    return jax.tree.map(lambda x: x.astype(dtype) if eqx.is_inexact_array(x) else x, tree)

@@ -11,7 +11,8 @@ from nodepint_mpi.core.partition import check_layout, owned_range
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.io.checkpoint_file import checkpoint_bytes
 from nodepint_mpi.io.datasets import open_split
-from nodepint_mpi.run.build import build_model, build_optimiser, build_problem
+from nodepint_mpi.run.build import build_optimiser, build_problem
+from nodepint_mpi.run.build_model import build_model
 from nodepint_mpi.run.samples import Samples, common_times, count_outputs
 from nodepint_mpi.run.setup import check_model
 from nodepint_mpi.run.step import split_model

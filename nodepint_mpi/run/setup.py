@@ -19,13 +19,8 @@ from nodepint_mpi.errors import DataError, ProblemError
 from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.guard import together
 from nodepint_mpi.parallel.methods import AbstractMethod
-from nodepint_mpi.run.build import (
-    build_edges,
-    build_loss,
-    build_model,
-    build_optimiser,
-    build_time_solver,
-)
+from nodepint_mpi.run.build import build_loss, build_optimiser, build_time_solver
+from nodepint_mpi.run.build_model import build_edges, build_model
 from nodepint_mpi.run.samples import Samples, count_outputs, open_samples
 from nodepint_mpi.run.step import LineProblem, TrainState, as_numbers, batched_field, split_model
 

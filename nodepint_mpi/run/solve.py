@@ -18,13 +18,8 @@ from nodepint_mpi.parallel.forecast import make_forecast
 from nodepint_mpi.parallel.guard import together
 from nodepint_mpi.parallel.ivp import Solution, solve
 from nodepint_mpi.parallel.watchdog import Watchdog
-from nodepint_mpi.run.build import (
-    build_basis,
-    build_edges,
-    build_integrator,
-    build_problem,
-    build_stopping,
-)
+from nodepint_mpi.run.build import build_basis, build_problem, build_stopping
+from nodepint_mpi.run.build_model import build_edges, build_integrator
 
 _log = logging.getLogger(__name__)
 
