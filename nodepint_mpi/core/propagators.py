@@ -60,7 +60,13 @@ class FixedSteps(AbstractIntegrator):
             raise ProblemError(f"`n_steps` is {self.n_steps!r}; a slice needs at least one step.")
 
     def for_tangents(self):
-        return FixedSteps(self.solver, self.n_steps, "forward")
+        solver = self.solver
+        if getattr(solver, "scan_kind", "none to set") is None:
+            # diffrax's default loop over the stages has a custom reverse rule and no forward one.
+            solver = eqx.tree_at(
+                lambda s: s.scan_kind, solver, "lax", is_leaf=lambda leaf: leaf is None
+            )
+        return FixedSteps(solver, self.n_steps, "forward")
 
     def integrate(self, field, params, start, t0, t1, ts):
         if self.adjoint == "continuous":
