@@ -41,7 +41,7 @@ def test_every_config_in_the_repository_survives_being_written_out(path):
         ("time.n_slices=2.5", "is the number 2.5"),
         ("run.seed=true", "is the truth value true"),
         ("time=3", r"must be a section `\[time\]`"),
-        ("time.method=paraeal", "'parareal', 'picard' or 'serial'"),
+        ("time.method=paraeal", "'parareal', 'tangent', 'reduced', 'picard' or 'serial'"),
         ("time.stopping.rule=sweeps", "takes `sweeps` and nothing else"),
         ("time.fine.rtol=1e-3", "either `n_steps`, or both"),
         ("time.fine.tableau={a=[], b=[1], order=1}", "either `solver` or `tableau`"),

@@ -54,6 +54,14 @@ export OMPI_MCA_mpi_yield_when_idle=1
 # Most of the time goes into compiling programs that then run for milliseconds.
 export JAX_DISABLE_MOST_OPTIMIZATIONS=1
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" MPLBACKEND=Agg HF_HUB_OFFLINE=1
+# The stages compile much the same programs: keep those that hold no communicator from one stage to
+# the next.
+if [ -z "${JAX_COMPILATION_CACHE_DIR:-}" ]; then
+    JAX_COMPILATION_CACHE_DIR="$(mktemp -d)"
+    trap 'rm -rf -- "$JAX_COMPILATION_CACHE_DIR"' EXIT
+fi
+export JAX_COMPILATION_CACHE_DIR
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 
 summary=()
 failed=0

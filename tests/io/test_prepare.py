@@ -20,7 +20,7 @@ from nodepint_mpi.io.datasets import check_finite, open_split
 from nodepint_mpi.io.prepare import prepare_dataset
 
 REPOSITORY_DATA = Path(__file__).parents[2] / "data"
-NAMES = ["digits", "duffing", "hare_lynx", "lotka_volterra", "mnist"]
+NAMES = ["burgers", "digits", "duffing", "hare_lynx", "lotka_volterra", "mnist"]
 pytestmark = pytest.mark.mpi(max_size=1)
 
 SMALL = {"n_train": 3, "n_test": 2, "n_obs": 11}

@@ -156,7 +156,7 @@ def test_a_nan_in_the_field_is_said(comms):
         (dict(u0=np.ones(2) * 1j), ProblemError, "complex"),
         (dict(u0=jnp.zeros(0)), ProblemError, "empty"),
         (dict(edges=[0.0, 2.0, 1.0]), ProblemError, "strictly increasing"),
-        (dict(method="newton"), ProblemError, "'parareal', 'picard' or 'serial'"),
+        (dict(method="newton"), ProblemError, "'parareal', 'tangent', 'reduced', 'picard' or 'serial'"),
         (dict(coarse=None), ProblemError, "needs `coarse`"),
         (dict(guess=jnp.zeros((3, 2))), ProblemError, "one state per slice boundary"),
         (dict(guess=jnp.full((8, 2), np.inf)), NonFiniteError, "`guess` holds"),
