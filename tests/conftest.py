@@ -7,6 +7,7 @@ that takes too long has left its ranks waiting for each other: all dump their st
 
 import contextlib
 import faulthandler
+import gc
 import getpass
 import os
 import shutil
@@ -25,6 +26,9 @@ import hypothesis
 import jax
 import jaxtyping
 import pytest
+
+# Tracing makes many objects, and looking through them again and again takes a sixth of the time.
+gc.set_threshold(200_000, 20, 100)
 
 # Before the package is imported: shapes and types are checked wherever a test calls it.
 jaxtyping.install_import_hook("nodepint_mpi", "beartype.beartype")

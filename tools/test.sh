@@ -10,7 +10,7 @@
 #   tools/test.sh 1 -- -k adjoint -x       any pytest arguments
 #
 # Tests in tests/cli and tests/jobs start jobs of their own, and tests/core knows no ranks: they run
-# only on 1 rank.
+# only on 1 rank. Those jobs run beside the other tests on 1 rank if no pytest arguments are given.
 # TEST_LIMIT_S is the time each stage with tests may take, default 2000. Every stage runs, whatever
 # the others gave; the exit status is 0 if all of them passed.
 set -euo pipefail
@@ -56,11 +56,9 @@ export JAX_DISABLE_MOST_OPTIMIZATIONS=1
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" MPLBACKEND=Agg HF_HUB_OFFLINE=1
 # The stages compile much the same programs: keep those that hold no communicator from one stage to
 # the next.
-if [ -z "${JAX_COMPILATION_CACHE_DIR:-}" ]; then
-    JAX_COMPILATION_CACHE_DIR="$(mktemp -d)"
-    trap 'rm -rf -- "$JAX_COMPILATION_CACHE_DIR"' EXIT
-fi
-export JAX_COMPILATION_CACHE_DIR
+scratch="$(mktemp -d)"
+trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf -- "$scratch"' EXIT
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$scratch}"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 
 summary=()
@@ -81,6 +79,18 @@ stage() {
     fi
 }
 
+# The tests that start jobs, beside all others; what the former print comes last.
+on_one_rank() {
+    local status=0 started=(tests/cli tests/jobs tests/test_harness.py) ignored=() path
+    local log="$scratch/jobs.log"
+    for path in "${started[@]}"; do ignored+=("--ignore=$path"); done
+    timeout -k 10 "$limit_s" python -m pytest -rs "${started[@]}" </dev/null >"$log" 2>&1 &
+    timeout -k 10 "$limit_s" python -m pytest -rs "${ignored[@]}" </dev/null || status=$?
+    wait $! || status=$?
+    cat "$log"
+    return $status
+}
+
 if [ $static = yes ]; then
     stage format ruff format --check
     stage lint ruff check
@@ -88,7 +98,9 @@ if [ $static = yes ]; then
     stage layers python tools/layers.py
 fi
 for n in ${ranks[@]+"${ranks[@]}"}; do
-    if [ "$n" = 1 ]; then
+    if [ "$n" = 1 ] && [ $# = 0 ]; then
+        stage "tests on 1 rank" on_one_rank
+    elif [ "$n" = 1 ]; then
         stage "tests on 1 rank" timeout -k 10 "$limit_s" python -m pytest -rs "$@" </dev/null
     else
         stage "tests on $n ranks" run_ranks "$n" "$limit_s" python -m mpi4py -m pytest -rs \

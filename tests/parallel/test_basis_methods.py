@@ -52,17 +52,17 @@ def relative_distance(one, other):
     return float(np.max(np.abs(one - other)) / np.max(np.abs(other)))
 
 
-# What differs only in where tangents come from is compiled on 1 and 2 ranks, not on 3 and 4.
-VARIANTS = {"recycled", "float32", "random", "pod"}
+# Several ranks compile for minutes: on 3 and 4 only what sends messages of its own.
+ON_ANY_RANKS = {"complement", "reduced"}
+FEW_RANKS = pytest.mark.mpi(max_size=2)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.mpi(max_size=2) if name in VARIANTS else [])
-        for name in METHODS
-    ],
-)
+def named(names):
+    """Cases of METHODS, with the numbers of ranks they run on."""
+    return [pytest.param(name, marks=[FEW_RANKS] * (name not in ON_ANY_RANKS)) for name in names]
+
+
+@pytest.mark.parametrize("name", named(METHODS))
 def test_every_method_reaches_the_serial_solution_and_gradient(comms, name):
     problem, edges = PROBLEMS["fitzhugh_nagumo"], np.linspace(0.0, 6.0, 8)
     options = small(2, METHODS[name])
@@ -83,7 +83,7 @@ def test_every_method_reaches_the_serial_solution_and_gradient(comms, name):
     assert int(solution.record.n_fallbacks) == 0
 
 
-@pytest.mark.parametrize("name", ["jumps", "complement", "reduced", "random"])
+@pytest.mark.parametrize("name", named(["jumps", "complement", "reduced", "random"]))
 def test_same_iterates_on_any_rank_count(comms, name):
     problem, edges = BURGERS, np.linspace(0.0, 0.4, 8)
     options = METHODS[name] | dict(stopping=nm.FixedSweeps(2), fine=nm.FixedSteps(nm.RK4(), 8))
@@ -94,6 +94,7 @@ def test_same_iterates_on_any_rank_count(comms, name):
     assert int(together.record.n_tangents) == int(emulated.record.n_tangents)
 
 
+@FEW_RANKS
 def test_newton_converges_quadratically(comms):
     solution = solve(
         comms.time, PROBLEMS["fitzhugh_nagumo"], np.linspace(0.0, 6.0, 8),
@@ -106,6 +107,7 @@ def test_newton_converges_quadratically(comms):
         assert after <= 20 * before**2 + 1e-11  # round-off
 
 
+@FEW_RANKS
 def test_a_basis_of_jumps_beats_parareal_on_burgers(comms):
     """d = 128, nu = 0.02, N = 32, r = 16: four sweeps to 1e-5 where parareal has 2e-3."""
     import diffrax
@@ -202,6 +204,7 @@ def test_a_basis_that_does_not_fit_is_refused(comms, options, message):
         make_and_solve(**options)
 
 
+@FEW_RANKS
 def test_dependent_snapshots_are_no_error(comms):
     """A state that never moves has no jumps at all, and a POD basis of one direction."""
     options = dict(fine=FINE, coarse=COARSE, comm=comms.time, method="tangent")

@@ -13,11 +13,16 @@ LV = PROBLEMS["lotka_volterra"]
 ARGS = {name: jnp.asarray(value) for name, value in LV.args.items()}
 EDGES = np.linspace(0.0, 3.0, 8)
 # `nodepint bench gradients` runs all twenty; compiling them takes longer than running them.
-TESTED = [c for c in CASES if c.method == "parareal" or c[:2] == ("trajectory", "fixed")]
+FEW_RANKS = pytest.mark.mpi(max_size=2)
+TESTED = [
+    pytest.param(case, marks=[FEW_RANKS] * (case.method != "parareal"), id="-".join(case))
+    for case in CASES
+    if case.method == "parareal" or case[:2] == ("trajectory", "fixed")
+]
 
 
 @pytest.mark.timeout_s(300)
-@pytest.mark.parametrize("case", TESTED, ids=lambda case: "-".join(case))
+@pytest.mark.parametrize("case", TESTED)
 def test_training_gradient_equals_serial_diffrax(comms, case: GradientCase):
     errors = gradient_error(comms, case)
     assert errors["gradient_error"] <= 1e-8 and errors["loss_error"] <= 1e-8
@@ -25,7 +30,10 @@ def test_training_gradient_equals_serial_diffrax(comms, case: GradientCase):
 
 
 @pytest.mark.timeout_s(240)
-@pytest.mark.parametrize("method", ["parareal", "picard", "serial"])
+@pytest.mark.parametrize(
+    "method",
+    ["parareal", pytest.param("picard", marks=FEW_RANKS), pytest.param("serial", marks=FEW_RANKS)],
+)
 def test_gradient_through_solve(comms, method):
     """Every rank computes the same loss and gets the whole gradient."""
 

@@ -91,6 +91,7 @@ def test_too_few_sweeps_are_a_result_with_a_reason(comms):
     assert np.all(np.isfinite(solution.interface))
 
 
+@pytest.mark.mpi(max_size=2)
 @pytest.mark.timeout_s(240)  # many programs to compile
 def test_errors_of_dahlquist_are_the_published_ones(comms):
     """Backward Euler, 20 fine steps and 1 coarse step a slice, N = 10: the table of the problem."""
@@ -156,7 +157,11 @@ def test_a_nan_in_the_field_is_said(comms):
         (dict(u0=np.ones(2) * 1j), ProblemError, "complex"),
         (dict(u0=jnp.zeros(0)), ProblemError, "empty"),
         (dict(edges=[0.0, 2.0, 1.0]), ProblemError, "strictly increasing"),
-        (dict(method="newton"), ProblemError, "'parareal', 'tangent', 'reduced', 'picard' or 'serial'"),
+        (
+            dict(method="newton"),
+            ProblemError,
+            "'parareal', 'tangent', 'reduced', 'picard' or 'serial'",
+        ),
         (dict(coarse=None), ProblemError, "needs `coarse`"),
         (dict(guess=jnp.zeros((3, 2))), ProblemError, "one state per slice boundary"),
         (dict(guess=jnp.full((8, 2), np.inf)), NonFiniteError, "`guess` holds"),

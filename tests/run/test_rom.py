@@ -95,6 +95,7 @@ def make_run(comms, shared_tmp_path):
     return make
 
 
+@pytest.mark.mpi(max_size=2)
 def test_all_directions_give_the_run_s_own_predictions(comms, make_run):
     folder, experiment = make_run()
     file = folder / "rom.h5"
@@ -135,6 +136,7 @@ def test_energy_chooses_the_rank_and_any_ranks_find_the_same_basis(comms, make_r
     np.testing.assert_allclose(overlap, 1.0, atol=1e-8)  # the same span
 
 
+@pytest.mark.mpi(max_size=2)
 def test_a_network_of_one_s_own_comes_along_by_its_import_path(
     comms, make_run, monkeypatch, tmp_path, shared_tmp_path
 ):

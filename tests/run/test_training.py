@@ -40,6 +40,9 @@ adjoint = {{ tol = 1e-12 }}
 """
 
 
+FEW_RANKS = pytest.mark.mpi(max_size=2)  # the others compile for minutes
+
+
 @pytest.fixture
 def source(comms, shared_tmp_path):
     """A few damped rotations, observed at times on and between the slice boundaries."""
@@ -75,12 +78,14 @@ def train(comms: Comms, text: str, n_steps: int):
 @pytest.mark.parametrize(
     "options",
     [
-        'method = "parareal"',
-        'method = "picard"\nwarm_start = true',
-        "warm_start = true",
-        'method = "tangent"\nwarm_start = true\nbasis = { kind = "jumps", rank = 2, new = 1 }',
+        pytest.param('method = "parareal"', id="parareal"),
+        pytest.param('method = "picard"\nwarm_start = true', id="picard-warm", marks=FEW_RANKS),
+        pytest.param("warm_start = true", id="parareal-warm", marks=FEW_RANKS),
+        pytest.param(
+            'method = "tangent"\nwarm_start = true\nbasis = { kind = "jumps", rank = 2, new = 1 }',
+            id="tangent-warm",
+        ),
     ],
-    ids=["parareal", "picard-warm", "parareal-warm", "tangent-warm"],
 )
 def test_twenty_steps_do_not_depend_on_the_ranks(comms, source, options):
     text = TEXT.format(source=source, options=options)
