@@ -110,6 +110,25 @@ Network = Annotated[
 ]
 
 
+class GrowthSection(Section):
+    """Training with a network that grows: when `steps` are done it has `sizes`.
+
+    The size is `network.latent` of "mlp", `network.channels` of "conv".
+    """
+
+    steps: list[PositiveInt] = Field(min_length=1)
+    sizes: list[PositiveInt] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _in_order(self):
+        if len(self.steps) != len(self.sizes):
+            raise ValueError("needs as many `sizes` as `steps`")
+        for name, numbers in (("steps", self.steps), ("sizes", self.sizes)):
+            if any(b <= a for a, b in zip(numbers, numbers[1:], strict=False)):
+                raise ValueError(f"`{name}` must be strictly increasing")
+        return self
+
+
 class LossSection(Section):
     """`mean_squared_error`, `mean_squared_log_error`, `cross_entropy`, or an import path."""
 
@@ -314,6 +333,7 @@ class Config(Section):
     time: TimeSection
     data: DataSection | None = None
     network: Network | None = None
+    growth: GrowthSection | None = None
     loss: LossSection | None = None
     optim: OptimSection = OptimSection()
     output: OutputSection = OutputSection()
@@ -327,6 +347,32 @@ class Config(Section):
                 "same samples in every step: leave out `data.batch_size`"
             )
         return self
+
+    @model_validator(mode="after")
+    def _growth(self):
+        if self.growth is None:
+            return self
+        match self.network:
+            case DenseNetwork(latent=int(size)) | ConvNetwork(channels=size):
+                if self.growth.sizes[0] <= size:
+                    raise ValueError(f"`growth.sizes` must begin above the first size, {size}")
+            case _:
+                raise ValueError(
+                    "`[growth]` needs `network.name = 'mlp'` with `latent`, or 'conv': no other "
+                    "network is known to grow"
+                )
+        return self
+
+    def network_at(self, step: int) -> DenseNetwork | ConvNetwork | UserNetwork | None:
+        """The network that takes the optimiser step after `step` are done. Local."""
+        if self.growth is None or self.network is None:
+            return self.network
+        plan = zip(self.growth.steps, self.growth.sizes, strict=True)
+        grown = [size for when, size in plan if when <= step]
+        if not grown:
+            return self.network
+        key = "channels" if isinstance(self.network, ConvNetwork) else "latent"
+        return self.network.model_copy(update={key: grown[-1]})
 
     def fingerprint(self) -> str:
         """Names the experiment: what must not change when a run is resumed. Local.

@@ -6,7 +6,7 @@ and only then given its name, so at any moment the one before it can be loaded.
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,7 +139,7 @@ def load_checkpoint(
     control: MPI.Intracomm,
     where: Path,
     *,
-    like_replicated: PyTree,
+    like_at: Callable[[int], PyTree],
     row_start: int,
     n_owned_rows: int,
     fingerprint: str | None,
@@ -153,7 +153,8 @@ def load_checkpoint(
         control: The ranks that load.
         where: A checkpoint, or a folder of them: then the newest good one is taken, and a damaged
             one is named in a warning and passed over.
-        like_replicated: Tree with the shapes, types and structure to fill, such as a fresh start.
+        like_at: Gives, for the step a checkpoint was saved at, a tree with the shapes, types and
+            structure to fill, such as a fresh start.
         row_start: Global index of this rank's first row.
         n_owned_rows: Number of its rows. If no rank asks for rows, none are read.
         fingerprint: Of the experiment it must belong to; None takes any.
@@ -171,7 +172,7 @@ def load_checkpoint(
         loaded = _load_one(
             control,
             path,
-            like_replicated,
+            like_at,
             row_start=row_start,
             n_owned=n_owned_rows,
             fingerprint=fingerprint,
@@ -237,7 +238,7 @@ def _candidates(where: Path) -> tuple[list[Path], bool]:
 def _load_one(
     control: MPI.Intracomm,
     path: Path,
-    like: PyTree,
+    like_at: Callable[[int], PyTree],
     *,
     row_start: int,
     n_owned: int,
@@ -253,15 +254,26 @@ def _load_one(
         return damage
     head, leaves = None, {}
     with agreed(control):
-        expected = describe_leaves(like)
         if control.rank == 0:
             try:
                 head = read_head(path)
-                _check_belongs(path, head, expected, fingerprint=fingerprint, config=config)
-                leaves = read_leaves(path, head.replicated)
+                _check_belongs(path, head, fingerprint=fingerprint, config=config)
             except DamagedError as error:
                 damage = str(error)
     head, damage = control.bcast((head, damage))
+    if damage:
+        return damage
+    with agreed(control):
+        like = like_at(head.step)
+        differences = list_differences(head.replicated, describe_leaves(like))
+        if differences:
+            raise CheckpointError(f"{path} does not fit this model: {differences}")
+        if control.rank == 0:
+            try:
+                leaves = read_leaves(path, head.replicated)
+            except DamagedError as error:
+                damage = str(error)
+    damage = control.bcast(damage)
     if damage:
         return damage
     leaves = _broadcast(control, leaves, head.replicated)
@@ -286,21 +298,17 @@ def _check_format(path: Path) -> None:
 def _check_belongs(
     path: Path,
     head: Head,
-    expected: Mapping[str, LeafSpec],
     *,
     fingerprint: str | None,
     config: str | None,
 ) -> None:
-    """Check that it is a checkpoint of this experiment and this model."""
+    """Check that it is a checkpoint of this experiment."""
     if fingerprint is not None and head.fingerprint != fingerprint:
         how = describe_difference(head.meta.get("config"), config)
         raise CheckpointError(
             f"{path} belongs to another experiment (fingerprint {head.fingerprint}, expected "
             f"{fingerprint}){how}; resume with the config it was saved with, or start a new run"
         )
-    differences = list_differences(head.replicated, expected)
-    if differences:
-        raise CheckpointError(f"{path} does not fit this model: {differences}")
 
 
 def _broadcast(

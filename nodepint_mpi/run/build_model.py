@@ -92,7 +92,7 @@ def build_edges(section: TimeSection) -> np.ndarray:
 
 
 def build_model(
-    config: Config, *, input_shape: tuple[int, ...], output_size: int
+    config: Config, *, input_shape: tuple[int, ...], output_size: int, step: int = 0
 ) -> EncodeProcessDecode:
     """Encoder, vector field and decoder with fresh weights, equal on all ranks. Local.
 
@@ -100,9 +100,10 @@ def build_model(
         config: The experiment.
         input_shape: Shape of one input sample.
         output_size: Classes of a label, or components of an observation.
+        step: The model's size is that with which this optimiser step is taken.
     """
     key = jax.random.key(config.run.seed)
-    network = config.network
+    network = config.network_at(step)
     shape: dict[str, Any] = dict(input_shape=input_shape, output_size=output_size)
     match network:
         case DenseNetwork():

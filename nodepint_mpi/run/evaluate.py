@@ -1,6 +1,7 @@
 """Scores on the test split, and predictions to look at."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +13,8 @@ from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.guard import together
 from nodepint_mpi.run.directory import CHECKPOINTS, read_run
 from nodepint_mpi.run.figures import plot_labels, plot_trajectories
-from nodepint_mpi.run.setup import Experiment, set_up, slice_rows
-from nodepint_mpi.run.step import make_evaluation, make_prediction, split_model
+from nodepint_mpi.run.setup import Experiment, at_step, kept_like, set_up, slice_rows
+from nodepint_mpi.run.step import make_evaluation, make_prediction
 
 BATCH = 500
 N_SHOWN = {"labels": 24, "trajectories": 4}
@@ -37,35 +38,36 @@ def evaluate_run(folder: Path, comms: Comms) -> dict[str, float]:
     Raises:
         NodepintError: on all ranks, if the run or its data cannot be read.
     """
-    experiment = set_up(read_run(folder), comms)
-    step, params = restore_params(folder, comms, experiment)
-    return {"step": step, **evaluate(comms, experiment, params)}
+    trained = open_run(folder, comms)
+    return {"step": trained.step, **evaluate(comms, trained.experiment, trained.params)}
 
 
-def restore_params(
-    folder: Path, comms: Comms, experiment: Experiment
-) -> tuple[int, EncodeProcessDecode]:
-    """Step and parameters of the newest good checkpoint of a run. Collective over `comms`.
+class TrainedRun(NamedTuple):
+    """The newest good checkpoint of a run, with the experiment it belongs to."""
+
+    experiment: Experiment
+    step: int
+    params: EncodeProcessDecode
+
+
+def open_run(folder: Path, comms: Comms) -> TrainedRun:
+    """Set up the experiment of a run and load its parameters. Collective over `comms`.
 
     Raises:
-        CheckpointError: on all ranks, if there is none that fits.
+        NodepintError: on all ranks, if the run, its data or a checkpoint cannot be read.
     """
-    config = experiment.config
-    params, _ = split_model(experiment.model)
-    first, _ = slice_rows(config, comms.time)
-    like = {"params": params, "opt_state": experiment.optimiser.init(params)}
-    blank = experiment.method.blank(experiment.state) if config.time.warm_start else {}
-    if blank:  # what the method remembers is in the file too
-        like |= {"memory": blank}
+    experiment = set_up(read_run(folder), comms)
+    first, _ = slice_rows(experiment.config, comms.time)
     loaded = load_checkpoint(
         comms.control,
         folder / CHECKPOINTS,
-        like_replicated=like,
+        like_at=lambda step: kept_like(at_step(experiment, step - 1)),
         row_start=first,
         n_owned_rows=0,
-        fingerprint=config.fingerprint(),
+        fingerprint=experiment.config.fingerprint(),
     )
-    return loaded.step, jax.tree.map(jnp.asarray, loaded.replicated["params"])
+    params = jax.tree.map(jnp.asarray, loaded.replicated["params"])
+    return TrainedRun(at_step(experiment, loaded.step - 1), loaded.step, params)
 
 
 def save_predictions(

@@ -45,7 +45,9 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
             "interface_bytes_per_rank": max(owned) * 2 * state * number_bytes,
         }
     samples = _open(config)
-    model = build_model(config, input_shape=samples.input_shape, output_size=count_outputs(samples))
+    shape, size = samples.input_shape, count_outputs(samples)
+    last = config.run.n_steps - 1  # a network that grows is largest then
+    model = build_model(config, input_shape=shape, output_size=size, step=last)
     params, _ = split_model(model)
     opt_state = jax.eval_shape(build_optimiser(config.optim).init, params)
     batch = samples.section.batch_size or samples.n_rows

@@ -4,7 +4,6 @@ import logging
 import sys
 import time
 from types import TracebackType
-from typing import Self
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -26,7 +25,7 @@ class Progress:
         if shown and sys.stderr.isatty():
             self._bar = tqdm(total=n_steps, initial=start, unit="step", dynamic_ncols=True)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         if self._bar is not None:
             self._redirect.__enter__()
         return self

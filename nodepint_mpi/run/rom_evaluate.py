@@ -19,10 +19,10 @@ from nodepint_mpi.errors import ReducedModelError
 from nodepint_mpi.io.agreement import agreed
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.run.directory import read_run
-from nodepint_mpi.run.evaluate import BATCH, restore_params
+from nodepint_mpi.run.evaluate import BATCH, open_run
 from nodepint_mpi.run.figures import plot_reduced
 from nodepint_mpi.run.rom_load import load_rom
-from nodepint_mpi.run.setup import Experiment, set_up
+from nodepint_mpi.run.setup import Experiment
 
 REPEATS = 9
 
@@ -62,8 +62,7 @@ def evaluate_rom(file: Path, folder: Path, comms: Comms) -> dict[str, Any]:
                 f"{file} was made from another run (fingerprint {rom.origin.fingerprint}) than "
                 f"{folder} ({config.fingerprint()})."
             )
-    experiment = set_up(config, comms)
-    step, params = restore_params(folder, comms, experiment)
+    experiment, step, params = open_run(folder, comms)
     if step != rom.origin.optimiser_step and control.rank == 0:
         _log.warning(
             "%s is from optimiser step %d, the newest checkpoint from %d: export it anew",

@@ -25,11 +25,11 @@ from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.differentiate import solve_block
 from nodepint_mpi.parallel.directions import leading_directions
 from nodepint_mpi.run.build import JUMP_TOL
-from nodepint_mpi.run.directory import commit, config_text, read_run, versions
-from nodepint_mpi.run.evaluate import BATCH, restore_params
+from nodepint_mpi.run.directory import commit, config_text, versions
+from nodepint_mpi.run.evaluate import BATCH, open_run
 from nodepint_mpi.run.rom_load import origin_of, stepper_of
 from nodepint_mpi.run.samples import count_outputs
-from nodepint_mpi.run.setup import Experiment, set_up
+from nodepint_mpi.run.setup import Experiment
 
 ENERGY = 0.999999
 FIRST_RANK = 32
@@ -68,11 +68,10 @@ def export_rom(
     with agreed(control):
         if control.rank == 0:
             check_target(out)
-    experiment = set_up(read_run(folder), comms)
+    experiment, step, params = open_run(folder, comms)
     size = math.prod(experiment.state.shape[1:])
     if rank is not None and rank > size:
         raise ConfigError(f"`--rank {rank}` is more than the state's {size} entries: lower it.")
-    step, params = restore_params(folder, comms, experiment)
     model = eqx.combine(params, experiment.train_problem.static)
     snapshots = _take_snapshots(comms, experiment, params)
     flat = snapshots.states.reshape(len(snapshots.states), size)

@@ -39,7 +39,8 @@ def _build(stored: RomFile, source: str) -> ReducedModel:
     config, meta = parse_config(stored.meta["config"], source=source), stored.meta
     shape = tuple(meta["input_shape"])
     try:
-        model = build_model(config, input_shape=shape, output_size=meta["output_size"])
+        size, step = meta["output_size"], meta["step"] - 1
+        model = build_model(config, input_shape=shape, output_size=size, step=step)
     except NodepintError as error:
         if not isinstance(config.network, UserNetwork):
             raise

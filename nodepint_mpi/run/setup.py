@@ -37,6 +37,7 @@ class Experiment(NamedTuple):
     optimiser: optax.GradientTransformation
     state: jax.ShapeDtypeStruct
     """Shape of the states of a batch, (samples, *state)."""
+    comms: Comms
 
     @property
     def method(self) -> AbstractMethod:
@@ -55,15 +56,42 @@ def set_up(config: Config, comms: Comms) -> Experiment:
     train = open_samples(comms.control, config, config.data.train_split if config.data else "")
     test = open_samples(comms.control, config, config.data.test_split if config.data else "")
     with together(comms.control):
-        model = build_model(config, input_shape=train.input_shape, output_size=count_outputs(train))
-        optimiser = build_optimiser(config.optim)
-        train_problem = make_problem(config, comms.time, model, train)
-        test_problem = make_problem(config, comms.time, model, test)
-        batch = config.data.batch_size if config.data else None
-        shape = (batch or train.n_rows, *check_model(model, train))
-        state = jax.ShapeDtypeStruct(shape, config.run.precision)
-        train_problem.solver.method.blank(state)  # says if the basis does not fit the state
-    return Experiment(config, model, train, test, train_problem, test_problem, optimiser, state)
+        if config.growth is not None:  # says early if it cannot become so large
+            _build(config, train, config.growth.steps[-1])
+        return _assemble(config, comms, train, test, step=0)
+
+
+def at_step(experiment: Experiment, step: int) -> Experiment:
+    """The experiment with the network, freshly made, that optimiser step `step` is taken with.
+
+    Local. The same experiment unless its network grows.
+    """
+    config = experiment.config
+    if config.growth is None:
+        return experiment
+    return _assemble(config, experiment.comms, experiment.train, experiment.test, step=step)
+
+
+def _assemble(
+    config: Config, comms: Comms, train: Samples, test: Samples, *, step: int
+) -> Experiment:
+    """Everything that depends on the network. Local."""
+    model = _build(config, train, step)
+    train_problem = make_problem(config, comms.time, model, train)
+    test_problem = make_problem(config, comms.time, model, test)
+    batch = config.data.batch_size if config.data else None
+    shape = (batch or train.n_rows, *check_model(model, train))
+    state = jax.ShapeDtypeStruct(shape, config.run.precision)
+    train_problem.solver.method.blank(state)  # says if the basis does not fit the state
+    optimiser = build_optimiser(config.optim)
+    return Experiment(
+        config, model, train, test, train_problem, test_problem, optimiser, state, comms
+    )
+
+
+def _build(config: Config, train: Samples, step: int) -> EncodeProcessDecode:
+    shape, size = train.input_shape, count_outputs(train)
+    return build_model(config, input_shape=shape, output_size=size, step=step)
 
 
 def make_problem(
@@ -121,6 +149,15 @@ def fresh_state(experiment: Experiment) -> TrainState:
     """Parameters and optimiser state before the first step. Local."""
     params, _ = split_model(experiment.model)
     return TrainState(params, experiment.optimiser.init(params))
+
+
+def kept_like(experiment: Experiment) -> dict[str, PyTree]:
+    """What a checkpoint holds once, in shapes and types: the frame to load one into. Local."""
+    fresh = fresh_state(experiment)
+    like = {"params": fresh.params, "opt_state": fresh.opt_state}
+    if experiment.config.time.warm_start and (blank := experiment.method.blank(experiment.state)):
+        like["memory"] = blank
+    return like
 
 
 def slice_rows(config: Config, comm: TimeComm) -> tuple[int, int]:

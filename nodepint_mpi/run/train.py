@@ -5,6 +5,7 @@ import logging
 import socket
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,16 @@ from nodepint_mpi.run.directory import (
 )
 from nodepint_mpi.run.evaluate import evaluate, save_predictions
 from nodepint_mpi.run.figures import plot_losses
+from nodepint_mpi.run.growth import grow
 from nodepint_mpi.run.progress import Progress
-from nodepint_mpi.run.setup import Experiment, fresh_state, set_up, slice_rows
+from nodepint_mpi.run.setup import (
+    Experiment,
+    at_step,
+    fresh_state,
+    kept_like,
+    set_up,
+    slice_rows,
+)
 from nodepint_mpi.run.step import StepReport, TrainState, make_train_step
 
 _log = logging.getLogger(__name__)
@@ -63,21 +72,21 @@ def train(
     """
     control = comms.control
     with Watchdog(control, limit_s=config.run.hang_timeout_s) as watchdog:
-        with watchdog.phase("setting up", limit_s=600):
+        with watchdog.phase("setting up", limit_s=600.0):
             with together(control):
                 if control.rank == 0:
                     check_directory(folder, resume=resume is not None)
             experiment = set_up(config, comms)
             state, start = fresh_state(experiment), 0
             if resume is not None:
-                state, start = _restore(comms, experiment, folder, resume, state)
+                experiment, state, start = _restore(comms, experiment, folder, resume)
             hosts = control.allgather(socket.gethostname())
             with together(control):
                 if control.rank == 0:
                     start_directory(folder, config, n_ranks=control.size, hosts=hosts)
                     log_to_file(folder)
         records = _open_records(comms, folder, start if resume is not None else None)
-        state, step, report, seconds = _optimise(
+        experiment, state, step, report, seconds = _optimise(
             comms, experiment, state, start, folder, records, flag, watchdog
         )
         result = {
@@ -92,11 +101,11 @@ def train(
         if result["status"] == "stopped":
             _log.info("asked to stop: resume with `--resume auto`")
             return result
-        with watchdog.phase("evaluating", limit_s=600):
+        with watchdog.phase("evaluating", limit_s=600.0):
             scores = evaluate(comms, experiment, state.params)
             result |= {f"test_{name}": value for name, value in scores.items()}
             save_predictions(comms, experiment, state.params, folder)
-        with watchdog.phase("writing results", limit_s=120), together(control):
+        with watchdog.phase("writing results", limit_s=120.0), together(control):
             if control.rank == 0:
                 assert records is not None  # rank 0 keeps them
                 records.write_table(fingerprint=config.fingerprint(), config=config_text(config))
@@ -117,17 +126,24 @@ def _optimise(
     records: Records | None,
     flag: StopFlag,
     watchdog: Watchdog,
-) -> tuple[TrainState, int, StepReport | None, list[float]]:
-    """Take the steps that are left; returns the last report and the seconds of each step."""
+) -> tuple[Experiment, TrainState, int, StepReport | None, list[float]]:
+    """Take the steps that are left.
+
+    Returns the experiment with the network as it is then, the last report and the seconds of each
+    step.
+    """
     config, seconds, report, step = experiment.config, [], None, start
     n_steps = config.run.n_steps
-    take_step = make_train_step(
-        experiment.train_problem, experiment.optimiser, warm_start=config.time.warm_start
-    )
+    growth = [] if config.growth is None else config.growth.steps
+    take_step = _make_step(experiment)
     with Progress(start, n_steps, shown=comms.control.rank == 0) as progress:
         while step < n_steps:
             with watchdog.phase("reading a batch", step=step):
                 inputs, targets = experiment.train.batch(config.run.seed, step)
+            if step in growth:
+                with watchdog.phase("enlarging the network", step=step, limit_s=600.0):
+                    experiment, state = grow(comms, experiment, state, targets, step)
+                take_step = _make_step(experiment)
             began = time.perf_counter()
             with watchdog.phase("training step", collective=True, step=step):
                 state, on_device = take_step(state, inputs, targets)
@@ -143,13 +159,20 @@ def _optimise(
                 if records is not None:
                     records.append(step, **report._asdict(), step_s=seconds[-1])
             if step % config.output.checkpoint_every == 0 or last:
-                with watchdog.phase("saving a checkpoint", collective=True, step=step, limit_s=600):
+                with watchdog.phase(
+                    "saving a checkpoint", collective=True, step=step, limit_s=600.0
+                ):
                     _save(comms, experiment, folder, state, step)
                 if records is not None:
                     records.write_table(fingerprint=config.fingerprint())
             if last:
                 break
-    return state, step, report, seconds
+    return experiment, state, step, report, seconds
+
+
+def _make_step(experiment: Experiment) -> Callable:
+    warm_start = experiment.config.time.warm_start
+    return make_train_step(experiment.train_problem, experiment.optimiser, warm_start=warm_start)
 
 
 def _check_finite(report: StepReport, step: int) -> None:
@@ -193,19 +216,15 @@ def _save(comms: Comms, experiment: Experiment, folder: Path, state: TrainState,
 
 
 def _restore(
-    comms: Comms, experiment: Experiment, folder: Path, resume: str, fresh: TrainState
-) -> tuple[TrainState, int]:
-    """The state of a checkpoint, on any number of ranks."""
+    comms: Comms, experiment: Experiment, folder: Path, resume: str
+) -> tuple[Experiment, TrainState, int]:
+    """The state of a checkpoint, on any number of ranks, and the experiment at that step."""
     config = experiment.config
     first, n_owned = slice_rows(config, comms.time)
-    like = {"params": fresh.params, "opt_state": fresh.opt_state}
-    blank = experiment.method.blank(experiment.state) if config.time.warm_start else {}
-    if blank:
-        like |= {"memory": blank}
     loaded = load_checkpoint(
         comms.control,
         folder / CHECKPOINTS if resume == "auto" else Path(resume),
-        like_replicated=like,
+        like_at=lambda step: kept_like(at_step(experiment, step - 1)),
         row_start=first,
         n_owned_rows=n_owned,
         fingerprint=config.fingerprint(),
@@ -214,11 +233,12 @@ def _restore(
     tree = jax.tree.map(jax.numpy.asarray, loaded.replicated)
     rows = {name: jax.numpy.asarray(block) for name, block in loaded.rows.items()}
     _log.info("resumed from %s at step %d", loaded.path, loaded.step)
+    experiment = at_step(experiment, loaded.step - 1)
     memory = experiment.method.recalled(tree.get("memory", {}), rows)
     state = TrainState(
         tree["params"], tree["opt_state"], rows.get("interface"), rows.get("cotangents"), memory
     )
-    return state, loaded.step
+    return experiment, state, loaded.step
 
 
 def _open_records(comms: Comms, folder: Path, resume_step: int | None) -> Records | None:

@@ -112,7 +112,7 @@ def load(control, where: Path, *, how: str = "even", plain: bool = False, **opti
     return load_checkpoint(
         control,
         where,
-        like_replicated=make_tree(99, plain=plain),
+        like_at=lambda _: make_tree(99, plain=plain),
         row_start=row_start,
         n_owned_rows=n_owned,
         **options,

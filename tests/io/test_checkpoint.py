@@ -48,7 +48,7 @@ def load_plain(comm, where, like, *, row_start=0, n_owned_rows=0):
     return load_checkpoint(
         comm,
         where,
-        like_replicated=like,
+        like_at=lambda _: like,
         row_start=row_start,
         n_owned_rows=n_owned_rows,
         fingerprint=FINGERPRINT,

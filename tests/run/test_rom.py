@@ -15,7 +15,7 @@ from nodepint_mpi.config import parse_config
 from nodepint_mpi.errors import ConfigError, NodepintError, ReducedModelError
 from nodepint_mpi.io.checkpoint import save_checkpoint
 from nodepint_mpi.run.directory import CHECKPOINTS, CONFIG, config_text
-from nodepint_mpi.run.evaluate import restore_params
+from nodepint_mpi.run.evaluate import open_run
 from nodepint_mpi.run.rom_evaluate import evaluate_rom, format_comparison
 from nodepint_mpi.run.rom_export import export_rom
 from nodepint_mpi.run.setup import fresh_state, set_up
@@ -103,7 +103,7 @@ def test_all_directions_give_the_run_s_own_predictions(comms, make_run):
     assert (made["rank"], made["projected_field"], made["optimiser_step"]) == (SIZE, True, 3)
     assert made["n_snapshots"] == 8 * (1 + 5 + 7)  # start, ends, and times between
     rom = load_rom(file)
-    _, params = restore_params(folder, comms, experiment)
+    params = open_run(folder, comms).params
     inputs, _ = experiment.test.take(np.arange(8))
     wanted = make_prediction(experiment.test_problem)(params, inputs)
     times = jnp.asarray(experiment.test.times[experiment.test_problem.observations.indices])

@@ -1,0 +1,147 @@
+"""Training with a network that grows: on any ranks, and across a resume."""
+
+import datasets
+import jax
+import numpy as np
+import pytest
+
+from nodepint_mpi.config import parse_config
+from nodepint_mpi.errors import ConfigError, ProblemError
+from nodepint_mpi.parallel.comms import alone, make_comms
+from nodepint_mpi.parallel.signals import StopFlag
+from nodepint_mpi.run.evaluate import open_run
+from nodepint_mpi.run.growth import grow
+from nodepint_mpi.run.rom_export import export_rom
+from nodepint_mpi.run.rom_load import load_rom
+from nodepint_mpi.run.setup import fresh_state, set_up
+from nodepint_mpi.run.step import make_train_step
+from nodepint_mpi.run.train import train
+
+pytestmark = [pytest.mark.standard_promotion, pytest.mark.timeout_s(300)]
+
+TEXT = """
+[run]
+name = "grows"
+precision = "float64"
+n_steps = 8
+[data]
+source = "{source}"
+input = "u"
+target = "u"
+times = "t"
+[network]
+name = "mlp"
+width = 6
+latent = 2
+[growth]
+steps = [3, 5]
+sizes = [3, 4]
+[loss]
+name = "mean_squared_error"
+[optim]
+learning_rate = 0.01
+[time]
+horizon = [0.0, 1.0]
+n_slices = 5
+method = "tangent"
+basis = {{ kind = "learned" }}
+fine = {{ solver = "rk4", n_steps = 2 }}
+stopping = {{ tol = 1e-12 }}
+adjoint = {{ tol = 1e-12 }}
+[output]
+log_every = 1
+checkpoint_every = 3
+keep = 9
+"""
+
+
+@pytest.fixture
+def source(comms, shared_tmp_path):
+    """Decaying oscillations of six numbers, seen through two, then three, then four of them."""
+    if comms.control.rank == 0:
+        t = np.linspace(0.0, 1.0, 6)
+        start = np.random.default_rng(0).normal(size=(5, 1, 6))
+        u = start * np.exp(-t[:, None] * np.arange(1, 7)) * [4, 3, 2, 1, 0.5, 0.1]
+        rows = {"t": [t.tolist()] * 5, "u": u.tolist()}
+        split = datasets.Dataset.from_dict(rows)
+        datasets.DatasetDict({"train": split, "test": split}).save_to_disk(
+            str(shared_tmp_path / "set")
+        )
+    comms.control.Barrier()
+    return shared_tmp_path / "set"
+
+
+def size_of(run):
+    (encoder,) = jax.tree.leaves(run.params.encoder)
+    return len(encoder)
+
+
+@pytest.mark.mpi(max_size=2)
+def test_runs_grow_and_resume_on_any_ranks(comms, source, shared_tmp_path):
+    text = TEXT.format(source=source).replace('"tangent"', '"serial"')  # compiles faster
+    config = parse_config(text)
+    flag = StopFlag()
+    whole = train(config, shared_tmp_path / "whole", comms, flag)
+    run = open_run(shared_tmp_path / "whole", comms)
+    assert run.step == 8 and size_of(run) == 4
+    # Stopped where it grows (3 steps done, and the network still small), and after it grew (4).
+    for stop in (3, 4):
+        folder = shared_tmp_path / f"stopped-{stop}"
+        first = config.model_copy(update={"run": config.run.model_copy(update={"n_steps": stop})})
+        train(first, folder, comms, flag)
+        assert size_of(open_run(folder, comms)) == (2 if stop == 3 else 3)
+        resumed = train(config, folder, comms, flag, resume="auto")
+        assert resumed["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-10)
+    made = export_rom(shared_tmp_path / "whole", shared_tmp_path / "rom.h5", comms)
+    assert made["state_size"] == 4
+    assert load_rom(shared_tmp_path / "rom.h5").origin.optimiser_step == 8
+
+
+def losses_of(comms, text, n_steps):
+    experiment = set_up(parse_config(text), comms)
+    state, losses = fresh_state(experiment), []
+    step = make_train_step(experiment.train_problem, experiment.optimiser, warm_start=False)
+    for k in range(n_steps):
+        inputs, targets = experiment.train.batch(0, k)
+        if k == 3:
+            experiment, state = grow(comms, experiment, state, targets, k)
+            problem, optimiser = experiment.train_problem, experiment.optimiser
+            step = make_train_step(problem, optimiser, warm_start=False)
+        state, report = step(state, inputs, targets)
+        losses.append(float(report.loss))
+    return np.array(losses), state
+
+
+def test_the_loss_goes_on_where_it_was_and_any_ranks_agree(comms, source):
+    text = TEXT.format(source=source)
+    losses, state = losses_of(comms, text, 5)
+    emulated, _ = losses_of(make_comms(alone()), text, 5)
+    np.testing.assert_allclose(losses, emulated, rtol=1e-9)
+    # The step at which the network grows sees the loss that it would have had without.
+    plain = text.replace("[growth]\nsteps = [3, 5]\nsizes = [3, 4]\n", "")
+    experiment = set_up(parse_config(plain), comms)
+    fixed, plain_losses = fresh_state(experiment), []
+    step = make_train_step(experiment.train_problem, experiment.optimiser, warm_start=False)
+    for k in range(4):
+        fixed, report = step(fixed, *experiment.train.batch(0, k))
+        plain_losses.append(float(report.loss))
+    np.testing.assert_allclose(losses[:4], plain_losses, rtol=1e-9)
+    bits = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state.params)]
+    assert comms.control.allgather(bits) == [bits] * comms.control.size
+
+
+@pytest.mark.mpi(max_size=1)
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        (("sizes = [3, 4]", "sizes = [3, 7]"), ProblemError, "`network.latent` is 7"),
+        (("sizes = [3, 4]", "sizes = [2, 4]"), ConfigError, "above the first size, 2"),
+        (("sizes = [3, 4]", "sizes = [4, 3]"), ConfigError, "strictly increasing"),
+        (("sizes = [3, 4]", "sizes = [3]"), ConfigError, "as many `sizes` as `steps`"),
+        (("latent = 2", ""), ConfigError, "with `latent`, or 'conv'"),
+        (("learning_rate", "name = 'adafactor'\nlearning_rate"), ConfigError, "adafactor"),
+    ],
+)
+def test_growth_that_cannot_be_is_refused(comms, source, change, error, message):
+    with pytest.raises(error, match=message):
+        losses_of(comms, TEXT.format(source=source).replace(*change), 4)
