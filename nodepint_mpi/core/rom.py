@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Real, Shaped
 
 from nodepint_mpi.core import basis as bases
-from nodepint_mpi.core.networks import EncodeProcessDecode
+from nodepint_mpi.core.networks import EncodeProcessDecode, as_numbers
 from nodepint_mpi.core.propagators import AbstractIntegrator, AdaptiveSteps, FixedSteps
 from nodepint_mpi.core.types import Field
 from nodepint_mpi.errors import ProblemError
@@ -166,9 +166,3 @@ def reduce_model(
     return ReducedModel(
         basis, energies, model.encoder, processor, model.decoder, stepper, is_projected, origin
     )
-
-
-def as_numbers(inputs: Array, dtype: Any) -> Array:
-    """Inputs in a precision; bytes, such as grey values, in [0, 1]. Local."""
-    scale = 255 if inputs.dtype == jnp.uint8 else 1
-    return inputs.astype(dtype) / scale

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from nodepint_mpi.core.networks import EncodeProcessDecode
-from nodepint_mpi.core.rom import ReducedModel, Stepper, as_numbers
+from nodepint_mpi.core.networks import EncodeProcessDecode, as_numbers
+from nodepint_mpi.core.rom import ReducedModel, Stepper
 from nodepint_mpi.errors import ReducedModelError
 from nodepint_mpi.io.agreement import agreed
 from nodepint_mpi.parallel.comms import Comms

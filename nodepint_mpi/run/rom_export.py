@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array
 
 from nodepint_mpi.core.basis import rank_for_energy
-from nodepint_mpi.core.networks import EncodeProcessDecode
-from nodepint_mpi.core.rom import as_numbers, reduce_model
+from nodepint_mpi.core.networks import EncodeProcessDecode, as_numbers
+from nodepint_mpi.core.rom import reduce_model
 from nodepint_mpi.core.stopping import JumpTolerance
 from nodepint_mpi.errors import ConfigError, NonFiniteError
 from nodepint_mpi.io.agreement import agreed

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from nodepint_mpi.config import Config
 from nodepint_mpi.core.galerkin import AbstractReduction, Galerkin, ProjectedProcessor
-from nodepint_mpi.core.networks import EncodeProcessDecode
+from nodepint_mpi.core.networks import EncodeProcessDecode, as_numbers
 from nodepint_mpi.core.observations import place_observations
 from nodepint_mpi.core.partition import check_layout, own_slices
 from nodepint_mpi.core.types import Field
@@ -22,7 +22,7 @@ from nodepint_mpi.parallel.methods import AbstractMethod
 from nodepint_mpi.run.build import build_loss, build_optimiser, build_time_solver
 from nodepint_mpi.run.build_model import build_edges, build_model
 from nodepint_mpi.run.samples import Samples, count_outputs, open_samples
-from nodepint_mpi.run.step import LineProblem, TrainState, as_numbers, batched_field, split_model
+from nodepint_mpi.run.step import LineProblem, TrainState, batched_field, split_model
 
 
 class Experiment(NamedTuple):

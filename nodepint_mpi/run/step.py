@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
-from nodepint_mpi.core.networks import EncodeProcessDecode
+from nodepint_mpi.core.networks import EncodeProcessDecode, as_numbers
 from nodepint_mpi.core.objective import Loss, Mean, nothing, per_sample
 from nodepint_mpi.core.observations import BlockObservations
 from nodepint_mpi.core.propagators import SliceResult
@@ -197,13 +197,6 @@ def make_prediction(problem: LineProblem) -> Callable:
         return per_sample(model.decoder)(problem.observations.read(result))
 
     return jax.jit(predict)
-
-
-def as_numbers(inputs: Array) -> Array:
-    """Inputs in the precision of the run; bytes, such as grey values, in [0, 1]. Local."""
-    dtype = jnp.zeros(()).dtype
-    scale = 255 if inputs.dtype == jnp.uint8 else 1
-    return inputs.astype(dtype) / scale
 
 
 def _forward(problem: LineProblem, params: PyTree, inputs: Array) -> SliceResult:
