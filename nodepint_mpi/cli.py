@@ -296,6 +296,30 @@ def coarse(repeats: int, json_file: Path | None) -> None:
     _finish(comms.control, result, json_file)
 
 
+@bench.command(name="methods")
+@click.argument("problems", nargs=-1)
+@click.option("--method", "methods", multiple=True, metavar="NAME", help="Only this one (again).")
+@_json_option
+def compare_methods(
+    problems: tuple[str, ...], methods: tuple[str, ...], json_file: Path | None
+) -> None:
+    """Bring every method to the serial solution and gradient of PROBLEMS (all, or those named).
+
+    Exits with 1 if one is further than 1e-8 from either.
+    """
+    comms = _start_ranks()
+    _set_float64()
+    from nodepint_mpi.run.bench_methods import format_methods, run_methods
+
+    result = run_methods(
+        comms, problems, methods=methods, report=lambda line: _say(comms.control, line)
+    )
+    _say(comms.control, format_methods(result))
+    _finish(comms.control, result, json_file)
+    if not all(row["ok"] for row in result):
+        raise SystemExit(1)
+
+
 @bench.command()
 @click.argument("problem", default="burgers")
 @click.option(

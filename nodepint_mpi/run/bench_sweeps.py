@@ -209,7 +209,7 @@ def _adjoint_errors(
     def sweep(cotangents, _):
         bars, outs = pull_back(sources._replace(end=sources.end + cotangents.rights))
         gradient = sum_over_ranks(comm, bars), bcast_from(comm, outs[0], 0)
-        errors = [_relative_error(*parts) for parts in zip(gradient, exact.gradient, strict=True)]
+        errors = [relative_error(*parts) for parts in zip(gradient, exact.gradient, strict=True)]
         corrected = method.correct_cotangents(line, linear, exact.starts, outs, cotangents)
         return corrected, jnp.max(jnp.stack(errors))
 
@@ -217,7 +217,8 @@ def _adjoint_errors(
     return jax.lax.scan(sweep, first, None, length=case.n_sweeps + 1)[1]
 
 
-def _relative_error(ours: Any, wanted: Any) -> Float[Array, ""]:
+def relative_error(ours: Any, wanted: Any) -> Float[Array, ""]:
+    """Distance of two trees relative to the second. Local."""
     ours, wanted = ravel_pytree(ours)[0], ravel_pytree(wanted)[0]
     return jnp.linalg.norm(ours - wanted) / jnp.linalg.norm(wanted)
 
