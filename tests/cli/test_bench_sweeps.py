@@ -37,3 +37,12 @@ def test_bench_sweeps(nodepint, tmp_path):
 def test_bench_sweeps_of_an_unknown_problem_names_the_nearest(nodepint):
     done = nodepint(1, "bench", "sweeps", "burger", code=2)
     assert "knows no 'burger'; nearest are 'burgers'" in done.stderr
+
+
+def test_bench_methods(nodepint, tmp_path):
+    chosen = "--method", "tangent, jumps, complement", "--json", "m.json"
+    said = nodepint(3, "bench", "methods", "lotka_volterra", *chosen).stdout
+    (row,) = read_json(tmp_path / "m.json")
+    assert row["ok"] and max(row["error"], row["gradient_error"]) <= 1e-8
+    assert row["n_ranks"] == 3 and row["sweeps"] >= 1 and row["adjoint_sweeps"] >= 1
+    assert "1 of 1 within 1e-08 of solution and gradient, on 3 ranks" in said

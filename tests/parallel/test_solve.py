@@ -203,6 +203,18 @@ def test_published_counts(comms, name):
     assert repeat_run(comms, run)["sweeps"] == run.sweeps
 
 
+@pytest.mark.mpi(max_size=2)
+@pytest.mark.timeout_s(240)
+@pytest.mark.parametrize("name", ["fitzhugh_nagumo", "lorenz", "burgers"])
+def test_tangents_need_fewer_sweeps_than_learned_corrections(comms, name):
+    """With the published fine solves and stopping rule, and a smaller true error than parareal."""
+    from nodepint_mpi.run.bench_published import RUNS, repeat_run
+
+    run = repeat_run(comms, RUNS[name], "tangent")
+    assert run["status"] == "converged" and run["sweeps"] < min(run["published_learned"])
+    assert run["error"] <= 1e-6
+
+
 def test_a_second_solve_is_not_compiled_again(comms):
     solve(comms.time)
     with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
