@@ -32,6 +32,17 @@ def _check_file(context: Any, option: Any, file: Path | None) -> Path | None:
     return file
 
 
+def _parse_ranks(context: Any, option: Any, text: str) -> tuple[int, ...]:
+    """Numbers of ranks, separated by commas."""
+    try:
+        ranks = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        ranks = ()
+    if not ranks or min(ranks) < 1:
+        raise click.BadParameter(f"'{text}' is no list of numbers such as 1,2")
+    return ranks
+
+
 _json_option = click.option(
     "--json",
     "json_file",
@@ -303,6 +314,53 @@ def coarse(repeats: int, json_file: Path | None) -> None:
     result = run_coarse(comms, repeats)
     _say(comms.control, format_coarse(result))
     _finish(comms.control, result, json_file)
+
+
+@bench.command(name="train")
+@_config_argument
+@_set_option
+@click.option(
+    "--ranks", default="1,2", show_default=True, metavar="N,...", callback=_parse_ranks,
+    help="Numbers of ranks, a core each.",
+)  # fmt: skip
+@click.option("--steps", default=300, show_default=True, type=click.IntRange(10))
+@click.option("--repeats", default=3, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--timeout", "timeout_s", default=1200.0, show_default=True, type=click.FloatRange(1),
+    help="Seconds that one training may take.",
+)  # fmt: skip
+@click.option(
+    "--out", metavar="FIGURE.png", type=click.Path(path_type=Path), callback=_check_file,
+    help="Draw a figure.",
+)  # fmt: skip
+@_json_option
+def compare_training(
+    config_file: Path,
+    overrides: tuple[str, ...],
+    ranks: tuple[int, ...],
+    steps: int,
+    repeats: int,
+    timeout_s: float,
+    out: Path | None,
+    json_file: Path | None,
+) -> None:
+    """Train CONFIG by plain diffrax and optax and by us, in turn, to the same loss.
+
+    Starts its own jobs: run it without mpirun, on a machine that does nothing else. Plain diffrax
+    has one core, then all; ours one core for each rank. Prints a table in Markdown.
+    """
+    from nodepint_mpi.run.bench_train import format_bench_train, run_bench_train
+
+    result = run_bench_train(
+        read_config(config_file, overrides), ranks=ranks, n_steps=steps, repeats=repeats,
+        timeout_s=timeout_s, report=click.echo,
+    )  # fmt: skip
+    click.echo(format_bench_train(result))
+    if out is not None:
+        from nodepint_mpi.run.figures import plot_contest
+
+        plot_contest(out, result)
+    _write_json(result, json_file)
 
 
 @bench.command(name="methods")

@@ -124,7 +124,7 @@ def _launcher() -> tuple[str, str] | None:
         path = shutil.which(name)
         if path is not None:
             done = subprocess.run(
-                [path, "--version"], capture_output=True, text=True, timeout=30, env=_child_env()
+                [path, "--version"], capture_output=True, text=True, timeout=30, env=child_env()
             )
             text = " ".join((done.stdout + done.stderr).split()[:8])
             version = text.partition(" Report ")[0].partition(" Release ")[0]
@@ -145,7 +145,8 @@ def _check_launcher() -> Check:
 # ---- The stack ----------------------------------------------------------------------------
 
 
-def _child_env() -> dict[str, str]:
+def child_env() -> dict[str, str]:
+    """The environment to start a job of one's own with. Local."""
     env = dict(os.environ)  # as it was at the start: without what MPI_Init adds to it
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         env |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
@@ -169,7 +170,7 @@ def _run(command: list[str], timeout_s: float) -> tuple[dict[str, Any] | None, s
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=_child_env(),
+        env=child_env(),
         start_new_session=True,
     )
     try:

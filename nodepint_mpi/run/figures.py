@@ -201,6 +201,21 @@ def plot_sweeps(path: Path, result: dict[str, Any]) -> Path:
     return _save(figure, path)
 
 
+def plot_contest(path: Path, result: dict[str, Any]) -> Path:
+    """Loss against time, a line per contestant."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for number, row in enumerate(result["contestants"]):
+        time = row["step_s"] * np.arange(1, len(row["losses"]) + 1)
+        axes.semilogy(time, row["losses"], STYLES[number % len(STYLES)], label=row["name"])
+    axes.axhline(result["target_loss"], color="grey", linewidth=0.8)
+    axes.set_xlabel("time without compilation, s")
+    axes.set_ylabel("training loss")
+    axes.legend(fontsize="small")
+    axes.set_title(f"{result['name']}; grey: the loss that plain diffrax ends with")
+    return _save(figure, path)
+
+
 def _save(figure: Figure, path: Path) -> Path:
     figure.savefig(path, dpi=150)
     return path

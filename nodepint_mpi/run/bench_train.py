@@ -1,0 +1,207 @@
+"""`nodepint bench train`: our step beside plain diffrax and optax, to the same final loss.
+
+Every contestant runs in a process or job of its own, one after the other, again and again, so that
+whatever else the machine does meets all of them. Importing this module loads neither MPI nor JAX.
+"""
+
+import itertools
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nodepint_mpi.config import Config
+from nodepint_mpi.errors import ConfigError, NodepintError
+from nodepint_mpi.run.directory import config_text
+from nodepint_mpi.run.doctor import child_env, in_job
+
+COMPILED_STEPS = 3
+"""The first steps compile: they count as the median step."""
+
+
+class Contestant(NamedTuple):
+    """Who trains, on how many ranks and cores; all cores without a rank of its own for each."""
+
+    name: str
+    serial: bool
+    n_ranks: int
+    pinned: bool
+
+
+def run_bench_train(
+    config: Config,
+    *,
+    ranks: Sequence[int],
+    n_steps: int,
+    repeats: int,
+    timeout_s: float,
+    report: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Train with every contestant and compare medians. Outside of MPI jobs.
+
+    The target is the loss that plain diffrax ends with: the mean of its last tenth of steps.
+    Compilation is left out of all times.
+
+    Args:
+        config: The experiment; `[growth]` is left out.
+        ranks: Numbers of ranks to run ours on, each rank on a core of its own.
+        n_steps: Optimiser steps of each contestant.
+        repeats: How often each of them trains.
+        timeout_s: Time each of them may take once.
+        report: Told about each as it ends.
+
+    Raises:
+        ConfigError: inside a job, or for more ranks than cores.
+        NodepintError: if a contestant fails.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if in_job():
+        raise ConfigError("`nodepint bench train` starts its own jobs: run it without mpirun.")
+    if max(ranks) > len(cores):
+        raise ConfigError(
+            f"`--ranks {max(ranks)}`: this machine has {len(cores)} cores for this process, and "
+            "ranks that share one tell nothing."
+        )
+    contestants = [
+        Contestant("plain diffrax, one core", True, 1, True),
+        Contestant("plain diffrax, all cores", True, 1, False),
+        *(Contestant(f"nodepint_mpi, ranks: {n}", False, n, True) for n in ranks),
+    ]
+    runs: dict[str, list[dict[str, Any]]] = {one.name: [] for one in contestants}
+    for repeat, one in itertools.product(range(repeats), contestants):
+        runs[one.name].append(_train(config, one, n_steps, cores, timeout_s))
+        seconds = _step_seconds(runs[one.name][-1])
+        report(f"{repeat + 1} of {repeats}: {one.name}: {seconds * 1e3:.2f} ms a step")
+    return judge(config.run.name, n_steps, contestants, runs)
+
+
+def judge(
+    name: str,
+    n_steps: int,
+    contestants: Sequence[Contestant],
+    runs: dict[str, list[dict[str, Any]]],
+) -> dict[str, Any]:
+    """Medians over the repeats, and their ratios. Local."""
+    serial = [one.name for one in contestants if one.serial]
+    ours_alone = next(
+        (one.name for one in contestants if not one.serial and one.n_ranks == 1), None
+    )
+    last = max(1, n_steps // 10)
+    target = statistics.fmean(runs[serial[0]][0]["losses"][-last:])
+    rows = []
+    for one in contestants:
+        some = runs[one.name]
+        first = some[0]
+        reached = _steps_to(first["losses"], target, last)
+        step_s = statistics.median(_step_seconds(run) for run in some)
+        errors = sorted(first["gradient_errors"])
+        rows.append({
+            "name": one.name,
+            "n_ranks": one.n_ranks,
+            "step_s": step_s,
+            "spread_s": [min(map(_step_seconds, some)), max(map(_step_seconds, some))],
+            "final_loss": statistics.fmean(first["losses"][-last:]),
+            "steps_to_target": reached,
+            "time_to_target_s": None if reached is None else reached * step_s,
+            "sweeps": first["sweeps"],
+            "gradient_error": statistics.median(errors) if errors else None,
+            "worst_gradient_error": errors[-1] if errors else None,
+            "peak_bytes": max(run["peak_bytes"] for run in some),
+            "losses": first["losses"],
+        })  # fmt: skip
+    by_name = {row["name"]: row for row in rows}
+    best = min((by_name[s] for s in serial), key=lambda row: row["step_s"])
+    for row in rows:
+        row["step_ratio_to_serial"] = row["step_s"] / best["step_s"]
+        row["time_ratio_to_serial"] = _ratio(row, best)
+        row["time_ratio_to_one_rank"] = _ratio(row, by_name[ours_alone]) if ours_alone else None
+    return {"name": name, "n_steps": n_steps, "target_loss": target, "contestants": rows}
+
+
+def format_bench_train(result: dict[str, Any]) -> str:
+    """A table in Markdown, a line per contestant. Local."""
+    lines = [
+        f"{result['name']}: {result['n_steps']} steps, target loss {result['target_loss']:.5g}",
+        "",
+        "| contestant | ms a step | to serial | steps to target | time to target, s | to serial "
+        "| to one rank | final loss | sweeps | gradient error (worst) | peak, MB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["contestants"]:
+        sweeps = " + ".join(f"{n:.2f}" for n in row["sweeps"])
+        error = "-"
+        if row["gradient_error"] is not None:
+            error = f"{row['gradient_error']:.1e} ({row['worst_gradient_error']:.1e})"
+        cells = [
+            row["name"], f"{row['step_s'] * 1e3:.2f}", f"{row['step_ratio_to_serial']:.2f}",
+            _shown(row["steps_to_target"], "d"), _shown(row["time_to_target_s"], ".1f"),
+            _shown(row["time_ratio_to_serial"], ".2f"),
+            _shown(row["time_ratio_to_one_rank"], ".2f"),
+            f"{row['final_loss']:.5g}", sweeps, error, f"{row['peak_bytes'] / 1e6:.0f}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _train(
+    config: Config, one: Contestant, n_steps: int, cores: Sequence[int], timeout_s: float
+) -> dict[str, Any]:
+    """Let one contestant train in a process or job of its own."""
+    plain = config.model_copy(update={"growth": None})
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "request.json"
+        request = {"config": config_text(plain), "serial": one.serial, "n_steps": n_steps}
+        file.write_text(json.dumps(request | {"n_checks": 4}))
+        command = [sys.executable, "-m", "nodepint_mpi.run.contestant", str(file)]
+        if one.pinned:
+            command.append(",".join(map(str, cores[: one.n_ranks])))
+        if one.n_ranks > 1:
+            launcher = shutil.which("mpirun") or shutil.which("mpiexec")
+            if launcher is None:
+                raise ConfigError("There is no mpirun on the PATH to start several ranks with.")
+            command = [launcher, "-n", str(one.n_ranks), *command]
+        env = child_env()
+        if one.pinned:
+            env |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        try:
+            done = subprocess.run(
+                command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                timeout=timeout_s,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise NodepintError(
+                f"{one.name} was not done after {timeout_s:g} s: ask for fewer `--steps`."
+            ) from None
+        if done.returncode != 0:
+            said = next((line for line in done.stderr.splitlines() if "nodepint:" in line), "")
+            said = said.partition("nodepint:")[2].strip() or done.stderr.strip()[-500:]
+            raise NodepintError(f"{one.name} failed: {said}")
+        return json.loads(file.with_suffix(".out.json").read_text())
+
+
+def _step_seconds(run: dict[str, Any]) -> float:
+    seconds = run["seconds"]
+    return statistics.median(seconds[min(COMPILED_STEPS, len(seconds) - 1) :])
+
+
+def _steps_to(losses: Sequence[float], target: float, window: int) -> int | None:
+    """Steps until the mean loss of a window is within a hundredth of the target."""
+    for end in range(window, len(losses) + 1):
+        if statistics.fmean(losses[end - window : end]) <= 1.01 * target:
+            return end
+    return None
+
+
+def _ratio(row: dict[str, Any], other: dict[str, Any]) -> float | None:
+    ours, theirs = row["time_to_target_s"], other["time_to_target_s"]
+    return None if ours is None or theirs is None else ours / theirs
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"

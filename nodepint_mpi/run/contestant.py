@@ -1,0 +1,96 @@
+"""One contestant of `nodepint bench train`, in a process or job of its own.
+
+python -m nodepint_mpi.run.contestant REQUEST.json [CORE,...] trains as it is asked to and leaves
+its result beside the request. With cores, each rank takes the one of its local rank.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PALS_LOCAL_RANKID", "SLURM_LOCALID")
+
+
+def contend(request: dict[str, Any]) -> dict[str, Any]:
+    """Train and take times. Collective over all ranks; equal on all ranks.
+
+    Args:
+        request: `config` (TOML text), `serial` (plain diffrax instead of our own
+            step), `n_steps`, and `n_checks`, how often the gradient is compared with the serial
+            one, outside of the times.
+    """
+    import jax
+    import numpy as np
+
+    from nodepint_mpi.config import parse_config
+    from nodepint_mpi.parallel.comms import make_comms, world
+    from nodepint_mpi.run.plain import make_plain_loss, make_plain_step
+    from nodepint_mpi.run.setup import fresh_state, set_up
+    from nodepint_mpi.run.step import loss_and_gradient, make_train_step
+
+    config = parse_config(request["config"])
+    jax.config.update("jax_enable_x64", config.run.precision == "float64")
+    comms = make_comms(world())
+    experiment = set_up(config, comms)
+    state = fresh_state(experiment)
+    problem, warm = experiment.train_problem, config.time.warm_start
+    if request["serial"]:
+        step = make_plain_step(experiment)
+    else:
+        step = make_train_step(problem, experiment.optimiser, warm_start=warm)
+    exact = jax.jit(jax.grad(make_plain_loss(experiment)))
+    ours = jax.jit(lambda *given: loss_and_gradient(problem, *given)[0])
+    n_steps, n_checks = request["n_steps"], request["n_checks"]
+    checked = {round(i * (n_steps - 1) / n_checks) for i in range(1, n_checks + 1)}
+    losses, seconds, sweeps, errors = [], [], [], []
+    for k in range(n_steps):
+        inputs, targets = experiment.train.batch(config.run.seed, k)
+        if k in checked and not request["serial"]:
+            gradients = ours(state, inputs, targets), exact(state.params, inputs, targets)
+            found, wanted = (
+                np.concatenate([np.ravel(x) for x in jax.tree.leaves(g)]) for g in gradients
+            )
+            errors.append(float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted)))
+        comms.control.Barrier()
+        began = time.perf_counter()
+        state, report = step(state, inputs, targets)
+        losses.append(float(report.loss))
+        seconds.append(time.perf_counter() - began)
+        sweeps.append([int(report.sweeps), int(report.adjoint_sweeps)])
+    peaks = comms.control.allgather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return {
+        "losses": losses,
+        "seconds": comms.control.bcast(seconds),
+        "sweeps": np.mean(sweeps[n_steps // 2 :], axis=0).tolist(),
+        "gradient_errors": errors,
+        "peak_bytes": max(peaks),
+        "n_ranks": comms.control.size,
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """Read the request, take a core, compete, and have rank 0 write the result."""
+    file = Path(arguments[0])
+    if arguments[1:]:
+        cores = [int(core) for core in arguments[1].split(",")]
+        local = next((int(os.environ[name]) for name in LOCAL_RANK if name in os.environ), 0)
+        os.sched_setaffinity(0, {cores[local % len(cores)]})
+    from nodepint_mpi.parallel.guard import run_guarded
+
+    def run() -> int:
+        from nodepint_mpi.parallel.comms import world
+
+        result = contend(json.loads(file.read_text()))
+        if world().rank == 0:
+            file.with_suffix(".out.json").write_text(json.dumps(result))
+        return 0
+
+    sys.exit(run_guarded(run))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

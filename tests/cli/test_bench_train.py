@@ -1,0 +1,70 @@
+"""`nodepint bench train`: both train the same, and ratios are those one takes by hand."""
+
+import pytest
+
+from nodepint_mpi.run.bench_train import Contestant, judge
+from tests.cli.small_case import alone, has_one_message, read_json
+
+pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(300)]
+
+
+def test_bench_train(case, tmp_path):
+    done = alone(
+        "bench", "train", case.config, "--ranks", "1", "--steps", "10", "--repeats", "1",
+        "--set", "time.stopping.tol=1e-12", "--set", "time.adjoint.tol=1e-12",
+        "--json", "t.json", "--out", "t.png", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    plain, everywhere, ours = read_json(tmp_path / "t.json")["contestants"]
+    assert plain["losses"] == pytest.approx(everywhere["losses"], rel=1e-9)
+    assert ours["losses"] == pytest.approx(plain["losses"], rel=1e-9)  # converged sweeps
+    assert ours["worst_gradient_error"] < 1e-9 and ours["sweeps"][0] >= 1
+    assert min(row["peak_bytes"] for row in (plain, ours)) > 1e7
+    assert "| plain diffrax, one core |" in done.stdout
+    assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
+
+
+def made(seconds, losses, errors=()):
+    return {
+        "losses": losses, "seconds": [9.0] * 3 + [seconds] * (len(losses) - 3),
+        "sweeps": [1.0, 1.0], "gradient_errors": list(errors), "peak_bytes": 1,
+    }  # fmt: skip
+
+
+def test_ratios_are_to_the_faster_serial_one():
+    contestants = [
+        Contestant("one core", True, 1, True),
+        Contestant("all cores", True, 1, False),
+        Contestant("ours, 1", False, 1, True),
+        Contestant("ours, 2", False, 2, True),
+    ]
+    falling = [float(x) for x in range(20, 0, -1)]  # ends with 2, 1
+    sooner = [*falling[2:], 1.0, 1.0]
+    runs = {
+        "one core": [made(0.4, falling), made(0.5, falling), made(0.6, falling)],
+        "all cores": [made(0.4, falling)] * 3,
+        "ours, 1": [made(0.3, sooner, [0.1, 0.3, 0.2])] * 3,
+        "ours, 2": [made(0.2, [20.0] * 20)] * 3,
+    }
+    result = judge("by hand", 20, contestants, runs)
+    one, every, alone_, two = result["contestants"]
+    assert result["target_loss"] == 1.5  # the last tenth
+    assert (one["step_s"], one["spread_s"]) == (0.5, [0.4, 0.6])
+    assert one["steps_to_target"] == 20 and alone_["steps_to_target"] == 18
+    assert every["time_to_target_s"] == pytest.approx(20 * 0.4)
+    assert alone_["step_ratio_to_serial"] == pytest.approx(0.3 / 0.4)
+    assert alone_["time_ratio_to_serial"] == pytest.approx(18 * 0.3 / (20 * 0.4))
+    assert (alone_["gradient_error"], alone_["worst_gradient_error"]) == (0.2, 0.3)
+    assert two["steps_to_target"] is None and two["time_ratio_to_one_rank"] is None
+
+
+def test_what_cannot_be_compared_is_refused(case, nodepint, tmp_path):
+    nodepint(2, "bench", "train", case.config, code=2)
+    for options, message in (
+        (("--ranks", "1,x"), "no list of numbers"),
+        (("--ranks", "999"), "cores for this process"),
+        (("--ranks", "1", "--repeats", "1", "--timeout", "1"), "was not done after 1 s"),
+    ):
+        done = alone("bench", "train", case.config, *options, cwd=tmp_path)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+        assert message == "no list of numbers" or has_one_message(done.stderr)
