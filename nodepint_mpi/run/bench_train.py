@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,8 +17,9 @@ from typing import Any, NamedTuple
 
 from nodepint_mpi.config import Config
 from nodepint_mpi.errors import ConfigError, NodepintError
+from nodepint_mpi.run.child import run_for_json
 from nodepint_mpi.run.directory import config_text
-from nodepint_mpi.run.doctor import child_env, in_job
+from nodepint_mpi.run.doctor import in_job
 
 COMPILED_STEPS = 3
 """The first steps compile: they count as the median step."""
@@ -166,23 +166,10 @@ def _train(
             if launcher is None:
                 raise ConfigError("There is no mpirun on the PATH to start several ranks with.")
             command = [launcher, "-n", str(one.n_ranks), *command]
-        env = child_env()
-        if one.pinned:
-            env |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-        try:
-            done = subprocess.run(
-                command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                timeout=timeout_s,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            raise NodepintError(
-                f"{one.name} was not done after {timeout_s:g} s: ask for fewer `--steps`."
-            ) from None
-        if done.returncode != 0:
-            said = next((line for line in done.stderr.splitlines() if "nodepint:" in line), "")
-            said = said.partition("nodepint:")[2].strip() or done.stderr.strip()[-500:]
-            raise NodepintError(f"{one.name} failed: {said}")
-        return json.loads(file.with_suffix(".out.json").read_text())
+        result, why = run_for_json(command, timeout_s)
+    if result is None:
+        raise NodepintError(f"{one.name} failed: {why}")
+    return result
 
 
 def _step_seconds(run: dict[str, Any]) -> float:

@@ -1,7 +1,7 @@
 """One contestant of `nodepint bench train`, in a process or job of its own.
 
-python -m nodepint_mpi.run.contestant REQUEST.json [CORE,...] trains as it is asked to and leaves
-its result beside the request. With cores, each rank takes the one of its local rank.
+python -m nodepint_mpi.run.contestant REQUEST.json [CORE,...] trains as it is asked to, and rank 0
+prints the result as JSON. With cores, each rank takes the one of its local rank, and one thread.
 """
 
 import json
@@ -42,14 +42,15 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
         step = make_plain_step(experiment)
     else:
         step = make_train_step(problem, experiment.optimiser, warm_start=warm)
-    exact = jax.jit(jax.grad(make_plain_loss(experiment)))
+    exact = jax.jit(jax.grad(make_plain_loss(experiment)))  # compiled at the first check
     ours = jax.jit(lambda *given: loss_and_gradient(problem, *given)[0])
-    n_steps, n_checks = request["n_steps"], request["n_checks"]
+    n_steps, n_checks = request["n_steps"], 0 if request["serial"] else request["n_checks"]
     checked = {round(i * (n_steps - 1) / n_checks) for i in range(1, n_checks + 1)}
-    losses, seconds, sweeps, errors = [], [], [], []
+    losses, seconds, sweeps, errors, peak = [], [], [], [], 0
     for k in range(n_steps):
         inputs, targets = experiment.train.batch(config.run.seed, k)
-        if k in checked and not request["serial"]:
+        if k in checked:
+            peak = peak or _peak_bytes()  # before the serial solve takes its share
             gradients = ours(state, inputs, targets), exact(state.params, inputs, targets)
             found, wanted = (
                 np.concatenate([np.ravel(x) for x in jax.tree.leaves(g)]) for g in gradients
@@ -61,7 +62,7 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
         losses.append(float(report.loss))
         seconds.append(time.perf_counter() - began)
         sweeps.append([int(report.sweeps), int(report.adjoint_sweeps)])
-    peaks = comms.control.allgather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    peaks = comms.control.allgather(peak or _peak_bytes())
     return {
         "losses": losses,
         "seconds": comms.control.bcast(seconds),
@@ -72,13 +73,19 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _peak_bytes() -> int:
+    """The most memory this rank has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def main(arguments: list[str]) -> None:
-    """Read the request, take a core, compete, and have rank 0 write the result."""
+    """Read the request, take a core, compete, and have rank 0 print the result."""
     file = Path(arguments[0])
     if arguments[1:]:
         cores = [int(core) for core in arguments[1].split(",")]
         local = next((int(os.environ[name]) for name in LOCAL_RANK if name in os.environ), 0)
         os.sched_setaffinity(0, {cores[local % len(cores)]})
+        os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     from nodepint_mpi.parallel.guard import run_guarded
 
     def run() -> int:
@@ -86,7 +93,7 @@ def main(arguments: list[str]) -> None:
 
         result = contend(json.loads(file.read_text()))
         if world().rank == 0:
-            file.with_suffix(".out.json").write_text(json.dumps(result))
+            print(json.dumps(result))
         return 0
 
     sys.exit(run_guarded(run))

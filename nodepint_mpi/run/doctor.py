@@ -6,11 +6,9 @@ module loads neither MPI nor JAX.
 """
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+
+from nodepint_mpi.run.child import child_env, run_for_json
 
 PACKAGES = ("jax", "jaxlib", "equinox", "diffrax", "optax", "numpy", "datasets")
 RANKS_TIMEOUT_S = 60.0
@@ -145,54 +145,12 @@ def _check_launcher() -> Check:
 # ---- The stack ----------------------------------------------------------------------------
 
 
-def child_env() -> dict[str, str]:
-    """The environment to start a job of one's own with. Local."""
-    env = dict(os.environ)  # as it was at the start: without what MPI_Init adds to it
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        env |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    return env
-
-
-def _end(process: "subprocess.Popen[str]") -> None:
-    process.terminate()  # mpirun then ends its ranks, which a kill would leave behind
-    try:
-        process.communicate(timeout=10)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def _run(command: list[str], timeout_s: float) -> tuple[dict[str, Any] | None, str]:
-    """The JSON that a command prints as its last line, or nothing and why."""
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=child_env(),
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        return None, f"no answer within {timeout_s:g} s"
-    finally:
-        if process.poll() is None:
-            _end(process)
-    lines = [line for line in out.splitlines() if line.startswith("{")]
-    if process.returncode == 0 and lines:
-        return json.loads(lines[-1]), ""
-    words = " ".join(line.strip() for line in err.splitlines() if line.strip(" -"))
-    return None, f"exit status {process.returncode}: {words[:400] or 'no message'}"
-
-
 def _facts() -> tuple[dict[str, Any] | None, str]:
     if in_job():
         from nodepint_mpi.run import probe
 
         return probe.facts(), ""
-    return _run([sys.executable, "-m", "nodepint_mpi.run.probe", "facts"], FACTS_TIMEOUT_S)
+    return run_for_json([sys.executable, "-m", "nodepint_mpi.run.probe", "facts"], FACTS_TIMEOUT_S)
 
 
 def _check_mpi(facts: dict[str, Any]) -> Check:
@@ -297,7 +255,7 @@ def _check_two_ranks() -> Check:
     with tempfile.TemporaryDirectory(prefix="nodepint-doctor-") as folder:
         probe = [sys.executable, "-m", "mpi4py", "-m", "nodepint_mpi.run.probe", "ranks", folder]
         command = [path, "-n", "2", *unbound, *probe, str(RANKS_TIMEOUT_S)]
-        result, why = _run(command, RANKS_TIMEOUT_S + 10)
+        result, why = run_for_json(command, RANKS_TIMEOUT_S + 10)
     if result is None:
         remedy = f"try 'mpirun -n 2 hostname'; if that works, {REBUILD}"
         return Check(name, False, why, remedy)

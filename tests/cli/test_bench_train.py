@@ -63,7 +63,7 @@ def test_what_cannot_be_compared_is_refused(case, nodepint, tmp_path):
     for options, message in (
         (("--ranks", "1,x"), "no list of numbers"),
         (("--ranks", "999"), "cores for this process"),
-        (("--ranks", "1", "--repeats", "1", "--timeout", "1"), "was not done after 1 s"),
+        (("--ranks", "1", "--repeats", "1", "--timeout", "1"), "no answer within 1 s"),
     ):
         done = alone("bench", "train", case.config, *options, cwd=tmp_path)
         assert done.returncode == 2 and message in done.stderr, done.stderr
