@@ -16,6 +16,7 @@ UNNAMED = "code outside any named phase"
 WARM_UP = 2  # occurrences of a phase that may compile: the first, and once more for new layouts
 MARGIN = 20.0  # a collective phase may take this many times the longest one seen
 COMPILING_FILES = ("compiler.py", "partial_eval.py", "mlir.py")  # of jax/_src
+LOWERING = "_resolve_and_lower"  # of jax/_src/pjit.py, which also calls what is compiled
 
 
 class Report(NamedTuple):
@@ -140,7 +141,9 @@ class PhaseClock:
         frame: FrameType | None = sys._current_frames().get(self._thread)
         while frame is not None:
             file = frame.f_code.co_filename
-            if file.endswith(COMPILING_FILES) and "jax" in file:
+            if "jax" in file and (
+                file.endswith(COMPILING_FILES) or frame.f_code.co_name == LOWERING
+            ):
                 return True
             frame = frame.f_back
         return False

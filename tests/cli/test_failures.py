@@ -291,15 +291,17 @@ def test_a_long_compilation_is_left_alone(quiet_job):
         """
         @jax.jit
         def slow(x):
-            for k in range(1000):
+            for k in range(5000):
                 x = jnp.sin(x + k)
             return x
 
         if rank == guilty:
+            began = time.monotonic()
             slow(jnp.ones(3)).block_until_ready()
+            assert time.monotonic() - began > 2.0  # else nothing was tried
         step(watchdog, 5)
 """,
-        limit_s=0.5,
+        limit_s=1.5,
     )
 
 
