@@ -46,8 +46,16 @@ LAYERS: dict[str, Layer] = {
         frozenset({"core", "errors", "config", "parallel", "io"}),
         NUMERICS | {"mpi4py", "mpi4jax", "h5py", "pydantic", "tomli_w", "tqdm", "matplotlib"},
     ),
+    "cli_common": Layer(
+        frozenset({"errors", "config", "parallel"}),
+        NUMERICS | {"click"},
+    ),
+    "cli_bench": Layer(
+        frozenset({"core", "errors", "config", "parallel", "run", "cli_common"}),
+        NUMERICS | {"click"},
+    ),
     "cli": Layer(
-        frozenset({"core", "errors", "config", "parallel", "io", "run"}),
+        frozenset({"core", "errors", "config", "parallel", "io", "run", "cli_common", "cli_bench"}),
         NUMERICS | {"click"},
     ),
     "__main__": Layer(frozenset({"cli", "errors", "parallel.guard"}), frozenset({"click"})),

@@ -1,0 +1,214 @@
+"""`nodepint bench ...`: the commands that measure."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nodepint_mpi.cli_common import (
+    check_file,
+    config_argument,
+    finish,
+    json_option,
+    say,
+    set_float64,
+    set_option,
+    start_ranks,
+    write_json,
+)
+from nodepint_mpi.config import read_config
+from nodepint_mpi.parallel.guard import together
+
+
+def _parse_ranks(context: Any, option: Any, text: str) -> tuple[int, ...]:
+    """Numbers of ranks, separated by commas."""
+    try:
+        ranks = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        ranks = ()
+    if not ranks or min(ranks) < 1:
+        raise click.BadParameter(f"'{text}' is no list of numbers such as 1,2")
+    return ranks
+
+
+@click.group()
+def bench() -> None:
+    """Measure, and compare with published or serial numbers."""
+
+
+@bench.command()
+@click.argument("names", nargs=-1)
+@click.option(
+    "--method", default="parareal", show_default=True, type=click.Choice(["parareal", "tangent"]),
+    help="As published, or our own with the same fine solves and stopping rule.",
+)  # fmt: skip
+@json_option
+def published(names: tuple[str, ...], method: str, json_file: Path | None) -> None:
+    """Count the sweeps of published parareal runs (all, or those named).
+
+    Exits with 1 if parareal's counts are not the published ones.
+    """
+    comms = start_ranks()
+    set_float64()
+    from nodepint_mpi.run.bench_published import format_published, run_published
+
+    result = run_published(
+        comms, names, method=method, report=lambda line: say(comms.control, line)
+    )
+    say(comms.control, format_published(result))
+    finish(comms.control, result, json_file)
+    if method == "parareal" and not all(row["sweeps"] == row["published"] for row in result):
+        raise SystemExit(1)
+
+
+@bench.command()
+@json_option
+def gradients(json_file: Path | None) -> None:
+    """Compare the training gradient with `jax.grad` of serial diffrax."""
+    comms = start_ranks()
+    set_float64()
+    from nodepint_mpi.run.bench_gradients import format_gradients, run_gradients
+
+    result = run_gradients(comms)
+    say(comms.control, format_gradients(result))
+    finish(comms.control, result, json_file)
+
+
+@bench.command()
+@click.option("--repeats", default=15, show_default=True, type=click.IntRange(3))
+@json_option
+def overhead(repeats: int, json_file: Path | None) -> None:
+    """Time a step of one slice on one rank against plain diffrax and optax."""
+    comms = start_ranks()
+    from nodepint_mpi.run.bench_overhead import format_overhead, run_overhead
+
+    result = run_overhead(comms, repeats)
+    say(comms.control, format_overhead(result))
+    finish(comms.control, result, json_file)
+
+
+@bench.command()
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(3))
+@json_option
+def coarse(repeats: int, json_file: Path | None) -> None:
+    """Time the coarse problem of 1024 slices on one rank against a sweep's fine solves."""
+    comms = start_ranks()
+    from nodepint_mpi.run.bench_coarse import format_coarse, run_coarse
+
+    result = run_coarse(comms, repeats)
+    say(comms.control, format_coarse(result))
+    finish(comms.control, result, json_file)
+
+
+@bench.command(name="train")
+@config_argument
+@set_option
+@click.option(
+    "--ranks", default="1,2", show_default=True, metavar="N,...", callback=_parse_ranks,
+    help="Numbers of ranks, a core each.",
+)  # fmt: skip
+@click.option("--steps", default=300, show_default=True, type=click.IntRange(10))
+@click.option("--repeats", default=3, show_default=True, type=click.IntRange(1))
+@click.option("--quick", is_flag=True, help="40 steps, once: minutes, and less certain.")
+@click.option(
+    "--timeout", "timeout_s", default=1200.0, show_default=True, type=click.FloatRange(1),
+    help="Seconds that one training may take.",
+)  # fmt: skip
+@click.option(
+    "--out", metavar="FIGURE.png", type=click.Path(path_type=Path), callback=check_file,
+    help="Draw a figure.",
+)  # fmt: skip
+@json_option
+def compare_training(
+    config_file: Path,
+    overrides: tuple[str, ...],
+    ranks: tuple[int, ...],
+    steps: int,
+    repeats: int,
+    quick: bool,
+    timeout_s: float,
+    out: Path | None,
+    json_file: Path | None,
+) -> None:
+    """Train CONFIG by plain diffrax and optax and by us, in turn, to the same loss.
+
+    Starts its own jobs: run it without mpirun, on a machine that does nothing else. Plain diffrax
+    has one core, then all; ours one core for each rank. Every repeat has another seed. Prints a
+    table in Markdown.
+    """
+    from nodepint_mpi.run.bench_train import format_bench_train, run_bench_train
+
+    result = run_bench_train(
+        read_config(config_file, overrides), ranks=ranks, n_steps=40 if quick else steps,
+        repeats=1 if quick else repeats, timeout_s=timeout_s, report=click.echo,
+    )  # fmt: skip
+    click.echo(format_bench_train(result))
+    if out is not None:
+        from nodepint_mpi.run.figures import plot_contest
+
+        plot_contest(out, result)
+    write_json(result, json_file)
+
+
+@bench.command(name="methods")
+@click.argument("problems", nargs=-1)
+@click.option("--method", "methods", multiple=True, metavar="NAME", help="Only this one (again).")
+@json_option
+def compare_methods(
+    problems: tuple[str, ...], methods: tuple[str, ...], json_file: Path | None
+) -> None:
+    """Bring every method to the serial solution and gradient of PROBLEMS (all, or those named).
+
+    Exits with 1 if one is further than 1e-8 from either.
+    """
+    comms = start_ranks()
+    set_float64()
+    from nodepint_mpi.run.bench_methods import format_methods, run_methods
+
+    result = run_methods(
+        comms, problems, methods=methods, report=lambda line: say(comms.control, line)
+    )
+    say(comms.control, format_methods(result))
+    finish(comms.control, result, json_file)
+    if not all(row["ok"] for row in result):
+        raise SystemExit(1)
+
+
+@bench.command()
+@click.argument("problem", default="burgers")
+@click.option(
+    "--tol", default=1e-6, show_default=True, type=click.FloatRange(0, min_open=True),
+    help="Relative error that counts as solved.",
+)  # fmt: skip
+@click.option("--method", "methods", multiple=True, metavar="NAME", help="Only this one (again).")
+@click.option(
+    "--out", metavar="FIGURE.png", type=click.Path(path_type=Path), callback=check_file,
+    help="Draw a figure.",
+)  # fmt: skip
+@json_option
+def sweeps(
+    problem: str, tol: float, methods: tuple[str, ...], out: Path | None, json_file: Path | None
+) -> None:
+    """Compare methods on PROBLEM: error against sweeps and work, forward and adjoint.
+
+    Work is counted in fine-solve equivalents: field evaluations per slice over those of one fine
+    solve of a slice. A sweep costs a fine solve of every unfinished slice, a pass for every
+    direction pushed and one for every 8 of them, and its coarse passes; what an implicit solver
+    does is counted by measured time. A serial solve has 1. The path is the same along the longest
+    chain of passes with a rank for every slice; a serial solve has the number of slices.
+    """
+    comms = start_ranks()
+    set_float64()
+    from nodepint_mpi.run.bench_sweeps import format_sweeps, run_sweeps
+
+    result = run_sweeps(
+        comms, problem, tol, methods=methods, report=lambda line: say(comms.control, line)
+    )
+    say(comms.control, format_sweeps(result))
+    if out is not None:
+        from nodepint_mpi.run.figures import plot_sweeps
+
+        with together(comms.control):
+            if comms.control.rank == 0:
+                plot_sweeps(out, result)
+    finish(comms.control, result, json_file)

@@ -1,0 +1,112 @@
+"""What the commands of the command line share: options, the start of ranks, and the result."""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nodepint_mpi.config import Config
+from nodepint_mpi.errors import NodepintError, OutputError
+from nodepint_mpi.parallel.guard import together
+
+
+def check_file(context: Any, option: Any, file: Path | None) -> Path | None:
+    """Refuse, before the work is done, a file that its result could not be written to."""
+    if file is not None:
+        folder = file.absolute().parent
+        target = file if file.exists() else folder
+        if not folder.is_dir():
+            raise OutputError(f"Cannot write {file}: there is no folder {folder}.")
+        if file.is_dir() or not os.access(target, os.W_OK):
+            raise OutputError(f"Cannot write {file}: it is a folder, or write-protected.")
+    return file
+
+
+json_option = click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    callback=check_file,
+    help="Write the result as JSON.",
+)
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the config."
+)
+config_argument = click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
+
+
+def start_ranks() -> Any:
+    """Start MPI and make the run's communicators; ranks other than 0 only speak to warn."""
+    from nodepint_mpi.parallel.comms import make_comms, world
+
+    comms = make_comms(world())
+    rank = comms.control.rank
+    if rank > 0:
+        logger = logging.getLogger("nodepint_mpi")
+        logger.setLevel(max(logger.level, logging.WARNING))
+        logger.handlers[0].setFormatter(logging.Formatter(f"r{rank:03d} %(message)s"))
+    return comms
+
+
+def share_config(control: Any, read: Callable[[], Config]) -> Config:
+    """Rank 0 reads the config; all ranks get the same bytes. Collective over `control`."""
+    config = failure = None
+    if control.rank == 0:
+        try:
+            config = read()
+        except NodepintError as error:
+            failure = error
+    config, failure = control.bcast((config, failure))
+    if failure is not None:
+        raise failure
+    return config
+
+
+def set_precision(config: Config) -> None:
+    if config.run.precision == "float64":
+        set_float64()
+
+
+def set_float64() -> None:
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+
+
+def say(control: Any, text: str) -> None:
+    if control.rank == 0:
+        click.echo(text)
+
+
+def finish(control: Any, result: Any, json_file: Path | None) -> None:
+    """Rank 0 writes the result; a failure to do so is everybody's. Collective over `control`."""
+    with together(control):
+        if control.rank == 0:
+            write_json(result, json_file)
+
+
+def write_json(result: Any, json_file: Path | None) -> None:
+    if json_file is None:
+        return
+    try:
+        text = json.dumps(_without_infinity(result), indent=1, allow_nan=False)
+        json_file.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"Cannot write {json_file}: {error.strerror}.") from error
+
+
+def _without_infinity(result: Any) -> Any:
+    """The same with null for NaN and infinity, which JSON does not know."""
+    match result:
+        case dict():
+            return {key: _without_infinity(value) for key, value in result.items()}
+        case list() | tuple():
+            return [_without_infinity(value) for value in result]
+        case float() if not math.isfinite(result):
+            return None
+    return result
