@@ -78,6 +78,9 @@ class FixedSteps(AbstractIntegrator):
         term, n_steps = diffrax.ODETerm(field), self.n_steps
         grid = t0 + (t1 - t0) * (jnp.arange(n_steps + 1, dtype=t0.dtype) / n_steps)
         grid = grid.at[-1].set(t1)
+        # With few times, the steps these fall in are taken again; else every step is kept.
+        few = self.checkpoints is None and 4 * ts.size < n_steps
+        where = jnp.clip(jnp.searchsorted(grid, ts) - 1, 0, n_steps - 1)
 
         def step(carry, times):
             (u, state, succeeded), (left, right) = carry, times
@@ -85,22 +88,38 @@ class FixedSteps(AbstractIntegrator):
                 term, left, right, u, params, state, made_jump=False
             )
             succeeded = succeeded & (result == diffrax.RESULTS.successful)
-            return (u, state, succeeded), (dense if ts.size else None)
+            return (u, state, succeeded), (None if few else dense)
 
         state = self.solver.init(term, grid[0], grid[1], start, params)
         carry, steps = (start, state, jnp.array(True)), (grid[:-1], grid[1:])
-        if self.checkpoints is None:
+        if few:
+            read = jnp.zeros((ts.size, *start.shape), start.dtype)
+
+            def step_and_read(carry, row):
+                (begun, read), (times, number) = carry, row
+                here = (where == number).reshape(-1, *[1] * start.ndim)
+                read = jnp.where(here, begun[0], read)
+                return (jax.checkpoint(step)(begun, times)[0], read), None
+
+            rows = (steps, jnp.arange(n_steps, dtype=where.dtype))
+            ((end, _, succeeded), read), _ = jax.lax.scan(step_and_read, (carry, read), rows)
+
+            def retake(left, right, u):
+                state = self.solver.init(term, left, right, u, params)
+                return self.solver.step(term, left, right, u, params, state, made_jump=False)[2]
+
+            dense = jax.vmap(retake)(grid[where], grid[where + 1], read) if ts.size else None
+        elif self.checkpoints is None:
             (end, _, succeeded), dense = jax.lax.scan(jax.checkpoint(step), carry, steps)
+            dense = jax.tree.map(lambda x: x[where], dense)
         else:
             (end, _, succeeded), dense = eqxi.scan(
                 step, carry, steps, kind="checkpointed", checkpoints=self.checkpoints
             )
+            dense = jax.tree.map(lambda x: x[where], dense)
         saves = jnp.zeros((0, *start.shape), start.dtype)
         if ts.size:
-            index = jnp.clip(jnp.searchsorted(grid, ts) - 1, 0, n_steps - 1)
-            saves = jax.vmap(self._interpolate)(
-                ts, grid[index], grid[index + 1], jax.tree.map(lambda x: x[index], dense)
-            )
+            saves = jax.vmap(self._interpolate)(ts, grid[where], grid[where + 1], dense)
         return SliceResult(_or_nan(succeeded, saves), _or_nan(succeeded, end))
 
     def _interpolate(self, t, left, right, dense):

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import diffrax
+import lineax
 import optimistix
 from diffrax import Midpoint
 
@@ -17,6 +18,9 @@ from nodepint_mpi.parallel.tangent import Tangent
 
 SMALL = 8
 """Largest state for which all coordinates make a basis."""
+
+_DIRECT = lineax.AutoLinearSolver(well_posed=None)
+_KRYLOV = lineax.GMRES(rtol=1e-6, atol=1e-9, restart=60)
 
 
 class SweepCase(NamedTuple):
@@ -37,8 +41,10 @@ class SweepCase(NamedTuple):
     n_new: int
 
 
-def _implicit_euler(n_steps: int) -> FixedSteps:
-    newton = optimistix.Newton(rtol=1e-10, atol=1e-12)
+def _implicit_euler(
+    n_steps: int, linear_solver: lineax.AbstractLinearSolver = _DIRECT
+) -> FixedSteps:
+    newton = optimistix.Newton(rtol=1e-10, atol=1e-12, linear_solver=linear_solver)
     return FixedSteps(diffrax.ImplicitEuler(root_finder=newton), n_steps)
 
 
@@ -53,7 +59,7 @@ SWEEP_CASES: dict[str, SweepCase] = {
     ),
     "burgers_1024": SweepCase(
         PROBLEMS["burgers_1024"], 32, 12,
-        _rk4(200), _implicit_euler(1), _rk4(50), rank=48, n_new=8,
+        _rk4(200), _implicit_euler(1, _KRYLOV), _rk4(50), rank=48, n_new=8,
     ),
     "heat": SweepCase(
         PROBLEMS["heat"], 32, 12,

@@ -7,8 +7,10 @@ import numpy as np
 import optimistix
 import pytest
 
+from nodepint_mpi.core.partition import own_slices
 from nodepint_mpi.core.propagators import AdaptiveSteps, FixedSteps, Propagator
 from nodepint_mpi.core.runge_kutta import RK4
+from nodepint_mpi.core.transposed import linearise_block
 from nodepint_mpi.errors import ProblemError
 
 pytestmark = pytest.mark.timeout_s(150)  # diffrax takes its time to compile
@@ -30,21 +32,24 @@ def plain(rate, start, ts, solver, **options):
     return states
 
 
-@pytest.mark.parametrize("checkpoints", [None, 3])
-def test_fixed_steps_equal_plain_diffrax_with_its_gradient(checkpoints):
+@pytest.mark.parametrize(
+    "checkpoints, ts", [(None, TS), (3, TS), (None, jnp.linspace(0.31, 1.89, 12))]
+)
+def test_fixed_steps_equal_plain_diffrax_with_its_gradient(checkpoints, ts):
+    """With fewer times than steps, and with more."""
     n_steps, solver = 9, diffrax.Tsit5()
     ours = Propagator(field, FixedSteps(solver, n_steps, checkpoints=checkpoints))
     grid = T0 + (T1 - T0) * jnp.arange(n_steps + 1.0) / n_steps
     controller = diffrax.StepTo(grid.at[-1].set(T1))
 
     def our_states(rate, start):
-        result = ours(rate, start, T0, T1, TS)
+        result = ours(rate, start, T0, T1, ts)
         return jnp.concatenate([result.saves, result.end[None]])
 
     def their_states(rate, start):
-        return plain(rate, start, TS, solver, stepsize_controller=controller)
+        return plain(rate, start, ts, solver, stepsize_controller=controller)
 
-    weights = jnp.arange(8.0).reshape(4, 2)
+    weights = jnp.arange(2.0 * len(ts) + 2).reshape(-1, 2)
     for derivative in (
         lambda states: states,
         lambda states: jax.jacrev(lambda r, u: jnp.sum(weights * states(r, u)), (0, 1)),
@@ -53,6 +58,21 @@ def test_fixed_steps_equal_plain_diffrax_with_its_gradient(checkpoints):
             jax.jit(derivative(states))(RATE, U0) for states in (our_states, their_states)
         )
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-13), got, wanted)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 5, 9])
+def test_slices_in_groups_are_the_slices_all_at_once(at_once):
+    fine = Propagator(field, FixedSteps(RK4(), 3))
+    inside = [np.array([n + 0.4]) for n in range(5)]
+    owned = own_slices(np.arange(6.0), 1, 0, inside=inside)
+    starts = jnp.stack([U0 * (n + 1) for n in range(5)])
+
+    def linearised(at_once):
+        result, pull_back = linearise_block(fine, RATE, starts, owned, at_once=at_once)
+        return result, pull_back(jax.tree.map(jnp.cos, result))
+
+    got, wanted = linearised(at_once), linearised(None)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-13), got, wanted)
 
 
 def test_adaptive_steps_equal_plain_diffrax():
