@@ -236,10 +236,40 @@ class BasisSection(Section):
         return self
 
 
+class TrackingSection(Section):
+    """Training steps that start from what the last one left: one sweep each way does.
+
+    A step whose gradient is expected to be wrong by more than `bound` (relative) sweeps again, at
+    most `max_sweeps` times, and then takes the serial gradient. Every `check_every` steps (never
+    if 0) the gradient is compared with the serial one. With mini-batches all ranks together keep
+    `store_mb` megabytes of samples' tracks.
+    """
+
+    bound: PositiveFloat = 1e-2
+    max_sweeps: PositiveInt = 4
+    check_every: NonNegativeInt = 100
+    store_mb: NonNegativeFloat = 1024.0
+
+
+class RelaxationSection(Section):
+    """Training whose slices start between the last one's end and the data, for `steps` steps.
+
+    The weight of continuity rises linearly from `start` to 1; see `core.relaxation`. For
+    trajectories.
+    """
+
+    steps: PositiveInt
+    start: NonNegativeFloat = Field(default=0.0, lt=1)
+
+    def weight_at(self, step: int) -> float:
+        """Of continuity in an optimiser step. Local."""
+        return min(1.0, self.start + (1 - self.start) * step / self.steps)
+
+
 class TimeSection(Section):
     """The horizon, its slices, and the propagators.
 
-    A method passes over the sections it has no use for, and `serial` over `warm_start`, so that
+    A method passes over the sections it has no use for, and `serial` over `tracking`, so that
     methods can be compared by changing one key. `slices_at_once` is the number of slices a rank
     propagates as one batch, all its own unless given.
     """
@@ -248,7 +278,8 @@ class TimeSection(Section):
     n_slices: PositiveInt
     edges: list[float] | None = None
     method: Literal["parareal", "tangent", "reduced", "picard", "serial"] = "parareal"
-    warm_start: bool = False
+    tracking: TrackingSection | None = None
+    relaxation: RelaxationSection | None = None
     slices_at_once: PositiveInt | None = None
     fine: StepsSection
     coarse: StepsSection | None = None
@@ -340,12 +371,12 @@ class Config(Section):
     problem: ProblemSection | None = None
 
     @model_validator(mode="after")
-    def _warm_start(self):
-        if self.time.warm_start and self.data is not None and self.data.batch_size is not None:
-            raise ValueError(
-                "`time.warm_start` starts each step from the last step's states, so it needs the "
-                "same samples in every step: leave out `data.batch_size`"
-            )
+    def _relaxation(self):
+        if self.time.relaxation is not None:
+            if self.data is None or self.data.times is None:
+                raise ValueError("`[time.relaxation]` is for trajectories: it needs `data.times`")
+            if self.time.method == "reduced":
+                raise ValueError("`[time.relaxation]` goes with any method but 'reduced'")
         return self
 
     @model_validator(mode="after")

@@ -41,9 +41,14 @@ def slice_times(owned: OwnedSlices, like: Array) -> tuple[Array, Array, Array]:
 
 
 def propagate_block(
-    propagator: Propagator, params: Params, starts: Block, owned: OwnedSlices
+    propagator: Propagator,
+    params: Params,
+    starts: Block,
+    owned: OwnedSlices,
+    *,
+    at_once: int | None = None,
 ) -> SliceResult:
-    """Propagate every slice of a block from its own start, all at once. Local.
+    """Propagate every slice of a block from its own start, `at_once` together or all. Local.
 
     Returns:
         `saves` (owned, times, *state) and `end` (owned, *state).
@@ -53,7 +58,10 @@ def propagate_block(
         # One slice is not worth a batched loop, whose every step would carry a select.
         result = propagator(params, starts[0], t0[0], t1[0], ts[0])
         return SliceResult(result.saves[None], result.end[None])
-    return jax.vmap(propagator, in_axes=(None, 0, 0, 0, 0))(params, starts, t0, t1, ts)
+    if at_once is None or at_once >= owned.n_owned:
+        return jax.vmap(propagator, in_axes=(None, 0, 0, 0, 0))(params, starts, t0, t1, ts)
+    width = None if at_once == 1 else at_once  # as for one slice alone
+    return jax.lax.map(lambda row: propagator(params, *row), (starts, t0, t1, ts), batch_size=width)
 
 
 def propagate_unsolved(
@@ -135,16 +143,26 @@ def chain_block(
 
 
 def coarse_chain_block(
-    coarse: Propagator, params: Params, incoming: State, owned: OwnedSlices
-) -> tuple[BlockStates, Int[Array, ""]]:
-    """The coarse solution of a block, kept finite: iteration 0 of parareal. Local."""
+    coarse: Propagator,
+    params: Params,
+    incoming: State,
+    owned: OwnedSlices,
+    defects: Block | None = None,
+) -> Correction:
+    """The coarse solution of a block, kept finite: iteration 0 of parareal. Local.
 
-    def advance(start, times):
-        end, guarded = finite_coarse_end(coarse, params, start, times)
-        return end, (BlockStates(start, end), guarded)
+    With `defects`, U[n+1] = G(U[n]) + defects[n]: what F has more than G, as far as it is known.
+    """
 
-    _, (states, guarded) = jax.lax.scan(advance, incoming, _coarse_times(owned, incoming))
-    return states, jnp.sum(guarded)
+    def advance(start, row):
+        times, defect = row
+        coarse_end, guarded = finite_coarse_end(coarse, params, start, times)
+        end = coarse_end if defect is None else coarse_end + defect
+        return end, (BlockStates(start, end), coarse_end, guarded)
+
+    rows = (_coarse_times(owned, incoming), defects)
+    _, (states, coarse_ends, guarded) = jax.lax.scan(advance, incoming, rows)
+    return Correction(states, coarse_ends, jnp.sum(guarded))
 
 
 def coarse_block(coarse: Propagator, params: Params, starts: Block, owned: OwnedSlices) -> Block:

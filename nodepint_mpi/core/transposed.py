@@ -32,12 +32,17 @@ class BlockCotangents(NamedTuple):
 
 
 def linearise_block(
-    fine: Propagator, params: Params, starts: Block, owned: OwnedSlices
+    fine: Propagator,
+    params: Params,
+    starts: Block,
+    owned: OwnedSlices,
+    *,
+    at_once: int | None = None,
 ) -> tuple[SliceResult, PullBack]:
-    """Propagate a block and keep what its pull-back needs. Local."""
+    """Propagate a block, `at_once` slices together, and keep what its pull-back needs. Local."""
 
     def propagate(params, starts):
-        return propagate_block(fine, params, starts, owned)
+        return propagate_block(fine, params, starts, owned, at_once=at_once)
 
     return jax.vjp(propagate, params, starts)
 
@@ -49,20 +54,23 @@ def coarse_pull_back_chain(
     sources: SliceResult,
     incoming: State,
     owned: OwnedSlices,
+    defects: Block | None = None,
 ) -> BlockCotangents:
     """The coarse adjoint solution of a block, from right to left. Local.
 
-    `sources` are the cotangents of what the loss reads; `lefts[0]` goes on to the left.
+    `sources` are the cotangents of what the loss reads; `lefts[0]` goes on to the left. With
+    `defects` these are added at the left edges: what the fine pull-back gives more.
     """
 
     def retreat(right, row):
-        start, (t0, t1, ts), source = row
+        start, (t0, t1, ts), source, defect = row
         _, pull_back = jax.vjp(lambda u: coarse(params, u, t0, t1, ts), start)
         (left,) = pull_back(SliceResult(source.saves, source.end + right))
         left = jnp.where(jnp.all(jnp.isfinite(left)), left, right)
+        left = left if defect is None else left + defect
         return left, BlockCotangents(left, right)
 
-    rows = (starts, slice_times(owned, starts), sources)
+    rows = (starts, slice_times(owned, starts), sources, defects)
     _, cotangents = jax.lax.scan(retreat, incoming, rows, reverse=True)
     return cotangents
 

@@ -138,7 +138,7 @@ def solve_block(
     if is_serial(solver, owned):
         return _linearise_serially(comm, solver, params, initial, owned).result
     states = iterate(comm, solver, params, initial, None, owned).states
-    return propagate_block(solver.fine, params, states.starts, owned)
+    return propagate_block(solver.fine, params, states.starts, owned, at_once=solver.slices_at_once)
 
 
 def linearise_at(
@@ -157,7 +157,9 @@ def linearise_at(
         return _linearise_serially(comm, solver, params, starts[0], owned)
     method = solver.method
     assert isinstance(method, AbstractSweeps)  # the serial one has been dealt with
-    result, pull_back = linearise_block(solver.fine, params, starts, owned)
+    result, pull_back = linearise_block(
+        solver.fine, params, starts, owned, at_once=solver.slices_at_once
+    )
 
     def solve_cotangents(sources: SliceResult, guess: Block | None) -> Gradient:
         return solve_adjoint(

@@ -37,6 +37,15 @@ def send_left(comm: TimeComm, state: Array) -> None:
         mpi4jax.send(state, comm.rank - 1, comm=comm.mpi)
 
 
+def in_order(comm: TimeComm, value: Array) -> Array:
+    """The same value, computed before the messages that follow, used after those before.
+
+    XLA keeps the order of messages but moves work across them: without this a rank may do long
+    work before it sends what a neighbour waits for, or wait before it works. Local.
+    """
+    return value if comm.size == 1 else mpi4jax.allreduce(value, MPI.SUM, comm=MPI.COMM_SELF)
+
+
 def shift_right(comm: TimeComm, state: Array, fill: Array) -> Array:
     """Everybody sends to the right at once; the first rank gets `fill`. Collective."""
     return _shift(comm, state, fill, to=comm.rank + 1, source=comm.rank - 1)

@@ -33,6 +33,7 @@ from nodepint_mpi.core.types import Block, Params, State
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.exchange import (
     bcast_from,
+    in_order,
     recv_left,
     recv_right,
     send_left,
@@ -139,6 +140,46 @@ class AbstractSweeps(AbstractMethod):
     ) -> BlockCotangents:
         """One transposed sweep; `outs` are the cotangents that the fine pull-back gave."""
 
+    def resume(
+        self, line: Line, initial: State, track: Block | None, memory: Memory | None
+    ) -> Corrected:
+        """Iteration 0 from what `track` gave for earlier parameters, or from nothing."""
+        return self.start(line, initial, track, memory)
+
+    def track(
+        self, line: Line, initial: State, states: BlockStates, fine_ends: Block, memory: Memory
+    ) -> tuple[Block, Memory]:
+        """What to keep of a sweep for the next parameters: here the ends that follow from it."""
+        nothing_solved = jnp.array(-1)
+        corrected = self.correct(line, initial, states, fine_ends, nothing_solved, memory)
+        return corrected.states.ends, corrected.memory
+
+    def resume_cotangents(
+        self, line: Line, linear: Any, starts: Block, sources: SliceResult, track: Block | None
+    ) -> BlockCotangents:
+        """Iteration 0 of the adjoint from what `track_cotangents` gave, or from nothing."""
+        if track is None:
+            return self.first_cotangents(line, linear, starts, sources)
+        return with_lefts(line, track)
+
+    def track_cotangents(
+        self,
+        line: Line,
+        linear: Any,
+        starts: Block,
+        outs: Block,
+        old: BlockCotangents,
+        track: Block | None,
+    ) -> Block:
+        """What to keep of an adjoint sweep; `old` and `track` are what it began with."""
+        del track
+        return self.correct_cotangents(line, linear, starts, outs, old).lefts
+
+    def blank_track(self, shape: tuple[int, ...], dtype: Any) -> Array | None:
+        """A track that means nothing is known, if there is one. Local."""
+        del shape, dtype
+        return None
+
     def fallback(self) -> "AbstractSweeps | None":
         """What takes over when jumps do not fall any more; None for methods that always do."""
         return None
@@ -223,6 +264,35 @@ class Parareal(AbstractSweeps):
         send_left(line.comm, cotangents.lefts[0])
         return cotangents
 
+    def resume(self, line, initial, track, memory):
+        """From the coarse solution with the defects of F against G, which change little."""
+        del memory
+        incoming = recv_left(line.comm, initial)
+        states, coarse_ends, guarded = coarse_chain_block(
+            self.coarse, line.params, incoming, line.owned, track
+        )
+        send_right(line.comm, states.ends[-1])
+        states = states._replace(starts=in_order(line.comm, states.starts))
+        return Corrected(states, coarse_ends, no_counts()._replace(guarded=guarded))
+
+    def track(self, line, initial, states, fine_ends, memory):
+        return _finite_or_zero(fine_ends - memory), memory
+
+    def resume_cotangents(self, line, linear, starts, sources, track):
+        cotangents = coarse_cotangents(line, self.coarse, starts, sources, track)
+        return cotangents._replace(rights=in_order(line.comm, cotangents.rights))
+
+    def track_cotangents(self, line, linear, starts, outs, old, track):
+        known = jnp.zeros_like(outs) if track is None else track
+        return _finite_or_zero(known + outs - old.lefts)
+
+    def blank_track(self, shape, dtype):
+        return jnp.zeros(shape, dtype)
+
+
+def _finite_or_zero(values: Array) -> Array:
+    return jnp.where(jnp.isfinite(values), values, 0.0)
+
 
 def no_counts() -> Counts:
     """A sweep in which nothing had to be counted. Local."""
@@ -241,7 +311,7 @@ def coarse_states(
 ) -> tuple[BlockStates, Int[Array, ""]]:
     """The coarse solution, and on how many slices it was not finite. Collective."""
     incoming = recv_left(line.comm, initial)
-    states, guarded = coarse_chain_block(coarse, line.params, incoming, line.owned)
+    states, _, guarded = coarse_chain_block(coarse, line.params, incoming, line.owned)
     send_right(line.comm, states.ends[-1])
     return states, guarded
 
@@ -259,10 +329,16 @@ def with_lefts(line: Line, lefts: Block) -> BlockCotangents:
 
 
 def coarse_cotangents(
-    line: Line, coarse: Propagator, starts: Block, sources: SliceResult
+    line: Line,
+    coarse: Propagator,
+    starts: Block,
+    sources: SliceResult,
+    defects: Block | None = None,
 ) -> BlockCotangents:
     """The coarse adjoint solution. Collective."""
     incoming = recv_right(line.comm, jnp.zeros_like(starts[-1]))
-    cotangents = coarse_pull_back_chain(coarse, line.params, starts, sources, incoming, line.owned)
+    cotangents = coarse_pull_back_chain(
+        coarse, line.params, starts, sources, incoming, line.owned, defects
+    )
     send_left(line.comm, cotangents.lefts[0])
     return cotangents

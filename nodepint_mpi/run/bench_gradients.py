@@ -22,7 +22,6 @@ from nodepint_mpi.parallel.tangent import Tangent
 from nodepint_mpi.run.setup import reduction_of
 from nodepint_mpi.run.step import (
     LineProblem,
-    TrainState,
     batched_field,
     loss_and_gradient,
     split_model,
@@ -65,9 +64,8 @@ def gradient_error(comms: Comms, case: GradientCase) -> dict[str, float]:
     model, inputs, targets = _model_and_data(TIMES[case.loss])
     params, static = split_model(model)
     problem = make_case(comms, case, static)
-    state = TrainState(params, None)
-    ours, report, _ = jax.jit(
-        lambda inputs, targets: loss_and_gradient(problem, state, inputs, targets)
+    ours, report = jax.jit(
+        lambda inputs, targets: loss_and_gradient(problem, params, inputs, targets)
     )(inputs, targets)
     loss, wanted = jax.value_and_grad(_serial_loss)(params, static, case, inputs, targets)
     difference = jax.tree.map(jnp.subtract, ours, wanted)

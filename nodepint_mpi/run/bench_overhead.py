@@ -92,11 +92,11 @@ def _our_step(comms: Comms, static: Any, optimiser: optax.GradientTransformation
     solver = TimeSolver(fine, Serial(), JumpTolerance(1e-6), adjoint_tol=1e-6)
     observations = place_observations(np.array([HORIZON]), np.array([0.0, HORIZON]), 1, 0)
     problem = LineProblem(comms.time, static, solver, observations, mean_squared_error, {})
-    take_step = make_train_step(problem, optimiser, warm_start=False)
+    take_step = make_train_step(problem, optimiser)
 
     def step(params, opt_state, inputs, targets):
-        state, report = take_step(TrainState(params, opt_state, None, None), inputs, targets)
-        return state.params, state.opt_state, report.loss
+        stepped = take_step(TrainState(params, opt_state), inputs, targets, None)
+        return *stepped.state, stepped.report.loss
 
     return step
 

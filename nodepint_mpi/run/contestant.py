@@ -28,45 +28,45 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
 
     from nodepint_mpi.config import parse_config
     from nodepint_mpi.parallel.comms import make_comms, world
-    from nodepint_mpi.run.plain import make_plain_loss, make_plain_step
+    from nodepint_mpi.run.plain import Plain, make_plain_loss
     from nodepint_mpi.run.setup import fresh_state, set_up
-    from nodepint_mpi.run.step import loss_and_gradient, make_train_step
+    from nodepint_mpi.run.tracking import make_stepper, relative_error
 
     config = parse_config(request["config"])
     jax.config.update("jax_enable_x64", config.run.precision == "float64")
     comms = make_comms(world())
     experiment = set_up(config, comms)
     state = fresh_state(experiment)
-    problem, warm = experiment.train_problem, config.time.warm_start
-    if request["serial"]:
-        step = make_plain_step(experiment)
-    else:
-        step = make_train_step(problem, experiment.optimiser, warm_start=warm)
+    stepper = Plain(experiment) if request["serial"] else make_stepper(experiment)
     exact = jax.jit(jax.grad(make_plain_loss(experiment)))  # compiled at the first check
-    ours = jax.jit(lambda *given: loss_and_gradient(problem, *given)[0])
+    relaxation = config.time.relaxation  # till its end the gradient is that of another loss
     n_steps, n_checks = request["n_steps"], 0 if request["serial"] else request["n_checks"]
-    checked = {round(i * (n_steps - 1) / n_checks) for i in range(1, n_checks + 1)}
-    losses, seconds, sweeps, errors, peak = [], [], [], [], 0
+    # Not where tracking looks at the serial gradient itself.
+    checked = {round((i + 0.5) * (n_steps - 1) / n_checks) for i in range(n_checks)}
+    losses, seconds, sweeps, errors, peak, n_serial = [], [], [], [], 0, 0
     for k in range(n_steps):
-        inputs, targets = experiment.train.batch(config.run.seed, k)
-        if k in checked:
+        rows = experiment.train.batch_rows(config.run.seed, k)
+        inputs, targets = experiment.train.take(rows)
+        wanted = None
+        if k in checked and (relaxation is None or relaxation.weight_at(k) == 1):
             peak = peak or _peak_bytes()  # before the serial solve takes its share
-            gradients = ours(state, inputs, targets), exact(state.params, inputs, targets)
-            found, wanted = (
-                np.concatenate([np.ravel(x) for x in jax.tree.leaves(g)]) for g in gradients
-            )
-            errors.append(float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted)))
+            wanted = jax.device_get(exact(state.params, inputs, targets))
         comms.control.Barrier()
         began = time.perf_counter()
-        state, report = step(state, inputs, targets)
-        losses.append(float(report.loss))
+        taken = stepper.take(state, inputs, targets, rows, k)
         seconds.append(time.perf_counter() - began)
+        state, report = taken.state, taken.report
+        losses.append(float(report.loss))
         sweeps.append([int(report.sweeps), int(report.adjoint_sweeps)])
+        n_serial += taken.serial
+        if wanted is not None:
+            errors.append(relative_error(taken.gradient, wanted))
     peaks = comms.control.allgather(peak or _peak_bytes())
     return {
         "losses": losses,
         "seconds": comms.control.bcast(seconds),
         "sweeps": np.mean(sweeps[n_steps // 2 :], axis=0).tolist(),
+        "serial_steps": n_serial,
         "gradient_errors": errors,
         "peak_bytes": max(peaks),
         "n_ranks": comms.control.size,

@@ -13,8 +13,9 @@ from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.guard import together
 from nodepint_mpi.run.directory import CHECKPOINTS, read_run
 from nodepint_mpi.run.figures import plot_labels, plot_trajectories
-from nodepint_mpi.run.setup import Experiment, at_step, kept_like, set_up, slice_rows
+from nodepint_mpi.run.setup import Experiment, at_step, set_up, slice_rows
 from nodepint_mpi.run.step import make_evaluation, make_prediction
+from nodepint_mpi.run.tracking import kept_like
 
 BATCH = 500
 N_SHOWN = {"labels": 24, "trajectories": 4}

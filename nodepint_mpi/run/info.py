@@ -16,6 +16,7 @@ from nodepint_mpi.run.build_model import build_model
 from nodepint_mpi.run.samples import Samples, common_times, count_outputs
 from nodepint_mpi.run.setup import check_model
 from nodepint_mpi.run.step import split_model
+from nodepint_mpi.run.track_store import bytes_each, count_kept
 
 
 def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
@@ -55,9 +56,15 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
     message = batch * state * number_bytes
     params_bytes, opt_bytes = _tree_bytes(params), _tree_bytes(opt_state)
     rows = {}
-    if section.warm_start:
-        states = jax.ShapeDtypeStruct((section.n_slices, batch, state), config.run.precision)
-        rows = {"interface": states, "cotangents": states}
+    if section.tracking is not None:
+        sample = jax.ShapeDtypeStruct((batch, state), np.dtype(config.run.precision))
+        each = bytes_each(section.n_slices, sample)
+        n_tracked = samples.n_rows
+        if samples.section.batch_size is not None:
+            n_tracked = count_kept(section.tracking, n_tracked, each)
+        plan["tracks_bytes_per_rank"] = n_tracked * bytes_each(max(owned), sample)
+        states = jax.ShapeDtypeStruct((section.n_slices, n_tracked, state), config.run.precision)
+        rows = {"tracks": states, "cotracks": states}
     replicated = {"params": params, "opt_state": opt_state}
     return plan | {
         "n_train": samples.n_rows,

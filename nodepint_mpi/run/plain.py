@@ -5,7 +5,7 @@ over the whole horizon and `jax.grad`.
 """
 
 from collections.abc import Callable
-from types import SimpleNamespace
+from typing import NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -22,6 +22,23 @@ from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.run.build_model import build_edges
 from nodepint_mpi.run.setup import Experiment
 from nodepint_mpi.run.step import TrainState, batched_field
+
+
+class PlainReport(NamedTuple):
+    """The loss, and no sweeps."""
+
+    loss: float
+    sweeps: int = 0
+    adjoint_sweeps: int = 0
+
+
+class PlainTaken(NamedTuple):
+    """A step done."""
+
+    state: TrainState
+    report: PlainReport
+    gradient: None = None
+    serial: bool = True
 
 
 def make_plain_loss(experiment: Experiment) -> Callable:
@@ -92,22 +109,21 @@ def make_plain_loss(experiment: Experiment) -> Callable:
     return loss
 
 
-def make_plain_step(experiment: Experiment) -> Callable:
-    """Make the jitted step `(state, inputs, targets) -> (state, report)`. Local.
+class Plain:
+    """Steps by plain diffrax and optax, taken as those of `run.tracking`."""
 
-    The report has the loss, and zero sweeps.
-    """
-    loss, optimiser = make_plain_loss(experiment), experiment.optimiser
+    def __init__(self, experiment: Experiment):
+        loss, optimiser = make_plain_loss(experiment), experiment.optimiser
 
-    def step(params, opt_state, inputs, targets):
-        value, gradient = jax.value_and_grad(loss)(params, inputs, targets)
-        updates, opt_state = optimiser.update(gradient, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, value
+        def step(params, opt_state, inputs, targets):
+            value, gradient = jax.value_and_grad(loss)(params, inputs, targets)
+            updates, opt_state = optimiser.update(gradient, opt_state, params)
+            return optax.apply_updates(params, updates), opt_state, value
 
-    jitted = jax.jit(step, donate_argnums=(0, 1))
+        self._step = jax.jit(step, donate_argnums=(0, 1))
 
-    def take_step(state: TrainState, inputs, targets):
-        *kept, value = jitted(state.params, state.opt_state, inputs, targets)
-        return TrainState(*kept), SimpleNamespace(loss=value, sweeps=0, adjoint_sweeps=0)
-
-    return take_step
+    def take(self, state: TrainState, inputs, targets, rows: np.ndarray, step: int) -> PlainTaken:
+        """Take one step; it consumes the state. Local."""
+        del rows, step
+        params, opt_state, loss = self._step(*state, inputs, targets)
+        return PlainTaken(TrainState(params, opt_state), PlainReport(float(loss)))

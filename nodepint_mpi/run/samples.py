@@ -33,10 +33,9 @@ class Samples(NamedTuple):
             return self.split.take(self.section.input, indices), targets[:, None]
         return self.split.take(self.section.input, indices)[:, 0], targets
 
-    def batch(self, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """The mini-batch of one optimiser step; all rows if no batch size is set. Local."""
-        size = self.section.batch_size or self.n_rows
-        return self.take(batch_indices(seed, step, size, self.n_rows))
+    def batch_rows(self, seed: int, step: int) -> np.ndarray:
+        """Rows of the mini-batch of one optimiser step; all if no batch size is set. Local."""
+        return batch_indices(seed, step, self.section.batch_size or self.n_rows, self.n_rows)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

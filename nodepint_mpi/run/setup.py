@@ -14,6 +14,7 @@ from nodepint_mpi.core.galerkin import AbstractReduction, Galerkin, ProjectedPro
 from nodepint_mpi.core.networks import EncodeProcessDecode, as_numbers
 from nodepint_mpi.core.observations import place_observations
 from nodepint_mpi.core.partition import check_layout, own_slices
+from nodepint_mpi.core.relaxation import edge_weights, relax
 from nodepint_mpi.core.types import Field
 from nodepint_mpi.errors import DataError, ProblemError
 from nodepint_mpi.parallel.comms import Comms, TimeComm
@@ -78,7 +79,8 @@ def _assemble(
     """Everything that depends on the network. Local."""
     model = _build(config, train, step)
     train_problem = make_problem(config, comms.time, model, train)
-    test_problem = make_problem(config, comms.time, model, test)
+    whole = config.model_copy(update={"time": config.time.model_copy(update={"relaxation": None})})
+    test_problem = make_problem(whole, comms.time, model, test)  # scored as a whole trajectory
     batch = config.data.batch_size if config.data else None
     shape = (batch or train.n_rows, *check_model(model, train))
     state = jax.ShapeDtypeStruct(shape, config.run.precision)
@@ -103,7 +105,12 @@ def make_problem(
     loss, metrics = build_loss(config)
     observations = place_observations(samples.times, build_edges(config.time), comm.size, comm.rank)
     solver = build_time_solver(config, field, reduction_of(static.processor, field), n_batch_axes=1)
-    return LineProblem(comm, static, solver, observations, loss, metrics)
+    if config.time.relaxation is None:
+        return LineProblem(comm, static, solver, observations, loss, metrics)
+    edges = build_edges(config.time)
+    weights = edge_weights(samples.times, edges)
+    relaxed = relax(solver, edges)
+    return LineProblem(comm, static, relaxed, observations, loss, metrics, weights)
 
 
 def reduction_of(static: PyTree, field: Field) -> AbstractReduction:
@@ -149,15 +156,6 @@ def fresh_state(experiment: Experiment) -> TrainState:
     """Parameters and optimiser state before the first step. Local."""
     params, _ = split_model(experiment.model)
     return TrainState(params, experiment.optimiser.init(params))
-
-
-def kept_like(experiment: Experiment) -> dict[str, PyTree]:
-    """What a checkpoint holds once, in shapes and types: the frame to load one into. Local."""
-    fresh = fresh_state(experiment)
-    like = {"params": fresh.params, "opt_state": fresh.opt_state}
-    if experiment.config.time.warm_start and (blank := experiment.method.blank(experiment.state)):
-        like["memory"] = blank
-    return like
 
 
 def slice_rows(config: Config, comm: TimeComm) -> tuple[int, int]:

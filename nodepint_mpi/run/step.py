@@ -18,30 +18,26 @@ from nodepint_mpi.core.networks import EncodeProcessDecode, as_numbers
 from nodepint_mpi.core.objective import Loss, Mean, nothing, per_sample
 from nodepint_mpi.core.observations import BlockObservations
 from nodepint_mpi.core.propagators import SliceResult
-from nodepint_mpi.core.types import Block
+from nodepint_mpi.core.relaxation import RelaxedParams
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.differentiate import TimeSolver, linearise_solve, solve_block
 from nodepint_mpi.parallel.exchange import sum_over_ranks
-from nodepint_mpi.parallel.methods import Memory
+from nodepint_mpi.parallel.track import Tracks, follow
 
 
 class TrainState(NamedTuple):
-    """What a step changes. Parameters and optimiser state are equal on all ranks.
-
-    With a warm start, `ends` and `lefts` are the interface states and cotangents of the owned
-    slices after the last step, (owned, samples, *state), and `memory` is what the method has
-    learned, such as a basis with its tangents; None before the first.
-    """
+    """What the optimiser changes, equal on all ranks."""
 
     params: PyTree[Array]
     opt_state: PyTree
-    ends: Block | None = None
-    lefts: Block | None = None
-    memory: Memory | None = None
 
 
 class StepReport(NamedTuple):
-    """Numbers of one step, equal on all ranks."""
+    """Numbers of one step, equal on all ranks.
+
+    `jump` and `adjoint_residual` are the largest of them, absolute and relative to the largest
+    cotangent; in a tracked step both are root mean squares relative to the states and cotangents.
+    """
 
     loss: Array
     grad_norm: Array
@@ -57,16 +53,32 @@ class StepReport(NamedTuple):
     finite: Array
 
 
-class WarmStart(NamedTuple):
-    """Where the next step may start from; see `TrainState`."""
+class Stepped(NamedTuple):
+    """A step's result: the new state, the gradient it was made with, and its numbers."""
 
-    ends: Block | None
-    lefts: Block | None
-    memory: Memory | None
+    state: TrainState
+    gradient: PyTree[Array]
+    report: StepReport
+
+
+class Tracked(NamedTuple):
+    """A tracked step's result; with the tracks, and the cotangents' norm over the gradient's.
+
+    The smaller a gradient is that large cotangents add up to, the more their errors count.
+    """
+
+    state: TrainState
+    gradient: PyTree[Array]
+    report: StepReport
+    tracks: Tracks
+    magnification: Array
 
 
 class LineProblem(NamedTuple):
-    """What a line of ranks computes with: model, solver, observations and loss."""
+    """What a line of ranks computes with: model, solver, observations and loss.
+
+    `edge_weights` (edges, times), for relaxed continuity, gives the data at the slice boundaries.
+    """
 
     comm: TimeComm
     static: EncodeProcessDecode
@@ -74,6 +86,7 @@ class LineProblem(NamedTuple):
     observations: BlockObservations
     loss: Loss
     metrics: dict[str, Loss]
+    edge_weights: np.ndarray | None = None
 
 
 def split_model(model: EncodeProcessDecode) -> tuple[PyTree, PyTree]:
@@ -91,61 +104,68 @@ def batched_field(static: PyTree) -> Callable:
     return field
 
 
-def make_train_step(
-    problem: LineProblem, optimiser: optax.GradientTransformation, *, warm_start: bool
-) -> Callable:
-    """Make the jitted step `(state, inputs, targets) -> (state, report)`.
+def make_train_step(problem: LineProblem, optimiser: optax.GradientTransformation) -> Callable:
+    """Make the jitted step `(state, inputs, targets, weight) -> Stepped`, which solves anew.
 
-    Local to make; the step is collective over the line, and consumes the state it is given. With
-    a warm start it is compiled twice: the first step has nothing to start from.
+    Local to make; the step is collective over the line. `weight` is that of continuity, for a
+    relaxed solve, or None.
     """
 
-    def step(state: TrainState, inputs: Array, targets: Array):
-        gradient, report, warm = loss_and_gradient(problem, state, inputs, targets)
-        updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        kept = warm if warm_start else WarmStart(None, None, None)
-        return TrainState(params, opt_state, *kept), report
+    def step(state: TrainState, inputs: Array, targets: Array, weight: Array | None) -> Stepped:
+        gradient, report = loss_and_gradient(problem, state.params, inputs, targets, weight)
+        return Stepped(_update(optimiser, state, gradient), gradient, report)
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step)
+
+
+def make_tracked_step(problem: LineProblem, optimiser: optax.GradientTransformation) -> Callable:
+    """Make the jitted step `(state, tracks, inputs, targets, weight) -> Tracked`.
+
+    Local to make; the step is collective over the line. One forward and one adjoint sweep, from
+    what the last ones left; it consumes the tracks.
+    """
+
+    def step(
+        state: TrainState, tracks: Tracks, inputs: Array, targets: Array, weight: Array | None
+    ):
+        gradient, report, tracks, magnification = tracked_gradient(
+            problem, state.params, tracks, inputs, targets, weight
+        )
+        updated = _update(optimiser, state, gradient)
+        return Tracked(updated, gradient, report, tracks, magnification)
+
+    return jax.jit(step, donate_argnums=1)
+
+
+def _update(optimiser, state: TrainState, gradient: PyTree[Array]) -> TrainState:
+    updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
+    return TrainState(optax.apply_updates(state.params, updates), opt_state)
 
 
 def loss_and_gradient(
-    problem: LineProblem, state: TrainState, inputs: Array, targets: Array
-) -> tuple[PyTree[Array], StepReport, WarmStart]:
-    """The loss of a batch and its gradient, summed over the ranks.
+    problem: LineProblem,
+    params: PyTree,
+    inputs: Array,
+    targets: Array,
+    weight: Array | None = None,
+) -> tuple[PyTree[Array], StepReport]:
+    """The loss of a batch and its gradient, summed over the ranks. Collective, inside jit.
 
-    Collective over the line, inside jit. Also returns where the next step may start from: the
-    fine ends of the owned slices and, but for a serial solve, the cotangents at their left edges
-    and what the method learned.
+    With a `weight` of continuity the solve is a relaxed one.
     """
-    comm, params, owned = problem.comm, state.params, problem.observations.owned
+    comm, owned = problem.comm, problem.observations.owned
     initial, pull_back_encoder = _encode(problem, params, inputs)
-    solver = problem.solver
-    solved = linearise_solve(
-        comm, solver, params.processor, initial, state.ends, owned, state.memory
-    )
-    local_sum, pull_back_loss, local_count = jax.vjp(
-        lambda params, result: _local_loss(problem, params, result, targets),
-        params,
-        solved.line.result,
-        has_aux=True,
-    )
-    count = sum_over_ranks(comm, local_count)
+    of_field = _field_params(problem, params, targets, weight)
+    solved = linearise_solve(comm, problem.solver, of_field, initial, None, owned)
+    loss_sum, pull_back_loss, count = _linearise_loss(problem, params, solved.line.result, targets)
+    count = sum_over_ranks(comm, count)
     gradient, sources = pull_back_loss(1 / count)
-    adjoint = solved.line.pull_back(sources, state.lefts)
-    gradient = eqx.tree_at(
-        lambda g: g.processor,
-        gradient,
-        jax.tree.map(jnp.add, gradient.processor, adjoint.params),
-    )
-    if pull_back_encoder is not None:
-        (from_encoder,) = pull_back_encoder(adjoint.initial)
-        gradient = jax.tree.map(jnp.add, gradient, from_encoder)
-    loss, gradient = sum_over_ranks(comm, (local_sum / count, gradient))
+    adjoint = solved.line.pull_back(sources, None)
+    gradient = _whole_gradient(gradient, adjoint.params, adjoint.initial, pull_back_encoder)
+    loss, gradient = sum_over_ranks(comm, (loss_sum / count, gradient))
     grad_norm = optax.tree.norm(gradient)
     finite = solved.record.finite & adjoint.record.finite
-    report = StepReport(
+    return gradient, StepReport(
         loss=loss,
         grad_norm=grad_norm,
         sweeps=solved.record.n_sweeps,
@@ -159,12 +179,57 @@ def loss_and_gradient(
         tangents=solved.record.n_tangents,
         finite=finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm),
     )
-    memory = (
-        None
-        if solved.memory is None
-        else solver.method.recalled(*solver.method.kept(solved.memory))
+
+
+def tracked_gradient(
+    problem: LineProblem,
+    params: PyTree,
+    tracks: Tracks,
+    inputs: Array,
+    targets: Array,
+    weight: Array | None = None,
+) -> tuple[PyTree[Array], StepReport, Tracks, Array]:
+    """The same from one sweep each way, as near as the tracks are. Collective, inside jit.
+
+    One fine solve and one pull-back of the owned slices, all at once; the tracks returned are of
+    this batch and these parameters. See `Tracked`.
+    """
+    initial, pull_back_encoder = _encode(problem, params, inputs)
+
+    def read_loss(result: SliceResult):
+        loss_sum, pull_back, count = _linearise_loss(problem, params, result, targets)
+        gradient, sources = pull_back(jnp.ones_like(loss_sum))
+        return sources, (loss_sum, count, gradient)
+
+    of_field = _field_params(problem, params, targets, weight)
+    followed, (loss_sum, count, gradient) = follow(
+        problem.comm, problem.solver, of_field, initial, tracks,
+        problem.observations.owned, read_loss,
+    )  # fmt: skip
+    gradient = _whole_gradient(gradient, followed.params, followed.initial, pull_back_encoder)
+    total, count, gradient, misfits = sum_over_ranks(
+        problem.comm, (loss_sum, count, gradient, followed.misfits)
     )
-    return gradient, report, WarmStart(solved.line.result.end, adjoint.lefts, memory)
+    # The loss is linear in its sum over observations, so all is divided by their number at last.
+    gradient = jax.tree.map(lambda part: part / count, gradient)
+    loss, grad_norm = total / count, optax.tree.norm(gradient)
+    magnification = jnp.sqrt(misfits.cotangents) / (count * grad_norm)
+    one, none = jnp.array(1), jnp.array(0)
+    report = StepReport(
+        loss=loss,
+        grad_norm=grad_norm,
+        sweeps=one,
+        jump=misfits.jump(),
+        adjoint_sweeps=one,
+        adjoint_residual=misfits.residual(),
+        guarded=none,
+        damped=none,
+        fallbacks=none,
+        fine_solves=jnp.array(len(problem.observations.owned.indices)),
+        tangents=none,
+        finite=jnp.isfinite(loss) & jnp.isfinite(grad_norm),
+    )
+    return gradient, report, followed.tracks, magnification
 
 
 def make_evaluation(problem: LineProblem) -> Callable:
@@ -217,9 +282,35 @@ def _encode(problem: LineProblem, params: PyTree, inputs: Array):
     return jnp.zeros(shape.shape, shape.dtype), None
 
 
-def _local_loss(problem, params, result, targets) -> tuple[Array, Array]:
-    mean = _compare(problem, params, result, targets, problem.loss)
-    return mean.sum, mean.count
+def _linearise_loss(problem, params, result, targets):
+    """This rank's part of the loss, its pull-back to parameters and result, and its count."""
+
+    def local_loss(params, result) -> tuple[Array, Array]:
+        mean = _compare(problem, params, result, targets, problem.loss)
+        return mean.sum, mean.count
+
+    return jax.vjp(local_loss, params, result, has_aux=True)
+
+
+def _field_params(problem: LineProblem, params: PyTree, targets: Array, weight: Array | None):
+    """Parameters of the vector field; for a relaxed solve with the data at the slice edges."""
+    if weight is None:
+        return params.processor
+    assert problem.edge_weights is not None  # made for it
+    observed = jnp.einsum("et,bt...->eb...", jnp.asarray(problem.edge_weights), as_numbers(targets))
+    states = per_sample(eqx.combine(params, problem.static).encoder)(observed)
+    return RelaxedParams(params.processor, weight, jax.lax.stop_gradient(states))
+
+
+def _whole_gradient(from_loss, field_bar, initial_bar, pull_back_encoder):
+    """This rank's parts of the gradient: decoder, processor, and on the first rank encoder."""
+    processor_bar = field_bar.field if isinstance(field_bar, RelaxedParams) else field_bar
+    added = jax.tree.map(jnp.add, from_loss.processor, processor_bar)
+    gradient = eqx.tree_at(lambda g: g.processor, from_loss, added)
+    if pull_back_encoder is None:
+        return gradient
+    (from_encoder,) = pull_back_encoder(initial_bar)
+    return jax.tree.map(jnp.add, gradient, from_encoder)
 
 
 def _compare(problem, params, result, targets, function: Loss) -> Mean:

@@ -5,12 +5,10 @@ import logging
 import socket
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from nodepint_mpi.config import Config
 from nodepint_mpi.errors import NonFiniteError
@@ -38,11 +36,11 @@ from nodepint_mpi.run.setup import (
     Experiment,
     at_step,
     fresh_state,
-    kept_like,
     set_up,
     slice_rows,
 )
-from nodepint_mpi.run.step import StepReport, TrainState, make_train_step
+from nodepint_mpi.run.step import StepReport, TrainState
+from nodepint_mpi.run.tracking import Stepper, kept_like, make_stepper
 
 _log = logging.getLogger(__name__)
 
@@ -77,9 +75,10 @@ def train(
                 if control.rank == 0:
                     check_directory(folder, resume=resume is not None)
             experiment = set_up(config, comms)
-            state, start = fresh_state(experiment), 0
+            state, start, stepper = fresh_state(experiment), 0, None
             if resume is not None:
-                experiment, state, start = _restore(comms, experiment, folder, resume)
+                experiment, state, start, stepper = _restore(comms, experiment, folder, resume)
+            stepper = stepper or make_stepper(experiment)
             hosts = control.allgather(socket.gethostname())
             with together(control):
                 if control.rank == 0:
@@ -87,7 +86,7 @@ def train(
                     log_to_file(folder)
         records = _open_records(comms, folder, start if resume is not None else None)
         experiment, state, step, report, seconds = _optimise(
-            comms, experiment, state, start, folder, records, flag, watchdog
+            comms, experiment, state, start, stepper, folder, records, flag, watchdog
         )
         result = {
             "status": "finished" if step >= config.run.n_steps else "stopped",
@@ -122,6 +121,7 @@ def _optimise(
     experiment: Experiment,
     state: TrainState,
     start: int,
+    stepper: Stepper,
     folder: Path,
     records: Records | None,
     flag: StopFlag,
@@ -135,19 +135,19 @@ def _optimise(
     config, seconds, report, step = experiment.config, [], None, start
     n_steps = config.run.n_steps
     growth = [] if config.growth is None else config.growth.steps
-    take_step = _make_step(experiment)
     with Progress(start, n_steps, shown=comms.control.rank == 0) as progress:
         while step < n_steps:
             with watchdog.phase("reading a batch", step=step):
-                inputs, targets = experiment.train.batch(config.run.seed, step)
+                rows = experiment.train.batch_rows(config.run.seed, step)
+                inputs, targets = experiment.train.take(rows)
             if step in growth:
                 with watchdog.phase("enlarging the network", step=step, limit_s=600.0):
                     experiment, state = grow(comms, experiment, state, targets, step)
-                take_step = _make_step(experiment)
+                stepper = make_stepper(experiment)
             began = time.perf_counter()
             with watchdog.phase("training step", collective=True, step=step):
-                state, on_device = take_step(state, inputs, targets)
-                report = StepReport(*jax.device_get(on_device))
+                taken = stepper.take(state, inputs, targets, rows, step)
+            state, report = taken.state, taken.report
             seconds.append(time.perf_counter() - began)
             _check_finite(report, step)
             step += 1
@@ -157,22 +157,17 @@ def _optimise(
             if step % config.output.log_every == 0 or last:
                 progress.report(step, report, seconds[-1])
                 if records is not None:
-                    records.append(step, **report._asdict(), step_s=seconds[-1])
+                    records.append(step, **taken.numbers(), step_s=seconds[-1])
             if step % config.output.checkpoint_every == 0 or last:
                 with watchdog.phase(
                     "saving a checkpoint", collective=True, step=step, limit_s=600.0
                 ):
-                    _save(comms, experiment, folder, state, step)
+                    _save(comms, experiment, folder, state, stepper, step)
                 if records is not None:
                     records.write_table(fingerprint=config.fingerprint())
             if last:
                 break
     return experiment, state, step, report, seconds
-
-
-def _make_step(experiment: Experiment) -> Callable:
-    warm_start = experiment.config.time.warm_start
-    return make_train_step(experiment.train_problem, experiment.optimiser, warm_start=warm_start)
 
 
 def _check_finite(report: StepReport, step: int) -> None:
@@ -186,22 +181,24 @@ def _check_finite(report: StepReport, step: int) -> None:
         )
 
 
-def _save(comms: Comms, experiment: Experiment, folder: Path, state: TrainState, step: int) -> None:
+def _save(
+    comms: Comms,
+    experiment: Experiment,
+    folder: Path,
+    state: TrainState,
+    stepper: Stepper,
+    step: int,
+) -> None:
     """Checkpoint: what is equal on all ranks once, interface data by global slice."""
     config = experiment.config
     first, _ = slice_rows(config, comms.time)
-    rows = {"interface": state.ends, "cotangents": state.lefts}
-    replicated = {"params": state.params, "opt_state": state.opt_state}
-    if state.memory is not None:
-        kept, kept_rows = experiment.method.kept(state.memory)
-        replicated |= {"memory": kept}
-        rows |= kept_rows
+    kept, rows = stepper.kept()
     save_checkpoint(
         comms.control,
         folder / CHECKPOINTS,
         step=step,
-        replicated=replicated,
-        rows={name: np.asarray(block) for name, block in rows.items() if block is not None},
+        replicated=state._asdict() | kept,
+        rows=rows,
         row_start=first,
         n_rows=config.time.n_slices,
         meta={
@@ -217,7 +214,7 @@ def _save(comms: Comms, experiment: Experiment, folder: Path, state: TrainState,
 
 def _restore(
     comms: Comms, experiment: Experiment, folder: Path, resume: str
-) -> tuple[Experiment, TrainState, int]:
+) -> tuple[Experiment, TrainState, int, Stepper]:
     """The state of a checkpoint, on any number of ranks, and the experiment at that step."""
     config = experiment.config
     first, n_owned = slice_rows(config, comms.time)
@@ -230,15 +227,13 @@ def _restore(
         fingerprint=config.fingerprint(),
         config=config_text(config),
     )
-    tree = jax.tree.map(jax.numpy.asarray, loaded.replicated)
-    rows = {name: jax.numpy.asarray(block) for name, block in loaded.rows.items()}
     _log.info("resumed from %s at step %d", loaded.path, loaded.step)
     experiment = at_step(experiment, loaded.step - 1)
-    memory = experiment.method.recalled(tree.get("memory", {}), rows)
-    state = TrainState(
-        tree["params"], tree["opt_state"], rows.get("interface"), rows.get("cotangents"), memory
-    )
-    return experiment, state, loaded.step
+    stepper = make_stepper(experiment)
+    stepper.restore(loaded.replicated, loaded.rows)
+    kept = {name: loaded.replicated[name] for name in TrainState._fields}
+    state = TrainState(**jax.tree.map(jax.numpy.asarray, kept))
+    return experiment, state, loaded.step, stepper
 
 
 def _open_records(comms: Comms, folder: Path, resume_step: int | None) -> Records | None:

@@ -27,7 +27,7 @@ def test_bench_train(case, tmp_path):
 def made(seconds, losses, errors=()):
     return {
         "losses": losses, "seconds": [9.0] * 3 + [seconds] * (len(losses) - 3),
-        "sweeps": [1.0, 1.0], "gradient_errors": list(errors), "peak_bytes": 1,
+        "sweeps": [1.0, 1.0], "serial_steps": 0, "gradient_errors": list(errors), "peak_bytes": 1,
     }  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def test_ratios_are_to_the_faster_serial_one():
         Contestant("ours, 2", False, 2, True),
     ]
     falling = [float(x) for x in range(20, 0, -1)]  # ends with 2, 1
-    sooner = [*falling[2:], 1.0, 1.0]
+    sooner = [*falling[2:], 1.0, 1.0]  # as here the steps of a run cost the same, so does the mean
     runs = {
         "one core": [made(0.4, falling), made(0.5, falling), made(0.6, falling)],
         "all cores": [made(0.4, falling)] * 3,
@@ -50,6 +50,8 @@ def test_ratios_are_to_the_faster_serial_one():
     one, every, alone_, two = result["contestants"]
     assert result["target_loss"] == 1.5  # the last tenth
     assert (one["step_s"], one["spread_s"]) == (0.5, [0.4, 0.6])
+    assert one["worst_loss_ratio"] == 1.0 and two["worst_loss_ratio"] == 20.0 / 1.5
+    assert alone_["worst_loss_ratio"] == 1.0 / 1.5
     assert one["steps_to_target"] == 20 and alone_["steps_to_target"] == 18
     assert every["time_to_target_s"] == pytest.approx(20 * 0.4)
     assert alone_["step_ratio_to_serial"] == pytest.approx(0.3 / 0.4)

@@ -83,16 +83,16 @@ def test_five_steps_and_five_more_are_ten(case, nodepint, trained, tmp_path):
 def test_after_a_kill_the_run_goes_on_from_the_newest_good_checkpoint(
     case, nodepint, interrupted, tmp_path
 ):
-    # With a warm start, so that states, cotangents, basis and tangents have to come back as well.
+    # With tracking, so that states, cotangents, basis and tangents have to come back as well.
     basis = dict(time__basis__kind="jumps", time__basis__rank=2, time__basis__new=1)
-    warm = sets(time__warm_start=True, time__method="tangent", **basis)
+    warm = sets(time__tracking={}, time__method="tangent", **basis)
     run, done = interrupted(case.config, *warm, rank=1, number=signal.SIGKILL, code=None)
     assert done.returncode != 0
     assert len(messages(done.stdout + done.stderr)) <= 1  # mpirun may be quicker than we
     assert not (run / "DONE").exists()
     *_, before, last = checkpoints(run)
     step = int(last.stem.removeprefix("step-"))
-    kept = {"rows/interface", "rows/cotangents", "rows/tangents", "replicated/memory/basis"}
+    kept = {"rows/tracks", "rows/cotracks", "rows/tangents", "replicated/tracking/basis"}
     assert kept < read_arrays(last).keys()
     uninterrupted = tmp_path / "uninterrupted.h5"
     shutil.copy(last, uninterrupted)
@@ -109,4 +109,5 @@ def test_after_a_kill_the_run_goes_on_from_the_newest_good_checkpoint(
 
     copy = tmp_path / "three" / "ckpt" / before.name
     nodepint(3, "train", case.config, "--out", tmp_path / "three", "--resume", copy, *until)
-    assert_equal(checkpoints(tmp_path / "three")[-1], uninterrupted, rtol=1e-10)
+    # Directions of the smallest jumps, and so the basis, are known to fewer digits than the rest.
+    assert_equal(checkpoints(tmp_path / "three")[-1], uninterrupted, rtol=1e-6)

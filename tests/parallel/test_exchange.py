@@ -9,6 +9,7 @@ from nodepint_mpi.core.partition import owned_range
 from nodepint_mpi.parallel.exchange import (
     bcast_from,
     gather_slices,
+    in_order,
     max_over_ranks,
     recv_left,
     recv_right,
@@ -45,6 +46,21 @@ def test_everything_arrives_where_it_should(comms):
     np.testing.assert_array_equal(total["b"][0], size * (size + 1))
     np.testing.assert_array_equal(most, size)
     np.testing.assert_array_equal(last, size)
+
+
+def test_what_is_put_in_order_stays_the_same(comms):
+    time = comms.time
+
+    @jax.jit
+    def talk(mine):
+        passed = recv_left(time, jnp.zeros_like(mine)) + mine
+        send_right(time, passed)
+        return in_order(time, passed), in_order(time, mine)
+
+    passed, mine = talk(jnp.arange(3.0) + time.rank)
+    before = sum(range(time.rank + 1))
+    np.testing.assert_array_equal(passed, jnp.arange(3.0) * (time.rank + 1) + before)
+    np.testing.assert_array_equal(mine, jnp.arange(3.0) + time.rank)
 
 
 def test_sums_have_equal_bits_everywhere(comms):

@@ -100,14 +100,14 @@ def test_runs_grow_and_resume_on_any_ranks(comms, source, shared_tmp_path):
 def losses_of(comms, text, n_steps):
     experiment = set_up(parse_config(text), comms)
     state, losses = fresh_state(experiment), []
-    step = make_train_step(experiment.train_problem, experiment.optimiser, warm_start=False)
+    step = make_train_step(experiment.train_problem, experiment.optimiser)
     for k in range(n_steps):
-        inputs, targets = experiment.train.batch(0, k)
+        inputs, targets = experiment.train.take(experiment.train.batch_rows(0, k))
         if k == 3:
             experiment, state = grow(comms, experiment, state, targets, k)
             problem, optimiser = experiment.train_problem, experiment.optimiser
-            step = make_train_step(problem, optimiser, warm_start=False)
-        state, report = step(state, inputs, targets)
+            step = make_train_step(problem, optimiser)
+        state, _, report = step(state, inputs, targets, None)
         losses.append(float(report.loss))
     return np.array(losses), state
 
@@ -121,9 +121,11 @@ def test_the_loss_goes_on_where_it_was_and_any_ranks_agree(comms, source):
     plain = text.replace("[growth]\nsteps = [3, 5]\nsizes = [3, 4]\n", "")
     experiment = set_up(parse_config(plain), comms)
     fixed, plain_losses = fresh_state(experiment), []
-    step = make_train_step(experiment.train_problem, experiment.optimiser, warm_start=False)
+    step = make_train_step(experiment.train_problem, experiment.optimiser)
     for k in range(4):
-        fixed, report = step(fixed, *experiment.train.batch(0, k))
+        fixed, _, report = step(
+            fixed, *experiment.train.take(experiment.train.batch_rows(0, k)), None
+        )
         plain_losses.append(float(report.loss))
     np.testing.assert_allclose(losses[:4], plain_losses, rtol=1e-9)
     bits = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state.params)]

@@ -1,17 +1,20 @@
 """Training steps in one process per rank: rank independence, equal bits, no recompilation."""
 
-from typing import Any
-
 import datasets
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nodepint_mpi.config import parse_config
+from nodepint_mpi.core.runge_kutta import RK4
+from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.parallel.comms import Comms, alone, make_comms
+from nodepint_mpi.run.plain import make_plain_loss
 from nodepint_mpi.run.setup import fresh_state, set_up
-from nodepint_mpi.run.step import make_train_step
+from nodepint_mpi.run.step import batched_field
+from nodepint_mpi.run.tracking import Tracker, make_stepper, relative_error
 
 TEXT = """
 [run]
@@ -40,6 +43,7 @@ adjoint = {{ tol = 1e-12 }}
 """
 
 
+pytestmark = [pytest.mark.standard_promotion, pytest.mark.timeout_s(300)]
 FEW_RANKS = pytest.mark.mpi(max_size=2)  # the others compile for minutes
 
 
@@ -61,38 +65,179 @@ def source(comms, shared_tmp_path):
 
 
 def train(comms: Comms, text: str, n_steps: int):
-    """Losses of the first steps, the last state, and how often the step was traced."""
+    """What the first steps took, and the stepper."""
     experiment = set_up(parse_config(text), comms)
-    warm = experiment.config.time.warm_start
-    step: Any = make_train_step(experiment.train_problem, experiment.optimiser, warm_start=warm)
-    state, losses = fresh_state(experiment), []
+    stepper, state, taken = make_stepper(experiment), fresh_state(experiment), []
     for k in range(n_steps):
-        state, report = step(state, *map(jnp.asarray, experiment.train.batch(0, k)))
-        assert report.finite
-        losses.append(float(report.loss))
-    return np.array(losses), state, step._cache_size()
+        rows = experiment.train.batch_rows(0, k)
+        taken.append(stepper.take(state, *experiment.train.take(rows), rows, k))
+        state = taken[-1].state
+        assert taken[-1].report.finite
+    return taken, stepper
 
 
-@pytest.mark.standard_promotion
-@pytest.mark.timeout_s(300)
+def losses_of(taken):
+    return np.array([float(step.report.loss) for step in taken])
+
+
+TANGENT = 'method = "tangent"\nbasis = { kind = "jumps", rank = 2, new = 1 }\n'
+
+
 @pytest.mark.parametrize(
-    "options",
+    "options, n_traces",
     [
-        pytest.param('method = "parareal"', id="parareal"),
-        pytest.param('method = "picard"\nwarm_start = true', id="picard-warm", marks=FEW_RANKS),
-        pytest.param("warm_start = true", id="parareal-warm", marks=FEW_RANKS),
-        pytest.param(
-            'method = "tangent"\nwarm_start = true\nbasis = { kind = "jumps", rank = 2, new = 1 }',
-            id="tangent-warm",
-        ),
+        pytest.param('method = "parareal"', 1, id="parareal"),
+        pytest.param("tracking = {}", 1, id="parareal-tracked"),
+        pytest.param(TANGENT + "tracking = {}", 2, id="tangent-tracked"),
+        pytest.param('method = "picard"\ntracking = {}', 2, id="picard-tracked", marks=FEW_RANKS),
     ],
 )
-def test_twenty_steps_do_not_depend_on_the_ranks(comms, source, options):
+def test_twenty_steps_do_not_depend_on_the_ranks(comms, source, options, n_traces):
     text = TEXT.format(source=source, options=options)
-    losses, state, n_traces = train(comms, text, 20)
-    emulated, _, _ = train(make_comms(alone()), text, 20)
-    np.testing.assert_allclose(losses, emulated, rtol=1e-10)
+    taken, stepper = train(comms, text, 20)
+    emulated, _ = train(make_comms(alone()), text, 20)
+    losses = losses_of(taken)
+    np.testing.assert_allclose(losses, losses_of(emulated), rtol=1e-9)
+    assert [step.report.sweeps for step in taken] == [step.report.sweeps for step in emulated]
     assert losses[-1] < 0.8 * losses[0]
-    assert n_traces == (2 if "warm" in options else 1)
-    bits = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state.params)]
+    assert stepper.n_compiled() == n_traces
+    bits = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(taken[-1].state.params)]
     assert comms.control.allgather(bits) == [bits] * comms.control.size
+
+
+@pytest.mark.parametrize("options", ["", pytest.param(TANGENT, marks=FEW_RANKS)])
+def test_tracked_gradients_keep_to_their_bound(comms, source, options):
+    """Against the plain diffrax gradient, where tracking does not look at one itself."""
+    tracking = "tracking = { bound = 1e-2, check_every = 10 }"
+    text = TEXT.format(source=source, options=options + tracking)
+    experiment = set_up(parse_config(text), comms)
+    stepper, state = make_stepper(experiment), fresh_state(experiment)
+    exact = jax.jit(jax.grad(make_plain_loss(experiment)))
+    errors, sweeps = [], []
+    for k in range(40):
+        rows = experiment.train.batch_rows(0, k)
+        batch = experiment.train.take(rows)
+        wanted = exact(state.params, *batch)
+        taken = stepper.take(state, *batch, rows, k)
+        state = taken.state
+        assert taken.serial == (taken.error is not None)
+        assert (k % 10 > 0) or taken.serial
+        if not taken.serial:
+            assert taken.estimate is not None and taken.estimate <= 1e-2
+            errors.append(relative_error(taken.gradient, wanted))
+            sweeps.append(int(taken.report.sweeps))
+        else:
+            assert relative_error(taken.gradient, wanted) < 1e-10
+    assert len(errors) >= 25
+    assert np.median(errors) <= 1e-2 and max(errors) <= 3e-2
+    assert np.mean(sweeps) < (3.5 if options else 2.5)  # solved anew it takes 7
+
+
+BATCHES = 'batch_size = 3\ntimes = "t"'
+
+
+@pytest.mark.mpi(max_size=2)
+def test_samples_are_tracked_in_mini_batches(comms, source, tmp_path):
+    tracking = "tracking = { bound = 1e-2, check_every = 0, store_mb = %s, max_sweeps = 5 }"
+    text = TEXT.replace('times = "t"', BATCHES)
+    text = text.format(source=source, options=tracking % 1.0)
+    taken, stepper = train(comms, text, 30)
+    emulated, _ = train(make_comms(alone()), text, 30)
+    np.testing.assert_allclose(losses_of(taken), losses_of(emulated), rtol=1e-9)
+    _, rows = stepper.kept()
+    assert rows["tracks"].shape[1:] == (6, 2) and np.all(np.any(rows["tracks"], axis=(0, 2)))
+    # As much as half of the samples take; the others start from the coarse solution.
+    half = 2 * 7 * 3 * 16 / 1e6
+    short, stepper = train(comms, text.replace("store_mb = 1.0", f"store_mb = {half}"), 30)
+    assert stepper.kept()[1]["tracks"].shape[1:] == (3, 2)
+
+    def n_sweeps(steps):
+        return sum(int(step.report.sweeps) for step in steps[2:])  # the first epoch knows nothing
+
+    assert n_sweeps(taken) < n_sweeps(short)
+    with pytest.raises(ConfigError, match="of mini-batches needs"):
+        train(comms, text.replace("[time]", '[time]\nmethod = "picard"'), 1)
+
+
+@pytest.mark.mpi(max_size=2)
+def test_what_cannot_be_tracked_is_trained_serially_and_says_so(comms, source, caplog):
+    options = "tracking = { bound = 1e-13, max_sweeps = 1, check_every = 0 }"
+    text = TEXT.format(source=source, options=options)
+    with caplog.at_level("INFO", logger="nodepint_mpi"):
+        taken, _ = train(comms, text, 13)
+    plain, _ = train(comms, text.replace(options, 'method = "serial"'), 13)
+    np.testing.assert_allclose(losses_of(taken), losses_of(plain), rtol=1e-12)
+    assert [step.estimate is None for step in taken] == [False] * 10 + [True] * 3
+    assert all(step.serial for step in taken)
+    said = [record.message for record in caplog.records]
+    assert any("after 1 sweeps: serial gradient" in line for line in said)
+    assert sum("the next 100 steps are serial" in line for line in said) == 1
+
+
+@pytest.mark.mpi(max_size=2)
+def test_a_field_that_blows_up_off_the_solution_is_solved_serially(comms, source):
+    """A track so wrong that F is not finite: the step is serial, and the next ones track again."""
+    text = TEXT.format(source=source, options="tracking = { check_every = 0 }")
+    experiment = set_up(parse_config(text), comms)
+    stepper, state = make_stepper(experiment), fresh_state(experiment)
+    rows = experiment.train.batch_rows(0, 0)
+    batch = experiment.train.take(rows)
+    assert isinstance(stepper, Tracker)
+    _, kept = stepper.kept()
+    stepper._store.restore({}, kept | {"tracks": np.full_like(kept["tracks"], np.nan)})
+    broken = stepper.take(state, *batch, rows, 0)
+    assert broken.serial and broken.report.finite
+    after = stepper.take(broken.state, *batch, rows, 1)
+    assert after.report.finite and not after.serial
+    assert after.estimate is not None and after.estimate <= 1e-2
+
+
+def relaxed_loss(experiment, weight):
+    """Slices one after the other by plain diffrax, each from its relaxed start."""
+    problem, edges = experiment.train_problem, np.linspace(0.0, 2.0, 8)
+    times, static = experiment.train.times, problem.static
+    field = batched_field(static.processor)
+
+    def loss(params, inputs, targets):
+        u, total = jnp.asarray(inputs), 0.0
+        for n, (left, right) in enumerate(zip(edges, edges[1:], strict=False)):
+            if n:
+                observed = jax.vmap(
+                    lambda row, left=left: jax.vmap(
+                        lambda column: jnp.interp(left, times, column), 1
+                    )(row)
+                )(jnp.asarray(targets))
+                u = weight * u + (1 - weight) * observed
+            seen = [i for i, t in enumerate(times) if left + 1e-9 < t <= right + 1e-9]
+            where = jnp.asarray([*np.minimum(times[seen], right), right])
+            states = diffrax.diffeqsolve(
+                diffrax.ODETerm(field), RK4(), left, right, None, u, params.processor,
+                saveat=diffrax.SaveAt(ts=where),
+                stepsize_controller=diffrax.StepTo(jnp.linspace(left, right, 5)),
+            ).ys  # fmt: skip
+            assert states is not None
+            total += sum(jnp.sum((states[i] - targets[:, j]) ** 2) for i, j in enumerate(seen))
+            u = states[-1]
+        return total / (8 * 6 * 2)
+
+    return loss
+
+
+@pytest.mark.mpi(max_size=3)
+@pytest.mark.parametrize("tracking", ["", pytest.param("tracking = {}", marks=FEW_RANKS)])
+def test_relaxed_slices_start_between_the_last_end_and_the_data(comms, source, tracking):
+    """Loss and gradient of the definition, whatever the weight; then training goes on whole."""
+    options = "relaxation = { steps = 4, start = 0.2 }\n" + tracking
+    experiment = set_up(parse_config(TEXT.format(source=source, options=options)), comms)
+    stepper, state = make_stepper(experiment), fresh_state(experiment)
+    rows = experiment.train.batch_rows(0, 0)
+    batch = experiment.train.take(rows)
+    for step, weight in ((0, 0.2), (2, 0.6), (4, 1.0), (9, 1.0)):
+        taken = stepper.take(state, *batch, rows, step)
+        loss, gradient = jax.jit(jax.value_and_grad(relaxed_loss(experiment, weight)))(
+            state.params, *batch
+        )
+        bound = 1e-2 if tracking else 1e-9
+        assert float(taken.report.loss) == pytest.approx(float(loss), rel=bound)
+        assert relative_error(taken.gradient, gradient) < bound
+    assert stepper.n_compiled() == 1
