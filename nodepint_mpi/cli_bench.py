@@ -134,7 +134,8 @@ def compare_training(
 
     Starts its own jobs: run it without mpirun, on a machine that does nothing else. Plain diffrax
     has one core, then all; ours one core for each rank. Every repeat has another seed. Prints a
-    table in Markdown.
+    table in Markdown; "in messages" is the share of a step that ranks spend waiting and sending,
+    on average, "coarse" the share of the coarse steps of all slices.
     """
     from nodepint_mpi.run.bench_train import format_bench_train, run_bench_train
 

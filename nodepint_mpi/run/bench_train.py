@@ -18,11 +18,9 @@ from typing import Any, NamedTuple
 from nodepint_mpi.config import Config
 from nodepint_mpi.errors import ConfigError, NodepintError
 from nodepint_mpi.run.child import run_for_json
+from nodepint_mpi.run.contestant import COMPILED_STEPS
 from nodepint_mpi.run.directory import config_text
 from nodepint_mpi.run.doctor import in_job
-
-COMPILED_STEPS = 3
-"""The first steps compile: they count as the median step."""
 
 
 class Contestant(NamedTuple):
@@ -131,6 +129,10 @@ def judge(
             "serial_steps": statistics.fmean(run["serial_steps"] for run in some),
             "gradient_error": statistics.median(errors) if errors else None,
             "worst_gradient_error": errors[-1] if errors else None,
+            "message_share": statistics.median(run["message_share"] for run in some),
+            "coarse_share": None if some[0]["coarse_s"] is None else statistics.median(
+                run["coarse_s"] / _step_seconds(run) for run in some
+            ),
             "peak_bytes": max(run["peak_bytes"] for run in some),
             "losses": some[0]["losses"],
         })  # fmt: skip
@@ -150,8 +152,8 @@ def format_bench_train(result: dict[str, Any]) -> str:
         "",
         "| contestant | ms a step (mean) | to serial | steps to target | time to target, s "
         "| to serial | to one rank | loss to serial's, worst | sweeps | gradient error (worst) "
-        "| peak, MB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| in messages | coarse | peak, MB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["contestants"]:
         sweeps = " + ".join(f"{n:.2f}" for n in row["sweeps"])
@@ -164,7 +166,8 @@ def format_bench_train(result: dict[str, Any]) -> str:
             _shown(row["time_to_target_s"], ".1f"),
             _shown(row["time_ratio_to_serial"], ".2f"),
             _shown(row["time_ratio_to_one_rank"], ".2f"),
-            f"{row['worst_loss_ratio']:.4f}", sweeps, error, f"{row['peak_bytes'] / 1e6:.0f}",
+            f"{row['worst_loss_ratio']:.4f}", sweeps, error, f"{row['message_share']:.1%}",
+            _shown(row["coarse_share"], ".1%"), f"{row['peak_bytes'] / 1e6:.0f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

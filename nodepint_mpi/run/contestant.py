@@ -9,9 +9,12 @@ import os
 import resource
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+COMPILED_STEPS = 3
+"""The first steps compile: they count as the median step."""
 LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PALS_LOCAL_RANKID", "SLURM_LOCALID")
 
 
@@ -30,6 +33,7 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
     from nodepint_mpi.parallel.comms import make_comms, world
     from nodepint_mpi.run.plain import Plain, make_plain_loss
     from nodepint_mpi.run.setup import fresh_state, set_up
+    from nodepint_mpi.run.shares import MessageTimes, time_coarse
     from nodepint_mpi.run.tracking import make_stepper, relative_error
 
     config = parse_config(request["config"])
@@ -44,6 +48,7 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
     # Not where tracking looks at the serial gradient itself.
     checked = {round((i + 0.5) * (n_steps - 1) / n_checks) for i in range(n_checks)}
     losses, seconds, sweeps, errors, peak, n_serial = [], [], [], [], 0, 0
+    messages = MessageTimes()
     for k in range(n_steps):
         rows = experiment.train.batch_rows(config.run.seed, k)
         inputs, targets = experiment.train.take(rows)
@@ -52,9 +57,10 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
             peak = peak or _peak_bytes()  # before the serial solve takes its share
             wanted = jax.device_get(exact(state.params, inputs, targets))
         comms.control.Barrier()
-        began = time.perf_counter()
-        taken = stepper.take(state, inputs, targets, rows, k)
-        seconds.append(time.perf_counter() - began)
+        with nullcontext() if k < COMPILED_STEPS else messages.listen():
+            began = time.perf_counter()
+            taken = stepper.take(state, inputs, targets, rows, k)
+            seconds.append(time.perf_counter() - began)
         state, report = taken.state, taken.report
         losses.append(float(report.loss))
         sweeps.append([int(report.sweeps), int(report.adjoint_sweeps)])
@@ -62,12 +68,16 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
         if wanted is not None:
             errors.append(relative_error(taken.gradient, wanted))
     peaks = comms.control.allgather(peak or _peak_bytes())
+    waits = comms.control.allgather(messages.seconds / sum(seconds[COMPILED_STEPS:]))
+    coarse_s = None if request["serial"] else time_coarse(experiment, inputs)
     return {
         "losses": losses,
         "seconds": comms.control.bcast(seconds),
         "sweeps": np.mean(sweeps[n_steps // 2 :], axis=0).tolist(),
         "serial_steps": n_serial,
         "gradient_errors": errors,
+        "message_share": sum(waits) / len(waits),
+        "coarse_s": coarse_s,
         "peak_bytes": max(peaks),
         "n_ranks": comms.control.size,
     }
@@ -86,6 +96,7 @@ def main(arguments: list[str]) -> None:
         local = next((int(os.environ[name]) for name in LOCAL_RANK if name in os.environ), 0)
         os.sched_setaffinity(0, {cores[local % len(cores)]})
         os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    os.environ["MPI4JAX_DEBUG"] = "1"  # has it tell how long messages take: see `run.shares`
     from nodepint_mpi.parallel.guard import run_guarded
 
     def run() -> int:
