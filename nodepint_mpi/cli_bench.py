@@ -133,9 +133,10 @@ def compare_training(
     """Train CONFIG by plain diffrax and optax and by us, in turn, to the same loss.
 
     Starts its own jobs: run it without mpirun, on a machine that does nothing else. Plain diffrax
-    has one core, then all; ours one core for each rank. Every repeat has another seed. Prints a
-    table in Markdown; "in messages" is the share of a step that ranks spend waiting and sending,
-    on average, "coarse" the share of the coarse steps of all slices.
+    has one core, then all; ours one core for each rank; torchdiffeq one core, where it is
+    installed and knows how (a perceptron, RK4, trajectories). Every repeat has another seed.
+    Prints a table in Markdown; "in messages" is the share of a step that ranks spend waiting and
+    sending, on average, "coarse" the share of the coarse steps of all slices.
     """
     from nodepint_mpi.run.bench_train import format_bench_train, run_bench_train
 

@@ -21,15 +21,16 @@ from nodepint_mpi.run.child import run_for_json
 from nodepint_mpi.run.contestant import COMPILED_STEPS
 from nodepint_mpi.run.directory import config_text
 from nodepint_mpi.run.doctor import in_job
+from nodepint_mpi.run.peers import can_torchdiffeq
 
 
 class Contestant(NamedTuple):
-    """Who trains, on how many ranks and cores; all cores without a rank of its own for each."""
+    """Who trains ("ours", "plain" or "torchdiffeq"), on how many ranks, each pinned to a core."""
 
     name: str
-    serial: bool
-    n_ranks: int
-    pinned: bool
+    kind: str
+    n_ranks: int = 1
+    pinned: bool = True
 
 
 def run_bench_train(
@@ -67,10 +68,12 @@ def run_bench_train(
             "ranks that share one tell nothing."
         )
     contestants = [
-        Contestant("plain diffrax, one core", True, 1, True),
-        Contestant("plain diffrax, all cores", True, 1, False),
-        *(Contestant(f"nodepint_mpi, ranks: {n}", False, n, True) for n in ranks),
+        Contestant("plain diffrax, one core", "plain"),
+        Contestant("plain diffrax, all cores", "plain", pinned=False),
+        *(Contestant(f"nodepint_mpi, ranks: {n}", "ours", n) for n in ranks),
     ]
+    if can_torchdiffeq(config):
+        contestants.append(Contestant("torchdiffeq, one core", "torchdiffeq"))
     runs: dict[str, list[dict[str, Any]]] = {one.name: [] for one in contestants}
     for repeat, one in itertools.product(range(repeats), contestants):
         seed = config.run.seed + repeat
@@ -93,9 +96,9 @@ def judge(
 
     Steps are counted to the loss that the first contestant ends with in the same repeat.
     """
-    serial = [one.name for one in contestants if one.serial]
+    serial = [one.name for one in contestants if one.kind != "ours"]
     ours_alone = next(
-        (one.name for one in contestants if not one.serial and one.n_ranks == 1), None
+        (one.name for one in contestants if one.kind == "ours" and one.n_ranks == 1), None
     )
     last = max(1, n_steps // 10)
     targets = [statistics.fmean(run["losses"][-last:]) for run in runs[serial[0]]]
@@ -179,7 +182,7 @@ def _train(
     """Let one contestant train in a process or job of its own."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "request.json"
-        request = {"config": config_text(config), "serial": one.serial, "n_steps": n_steps}
+        request = {"config": config_text(config), "kind": one.kind, "n_steps": n_steps}
         file.write_text(json.dumps(request | {"n_checks": 8}))
         command = [sys.executable, "-m", "nodepint_mpi.run.contestant", str(file)]
         if one.pinned:

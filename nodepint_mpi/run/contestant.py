@@ -22,15 +22,16 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
     """Train and take times. Collective over all ranks; equal on all ranks.
 
     Args:
-        request: `config` (TOML text), `serial` (plain diffrax instead of our own
-            step), `n_steps`, and `n_checks`, how often the gradient is compared with the serial
-            one, outside of the times.
+        request: `config` (TOML text), `kind` (whose step: "ours", "plain" or "torchdiffeq"),
+            `n_steps`, and `n_checks`, how often our gradient is compared with the serial one,
+            outside of the times.
     """
     import jax
     import numpy as np
 
     from nodepint_mpi.config import parse_config
     from nodepint_mpi.parallel.comms import make_comms, world
+    from nodepint_mpi.run.peers import Torch
     from nodepint_mpi.run.plain import Plain, make_plain_loss
     from nodepint_mpi.run.setup import fresh_state, set_up
     from nodepint_mpi.run.shares import MessageTimes, time_coarse
@@ -41,10 +42,12 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
     comms = make_comms(world())
     experiment = set_up(config, comms)
     state = fresh_state(experiment)
-    stepper = Plain(experiment) if request["serial"] else make_stepper(experiment)
+    ours = request["kind"] == "ours"
+    steppers = {"ours": make_stepper, "plain": Plain, "torchdiffeq": Torch}
+    stepper = steppers[request["kind"]](experiment)
     exact = jax.jit(jax.grad(make_plain_loss(experiment)))  # compiled at the first check
     relaxation = config.time.relaxation  # till its end the gradient is that of another loss
-    n_steps, n_checks = request["n_steps"], 0 if request["serial"] else request["n_checks"]
+    n_steps, n_checks = request["n_steps"], request["n_checks"] if ours else 0
     # Not where tracking looks at the serial gradient itself.
     checked = {round((i + 0.5) * (n_steps - 1) / n_checks) for i in range(n_checks)}
     losses, seconds, sweeps, errors, peak, n_serial = [], [], [], [], 0, 0
@@ -69,7 +72,8 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
             errors.append(relative_error(taken.gradient, wanted))
     peaks = comms.control.allgather(peak or _peak_bytes())
     waits = comms.control.allgather(messages.seconds / sum(seconds[COMPILED_STEPS:]))
-    coarse_s = None if request["serial"] else time_coarse(experiment, inputs)
+    inputs, _ = experiment.train.take(experiment.train.batch_rows(config.run.seed, 0))
+    coarse_s = time_coarse(experiment, inputs) if ours else None
     return {
         "losses": losses,
         "seconds": comms.control.bcast(seconds),

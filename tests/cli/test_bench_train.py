@@ -28,6 +28,19 @@ def test_bench_train(case, tmp_path):
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_peer_trains_the_same(case, tmp_path):
+    pytest.importorskip("torchdiffeq", reason="torchdiffeq is not installed")
+    done = alone(
+        "bench", "train", case.config, "--ranks", "1", "--steps", "10", "--repeats", "1",
+        "--set", "time.fine={solver='rk4', n_steps=40}", "--json", "t.json", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    plain, *_, peer = read_json(tmp_path / "t.json")["contestants"]
+    assert peer["name"].startswith("torchdiffeq")
+    # Another fourth-order rule (3/8), and observations interpolated between its steps.
+    assert peer["losses"] == pytest.approx(plain["losses"], rel=1e-3)
+
+
 WAIT = """
 import time
 import jax, jax.numpy as jnp, mpi4jax
@@ -74,10 +87,10 @@ def made(seconds, losses, errors=()):
 
 def test_ratios_are_to_the_faster_serial_one():
     contestants = [
-        Contestant("one core", True, 1, True),
-        Contestant("all cores", True, 1, False),
-        Contestant("ours, 1", False, 1, True),
-        Contestant("ours, 2", False, 2, True),
+        Contestant("one core", "plain"),
+        Contestant("all cores", "plain", pinned=False),
+        Contestant("ours, 1", "ours"),
+        Contestant("ours, 2", "ours", 2),
     ]
     falling = [float(x) for x in range(20, 0, -1)]  # ends with 2, 1
     sooner = [*falling[2:], 1.0, 1.0]  # as here the steps of a run cost the same, so does the mean
