@@ -136,6 +136,10 @@ def judge(
             "coarse_share": None if some[0]["coarse_s"] is None else statistics.median(
                 run["coarse_s"] / _step_seconds(run) for run in some
             ),
+            "scores": {
+                name: statistics.median(run["scores"][name] for run in some)
+                for name in some[0]["scores"]
+            },
             "peak_bytes": max(run["peak_bytes"] for run in some),
             "losses": some[0]["losses"],
         })  # fmt: skip
@@ -150,13 +154,14 @@ def judge(
 
 def format_bench_train(result: dict[str, Any]) -> str:
     """A table in Markdown, a line per contestant. Local."""
+    *_, score = result["contestants"][0]["scores"]  # what is told beside the loss, or the loss
     lines = [
         f"{result['name']}: {result['n_steps']} steps, target loss {result['target_loss']:.5g}",
         "",
         "| contestant | ms a step (mean) | to serial | steps to target | time to target, s "
-        "| to serial | to one rank | loss to serial's, worst | sweeps | gradient error (worst) "
-        "| in messages | coarse | peak, MB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        f"| to serial | to one rank | loss to serial's, worst | test {score} | sweeps "
+        "| gradient error (worst) | in messages | coarse | peak, MB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["contestants"]:
         sweeps = " + ".join(f"{n:.2f}" for n in row["sweeps"])
@@ -169,8 +174,9 @@ def format_bench_train(result: dict[str, Any]) -> str:
             _shown(row["time_to_target_s"], ".1f"),
             _shown(row["time_ratio_to_serial"], ".2f"),
             _shown(row["time_ratio_to_one_rank"], ".2f"),
-            f"{row['worst_loss_ratio']:.4f}", sweeps, error, f"{row['message_share']:.1%}",
-            _shown(row["coarse_share"], ".1%"), f"{row['peak_bytes'] / 1e6:.0f}",
+            f"{row['worst_loss_ratio']:.4f}", f"{row['scores'][score]:.4g}", sweeps, error,
+            f"{row['message_share']:.1%}", _shown(row["coarse_share"], ".1%"),
+            f"{row['peak_bytes'] / 1e6:.0f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -31,6 +31,7 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
 
     from nodepint_mpi.config import parse_config
     from nodepint_mpi.parallel.comms import make_comms, world
+    from nodepint_mpi.run.evaluate import evaluate
     from nodepint_mpi.run.peers import Torch
     from nodepint_mpi.run.plain import Plain, make_plain_loss
     from nodepint_mpi.run.setup import fresh_state, set_up
@@ -82,6 +83,7 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
         "gradient_errors": errors,
         "message_share": sum(waits) / len(waits),
         "coarse_s": coarse_s,
+        "scores": evaluate(comms, experiment, state.params),
         "peak_bytes": max(peaks),
         "n_ranks": comms.control.size,
     }

@@ -23,6 +23,7 @@ def test_bench_train(case, tmp_path):
     assert ours["losses"] == pytest.approx(plain["losses"], rel=1e-9)  # converged sweeps
     assert ours["worst_gradient_error"] < 1e-9 and ours["sweeps"][0] >= 1
     assert min(row["peak_bytes"] for row in (plain, ours)) > 1e7
+    assert ours["scores"]["loss"] == pytest.approx(plain["scores"]["loss"], rel=1e-9)
     assert ours["message_share"] == 0 and 0 < ours["coarse_share"] < 1
     assert "| plain diffrax, one core |" in done.stdout
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
@@ -81,7 +82,7 @@ def made(seconds, losses, errors=()):
     return {
         "losses": losses, "seconds": [9.0] * 3 + [seconds] * (len(losses) - 3),
         "sweeps": [1.0, 1.0], "serial_steps": 0, "gradient_errors": list(errors), "peak_bytes": 1,
-        "message_share": 0.25, "coarse_s": seconds / 10,
+        "message_share": 0.25, "coarse_s": seconds / 10, "scores": {"loss": losses[-1]},
     }  # fmt: skip
 
 
@@ -111,6 +112,7 @@ def test_ratios_are_to_the_faster_serial_one():
     assert alone_["step_ratio_to_serial"] == pytest.approx(0.3 / 0.4)
     assert alone_["time_ratio_to_serial"] == pytest.approx(18 * 0.3 / (20 * 0.4))
     assert (alone_["gradient_error"], alone_["worst_gradient_error"]) == (0.2, 0.3)
+    assert two["scores"] == {"loss": 20.0}
     assert (alone_["message_share"], alone_["coarse_share"]) == (0.25, pytest.approx(0.1))
     assert two["steps_to_target"] is None and two["time_ratio_to_one_rank"] is None
 
