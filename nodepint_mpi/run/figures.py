@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from nodepint_mpi.io.records import read_records
 
-STYLES = ("-", "--", "-.", ":")
+STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*", "<", ">", "h")
 FLOOR = 1e-16
 """Smallest error that a logarithmic axis shows."""
