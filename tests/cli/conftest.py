@@ -1,36 +1,17 @@
-"""A tiny data set, made by the command itself, and a way to start `nodepint` on some ranks."""
+"""A tiny data set and a way to start `nodepint` on some ranks."""
 
-import json
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from tests.cli.small_case import CONFIG, QUICK, RECIPE, alone, has_one_message
-
-
-class Case(NamedTuple):
-    """Where the tests of this folder find their data and config; nothing is written there."""
-
-    folder: Path
-    config: Path
-    prepared: dict
+from tests.cli.small_case import QUICK, Case, has_one_message, make_case
 
 
 @pytest.fixture(scope="session")
 def case(tmp_path_factory) -> Case:
-    """Data of four trajectories, prepared by `nodepint data prepare`, and a config that fits."""
-    folder = tmp_path_factory.mktemp("case")
-    (folder / "tiny").mkdir()
-    (folder / "tiny" / "prepare.py").write_bytes(RECIPE.read_bytes())
-    sizes = "n_train=4", "n_test=2", "n_obs=15", "horizon=3.5"
-    options = [word for size in sizes for word in ("--set", size)]
-    done = alone("data", "prepare", "tiny/prepare.py", *options, "--json", "p.json", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    config = folder / "tiny.toml"
-    config.write_text(CONFIG.replace("SOURCE", str(folder / "tiny")))
-    return Case(folder, config, json.loads((folder / "p.json").read_text()))
+    """Nothing is written into it."""
+    return make_case(tmp_path_factory.mktemp("case"))
 
 
 @pytest.fixture

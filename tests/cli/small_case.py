@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -86,6 +87,27 @@ def alone(*arguments, cwd) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=300,
     )
+
+
+class Case(NamedTuple):
+    """Where the tests find their data and config."""
+
+    folder: Path
+    config: Path
+    prepared: dict
+
+
+def make_case(folder: Path) -> Case:
+    """Data of four trajectories, prepared by `nodepint data prepare`, and a config that fits."""
+    (folder / "tiny").mkdir()
+    (folder / "tiny" / "prepare.py").write_bytes(RECIPE.read_bytes())
+    sizes = "n_train=4", "n_test=2", "n_obs=15", "horizon=3.5"
+    options = [word for size in sizes for word in ("--set", size)]
+    done = alone("data", "prepare", "tiny/prepare.py", *options, "--json", "p.json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    config = folder / "tiny.toml"
+    config.write_text(CONFIG.replace("SOURCE", str(folder / "tiny")))
+    return Case(folder, config, json.loads((folder / "p.json").read_text()))
 
 
 def messages(said: str) -> list[str]:

@@ -7,50 +7,11 @@ import time
 
 import pytest
 
+from tests.cli.failing import failing_program
+
 pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(120)]
 
 ENDS_WITHIN_S = 20.0  # promised to the user, from the failure to the end of the job
-
-PROLOGUE = """
-import os, signal, subprocess, sys, time
-import jax, jax.numpy as jnp, mpi4jax
-from mpi4py import MPI
-from nodepint_mpi.errors import DataError, NodepintError
-from nodepint_mpi.parallel.comms import make_comms, world
-from nodepint_mpi.parallel.guard import run_guarded, together
-from nodepint_mpi.parallel.signals import StopFlag
-from nodepint_mpi.parallel.watchdog import Watchdog
-
-comms = make_comms(world())
-rank, size = comms.time.rank, comms.time.size
-guilty = int(sys.argv[1])
-
-@jax.jit
-def add(x):
-    return mpi4jax.allreduce(x, op=MPI.SUM, comm=comms.time.mpi)
-
-def step(watchdog, k):
-    with watchdog.phase("training step", collective=True, step=k):
-        add(jnp.ones(3)).block_until_ready()
-
-def failing():
-    print("FAILS", time.time(), flush=True)
-
-def main():
-    with Watchdog(comms.control) as watchdog:
-        for k in range(5):
-            step(watchdog, k)
-"""
-EPILOGUE = """
-    return 0
-
-sys.exit(run_guarded(main))
-"""
-
-
-def _prologue(limits):
-    arguments = "".join(f", {name}={value}" for name, value in limits.items())
-    return PROLOGUE.replace("Watchdog(comms.control", "Watchdog(comms.control" + arguments)
 
 
 @pytest.fixture
@@ -59,7 +20,7 @@ def job(mpirun, tmp_path):
 
     def run(body, *, n_ranks, guilty, because, code=None, **limits):
         program = tmp_path / "program.py"
-        program.write_text(_prologue(limits) + body + EPILOGUE)
+        program.write_text(failing_program(body, **limits))
         done = mpirun(n_ranks, sys.executable, program, guilty, timeout_s=90)
         ended = time.time()
         failed = re.search(r"FAILS ([\d.]+)", done.stdout)
@@ -265,7 +226,7 @@ def quiet_job(mpirun, tmp_path):
 
     def run(body, **limits):
         program = tmp_path / "program.py"
-        program.write_text(_prologue(limits) + body + EPILOGUE)
+        program.write_text(failing_program(body, **limits))
         done = mpirun(2, sys.executable, program, 1, timeout_s=90)
         assert (done.returncode, done.stderr) == (0, "")
 

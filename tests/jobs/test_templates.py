@@ -1,0 +1,134 @@
+"""Every template in a real SLURM, on CPUs and GPUs, under srun and mpirun."""
+
+import json
+import re
+
+import pytest
+
+from tests.cli.small_case import read_json
+from tests.jobs.real_slurm import JOBS, MPIRUN, Repository
+
+pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(300)]
+
+# In nodepint's place: every rank notes how it was started, the first writes what is asked for.
+NOTE = """
+import json, os, sys
+from pathlib import Path
+
+words, env = sys.argv[1:], os.environ
+rank = int(env.get("PMIX_RANK", -1))
+size = int(env.get("OMPI_COMM_WORLD_SIZE") or env["SLURM_NTASKS"]) if rank >= 0 else 0
+names = "JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
+note = {"words": words, "rank": rank, "size": size} | {name: env.get(name) for name in names}
+with open("notes", "a") as file:
+    file.write(json.dumps(note) + "\\n")
+options = dict(zip(words, words[1:]))
+if "--out" in options and rank == 0:
+    Path(options["--out"]).mkdir(parents=True)
+    (Path(options["--out"]) / "DONE").touch()
+if "--json" in options and rank == 0:
+    Path(options["--json"]).write_text(json.dumps({"n_ranks": size, "step_s": 0.1 + 0.4 / size}))
+"""
+
+
+@pytest.mark.parametrize("launcher", ["srun", "mpirun"])
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_every_template_starts_the_ranks_it_should(repository, slurm, gpus, launcher):
+    site = MPIRUN if launcher == "mpirun" else ""
+    switch = "# export SBATCH_GPUS_PER_TASK=1"
+    place = repository(site=site, nodepint=NOTE)
+    path = place.folder / "jobs" / "site.sh"
+    assert switch in path.read_text()
+    if gpus:
+        path.write_text(path.read_text().replace(switch, switch.removeprefix("# ")))
+    sweep = "--set run.seed=1\n--set run.seed=2 --set optim.learning_rate=0.1\n"
+    (place.folder / "sweep.txt").write_text(sweep)
+    options = "--ntasks=2", "--cpus-per-task=2", "--nodes=1"
+    jobs = {
+        "smoke": place.submit(*options, "jobs/smoke.sbatch"),
+        "train": place.submit(*options, "jobs/train.sbatch", "c.toml", "runs/t", "--set", "a=1"),
+        "scaling": place.submit(*options, "jobs/scaling.sbatch", "c.toml", "runs/s"),
+        "array": place.submit(
+            *options, "--array=1-2", "jobs/array.sbatch", "c.toml", "sweep.txt", "runs/a"
+        ),
+    }
+    logs = {name: place.folder / f"slurm-{job}.log" for name, job in jobs.items()}
+    logs["array"] = place.folder / f"slurm-{jobs['array']}_2.log"
+    for name, job in jobs.items():
+        state = slurm.wait(f"{job}_2" if name == "array" else job)
+        assert state == "COMPLETED", logs[name].read_text()
+    slurm.wait(f"{jobs['array']}_1")
+    notes = [json.loads(line) for line in (place.folder / "notes").read_text().splitlines()]
+    assert [note["words"] for note in notes if note["rank"] < 0] == [
+        ["data", "prepare", "lotka_volterra"]
+    ]
+
+    ranks = [note for note in notes if note["rank"] >= 0]
+    started = {" ".join(note["words"]) for note in ranks}
+    smoke, scaling = f"runs/smoke-{jobs['smoke']}", "train c.toml --set run.n_steps=20 --out runs/s"
+    assert started == {
+        "doctor",
+        f"train configs/quickstart.toml --out {smoke} --set run.n_steps=50",
+        f"evaluate {smoke} --json {smoke}/scores.json",
+        "train c.toml --out runs/t --set a=1",
+        f"{scaling}/1 --json runs/s/1.json",
+        f"{scaling}/2 --json runs/s/2.json",
+        "train c.toml --out runs/a/1 --set run.seed=1",
+        "train c.toml --out runs/a/2 --set run.seed=2 --set optim.learning_rate=0.1",
+    }
+    for words in started:
+        group = [note for note in ranks if " ".join(note["words"]) == words]
+        n_ranks = 1 if "runs/s/1" in words else 2
+        assert [note["size"] for note in group] == [n_ranks] * n_ranks, words
+        assert sorted(note["rank"] for note in group) == list(range(n_ranks))
+        assert {note["OMP_NUM_THREADS"] for note in group} == {"2"}
+        assert {note["JAX_PLATFORMS"] for note in group} == {"cuda,cpu" if gpus else "cpu"}
+        seen = [note["CUDA_VISIBLE_DEVICES"] for note in group]
+        if not gpus:
+            continue  # an exclusive job is given all GPUs of a node, and leaves them alone
+        if launcher == "srun":  # one for each rank
+            assert len(set(seen)) == n_ranks
+            assert set(seen) <= {"0", "1"}
+        else:  # those of the job: the rank takes its own
+            assert set(seen) == {"0,1"}
+    table = (place.folder / "runs" / "s" / "table.txt").read_text()
+    assert table in logs["scaling"].read_text()
+    rows = [line.split() for line in table.splitlines()]
+    assert rows[1:] == [["1", "500.00", "1.00", "100%"], ["2", "300.00", "1.67", "83%"]]
+
+
+def test_an_array_task_without_a_line_fails(repository, slurm):
+    place = repository(nodepint=NOTE)
+    (place.folder / "sweep.txt").write_text("--set run.seed=1\n")
+    job = place.submit("--array=2", "jobs/array.sbatch", "c.toml", "sweep.txt", "runs")
+    assert slurm.wait(f"{job}_2") == "FAILED"
+    assert "sweep.txt has no line 2" in (place.folder / f"slurm-{job}_2.log").read_text()
+    assert not (place.folder / "notes").exists()
+
+
+def test_the_interactive_recipe(repository, slurm):
+    text = (JOBS / "interactive.md").read_text()
+    allocate, use = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    place = repository(site="export SBATCH_GPUS_PER_TASK=1\n", nodepint=NOTE)
+    (place.folder / "use.sh").write_text(use)
+    typed = f"set -eu\n{allocate.rstrip()} bash -eu use.sh"  # as if typed into the shell it opens
+    slurm.ask("bash", "-c", typed, cwd=place.folder)
+    notes = [json.loads(line) for line in (place.folder / "notes").read_text().splitlines()]
+    commands = [note["words"][0] for note in notes]
+    assert commands == ["doctor", "doctor", "train", "train", "evaluate"]
+    assert {note["CUDA_VISIBLE_DEVICES"] for note in notes[:2]} == {"0", "1"}
+
+
+def test_smoke_with_the_real_nodepint(case, slurm, tmp_path):
+    place = Repository(slurm, tmp_path / "repository")
+    (place.folder / "configs" / "quickstart.toml").write_text(case.config.read_text())
+    (place.folder / "data" / "lotka_volterra" / "prepared").mkdir(parents=True)  # it has its own
+    job = place.submit("--ntasks=2", "jobs/smoke.sbatch")
+    assert slurm.wait(job) == "COMPLETED", place.log(job)
+    run = place.folder / "runs" / f"smoke-{job}"
+    assert "all good" in place.log(job)
+    assert place.log(job).endswith(f"all is well: see runs/smoke-{job}/trajectories.png\n")
+    assert (run / "trajectories.png").exists()
+    (start,) = read_json(run / "provenance.json")["starts"]
+    assert start["n_ranks"] == 2
+    assert read_json(run / "scores.json")["step"] == 50
