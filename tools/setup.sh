@@ -9,6 +9,7 @@
 #   PYTHON     a Python 3.11 or newer
 #   MPICC      the MPI compiler, default mpicc
 #   HDF5_DIR   the prefix of an HDF5 that was built with MPI
+# With CI=true it also installs a SLURM, for the tests that need one (tools/slurm_cluster.py).
 # Builds are kept in ${XDG_CACHE_HOME:-~/.cache}/nodepint_mpi/wheels, one folder for each MPI,
 # HDF5 and Python, so no build is made twice.
 set -euo pipefail
@@ -158,6 +159,10 @@ fi
 if [ ${#missing[@]} -gt 0 ] && can_apt; then
     [ -n "${HDF5_DIR:-}" ] || find_hdf5 openmpi >/dev/null || missing+=(libhdf5-openmpi-dev)
     apt_install "${missing[@]}"
+fi
+# After MPI: an srun would be taken for a way to start ranks.
+if [ "${CI:-}" = true ] && can_apt && ! command -v slurmctld >/dev/null; then
+    apt_install slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins
 fi
 command -v "$MPICC" >/dev/null || die "no MPI compiler ($MPICC) was found" \
     "load an MPI module (such as 'module load openmpi'), set MPICC=/path/to/mpicc, or on Debian type 'apt-get install openmpi-bin libopenmpi-dev libhdf5-openmpi-dev' as root"

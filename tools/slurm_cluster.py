@@ -6,11 +6,11 @@
     tools/slurm_cluster.py bash                          a shell in which sbatch and srun work
     tools/slurm_cluster.py --nodes 4 sbatch --wait x.sh
 
-Needs Linux, root, and `apt-get install --no-install-recommends slurmctld slurmd slurm-client munge
-slurm-wlm-basic-plugins` (as root on Debian tools/setup.sh does that where CI is set). Everything is
-in a temporary folder, without systemd, cgroups or /etc, and COMMAND finds it through SLURM_CONF.
-When COMMAND ends, or this script is told to, all jobs are cancelled and every process that came out
-of the cluster is ended. The exit status is COMMAND's.
+Needs root on Linux, and Debian's packages slurmctld, slurmd, slurm-client, munge and
+slurm-wlm-basic-plugins (`CI=true tools/setup.sh` installs them). Everything is in a temporary
+folder, without systemd, cgroups or /etc, and COMMAND finds it through SLURM_CONF. When COMMAND
+ends, or this script is told to, all jobs are cancelled and every process that came out of the
+cluster is ended. The exit status is COMMAND's.
 """
 
 import argparse
@@ -29,8 +29,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "unshare", "setpriv")
+TOLD_TO_STOP = signal.SIGTERM, signal.SIGHUP, signal.SIGINT
 UP_WITHIN_S = 60.0
-CANCELLED_WITHIN_S = 10.0
+CANCELLED_WITHIN_S = 5.0
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
 # Waiting times a user meets are SLURM's defaults, but for cred_expire: a requeued job waits as long
@@ -67,11 +68,15 @@ class ClusterError(Exception):
     """The cluster does not come up, or has come down by itself."""
 
 
+def _returncode(*command: str) -> int:
+    return subprocess.run(command, capture_output=True, timeout=30).returncode
+
+
 def missing() -> list[str]:
     """What keeps this machine from having such a cluster."""
     lacks = [name for name in PROGRAMS if shutil.which(name) is None]
-    if os.geteuid() != 0:
-        lacks.append("root (every node gets a host name of its own)")
+    if "unshare" not in lacks and _returncode("unshare", "--uts", "true") != 0:
+        lacks.append("the right to give every node a host name of its own (root, CAP_SYS_ADMIN)")
     return lacks
 
 
@@ -134,7 +139,7 @@ class Cluster:
 
     def stop(self) -> None:
         """Cancel all jobs, then end all processes that came out of the cluster."""
-        if len(self.daemons) > 1:
+        if "slurmctld" in self.daemons.values():
             with contextlib.suppress(ClusterError, subprocess.TimeoutExpired):
                 # Orderly, so that MPI removes what it has in shared memory.
                 self._ask("scancel", *self._ask("squeue", "-ho", "%A").split())
@@ -156,7 +161,12 @@ class Cluster:
         words = "setpriv", "--pdeathsig=KILL", "--", *map(str, command)
         with (self.folder / f"{name}.log").open("w") as log:
             process = subprocess.Popen(
-                words, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                words,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for COMMAND
             )
         self.daemons[process.pid] = name
 
@@ -169,9 +179,9 @@ class Cluster:
     def _wait(self, what: str, ready: Callable[[], bool], *, limit_s: float = UP_WITHIN_S) -> None:
         deadline = time.monotonic() + limit_s
         while not ready():
-            for pid, name in self.daemons.items():
+            for pid in list(self.daemons):
                 if os.waitpid(pid, os.WNOHANG)[0] != 0:
-                    raise self._failure(f"{name} has ended by itself")
+                    raise self._failure(f"{self.daemons.pop(pid)} has ended by itself")
             if time.monotonic() > deadline:
                 raise self._failure(f"not within {limit_s:g} s: {what}")
             time.sleep(0.05)
@@ -192,16 +202,17 @@ def _free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _descendants(pid: int) -> list[int]:
+def _descendants(ancestor: int) -> list[int]:
     """All processes below one, without itself."""
-    found, parents = [], [pid]
-    while parents:
-        parent = parents.pop()
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            for task in Path(f"/proc/{parent}/task").iterdir():
-                parents += map(int, (task / "children").read_text().split())
-        found.append(parent)
-    return found[1:]
+            _, parent = path.read_text().rpartition(")")[2].split()[:2]  # after the name: state
+            children.setdefault(int(parent), []).append(int(path.parent.name))
+    found = children.get(ancestor, [])
+    for pid in found:  # which grows
+        found += children.get(pid, [])
+    return found
 
 
 def main() -> int:
@@ -217,7 +228,7 @@ def main() -> int:
     if lacks := missing():
         print(f"slurm_cluster.py: this machine lacks {', '.join(lacks)}", file=sys.stderr)
         return 2
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in TOLD_TO_STOP:
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as folder:
         cluster = Cluster(Path(folder), n_nodes=options.nodes, cpus=options.cpus)
@@ -228,7 +239,7 @@ def main() -> int:
             print(f"slurm_cluster.py: {error}", file=sys.stderr)
             return 1
         finally:
-            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            for number in TOLD_TO_STOP:
                 signal.signal(number, signal.SIG_IGN)
             cluster.stop()
 
