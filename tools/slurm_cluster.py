@@ -34,9 +34,10 @@ UP_WITHIN_S = 60.0
 CANCELLED_WITHIN_S = 5.0
 PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
-# Waiting times a user meets are SLURM's defaults, but for cred_expire: a requeued job waits as long
-# as a credential lives, 120 s by default. Nodes claim more cores than there are, and two GPUs that
-# are /dev/null and /dev/zero: enough to see what a job is given.
+# Limits a user meets are SLURM's defaults, but waiting is short: for the scheduler, and for a job
+# that is queued again, which waits 10 s longer than a credential lives (120 s by default). Nodes
+# claim more cores than there are, and two GPUs that are /dev/null and /dev/zero: enough to see what
+# a job is given.
 CONF = """\
 ClusterName=throwaway
 SlurmctldHost={host}(127.0.0.1)
@@ -59,6 +60,7 @@ MpiDefault=pmix
 GresTypes=gpu
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 ReturnToService=2
 PartitionName=all Nodes=ALL Default=YES MaxTime=60 OverSubscribe=NO
 """
