@@ -23,6 +23,8 @@ note = {"words": words, "rank": rank, "size": size} | {name: env.get(name) for n
 with open("notes", "a") as file:
     file.write(json.dumps(note) + "\\n")
 options = dict(zip(words, words[1:]))
+if "--json" in options and not Path(options["--json"]).parent.is_dir():
+    sys.exit(2)  # as nodepint does, before it starts
 if "--out" in options and rank == 0:
     Path(options["--out"]).mkdir(parents=True)
     (Path(options["--out"]) / "DONE").touch()
