@@ -56,7 +56,7 @@ class Slurm:
         """PENDING, RUNNING, COMPLETED, FAILED ..."""
         return self.show(job)["JobState"]
 
-    def wait(self, job: str, *states: str, limit_s: float = 150) -> str:
+    def wait(self, job: str, *states: str, limit_s: float = 280) -> str:
         """Wait until a job is in one of the states, by default one that is for good; return it."""
         states = states or ENDED
         deadline = time.monotonic() + limit_s

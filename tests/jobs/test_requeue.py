@@ -10,7 +10,7 @@ import pytest
 from tests.cli.small_case import assert_equal, checkpoints, read_json, read_metrics, wait_for
 from tests.jobs.real_slurm import MPIRUN, Repository
 
-pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(480)]
+pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(800)]
 
 FOR_EVER = "n_steps = 1000000"
 TRAIN = "jobs/train.sbatch", "tiny.toml"
@@ -51,7 +51,7 @@ def story(slurm, case, tmp_path_factory) -> Story:
         (place.folder / "tiny.toml").write_text(endless)
         submit(name, place, "--ntasks=2", f"--nodes={nodes[name]}")
     for name in LAUNCHERS:
-        wait_for(lambda run=runs[name]: len(read_metrics(run)) >= 7, limit_s=150)
+        wait_for(lambda run=runs[name]: len(read_metrics(run)) >= 7)
         slurm.ask("scancel", *to_whom[name], "--signal=USR1", jobs[name])
         note(f"{name} signalled")
     stopped_at = []

@@ -8,7 +8,7 @@ import pytest
 from tests.cli.small_case import read_json
 from tests.jobs.real_slurm import JOBS, MPIRUN, Repository
 
-pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(300)]
+pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(400)]
 
 # In nodepint's place: every rank notes how it was started, the first writes what is asked for.
 NOTE = """
