@@ -29,8 +29,8 @@ class Story(NamedTuple):
 def story(slurm, case, tmp_path_factory) -> Story:
     """Jobs under srun and under mpirun, interrupted, and one that is left alone, all at once.
 
-    Before SLURM starts the interrupted ones again their config is told to end soon, and copies of
-    their run directories are resumed at once, on one rank, by another job.
+    While the interrupted ones are held in the queue their config is told to end soon, and copies of
+    their run directories are resumed, on one rank, by other jobs.
     """
     site = {"srun": "", "mpirun": MPIRUN}
     nodes = {"srun": 1, "mpirun": 2}
@@ -54,10 +54,16 @@ def story(slurm, case, tmp_path_factory) -> Story:
         wait_for(lambda run=runs[name]: len(read_metrics(run)) >= 7)
         slurm.ask("scancel", *to_whom[name], "--signal=USR1", jobs[name])
         note(f"{name} signalled")
-    stopped_at = []
+    running, deadline, stopped_at = set(LAUNCHERS), time.monotonic() + 60, []
+    while running:
+        assert time.monotonic() < deadline, [places[name].log(jobs[name]) for name in running]
+        for name in sorted(running):
+            if slurm.state(jobs[name]) == "PENDING":
+                slurm.ask("scontrol", "hold", jobs[name])
+                running.remove(name)
+                note(f"{name} queued again")
+        time.sleep(0.1)
     for name in LAUNCHERS:
-        slurm.wait(jobs[name], "PENDING", limit_s=60)
-        note(f"{name} queued again")
         assert not (runs[name] / "DONE").exists(), places[name].log(jobs[name])
         stopped_at.append(int(checkpoints(runs[name])[-1].stem.removeprefix("step-")))
         shutil.copytree(runs[name], places[name].folder / f"{name} on one")
@@ -65,6 +71,7 @@ def story(slurm, case, tmp_path_factory) -> Story:
     for name in LAUNCHERS:
         soon = endless.replace(FOR_EVER, f"n_steps = {last_step}")
         (places[name].folder / "tiny.toml").write_text(soon)
+        slurm.ask("scontrol", "release", jobs[name])
         submit(f"{name} on one", places[name], "--ntasks=1")
     submit("calm", places["srun"], "--ntasks=2")
 
