@@ -41,6 +41,26 @@ config_argument = click.argument("config_file", metavar="CONFIG", type=click.Pat
 
 
 def start_ranks() -> Any:
+    """Start MPI, make the run's communicators, give each rank its GPU or cores."""
+    from nodepint_mpi.parallel.devices import settle
+
+    comms = _connect()
+    settle(comms.control)
+    return comms
+
+
+def start_run(read: Callable[[], Config]) -> tuple[Any, Config]:
+    """The same for a command with a config, which is shared and says what ranks may take."""
+    from nodepint_mpi.parallel.devices import settle
+
+    comms = _connect()
+    config = share_config(comms.control, read)
+    settle(comms.control, share_gpus=config.run.share_gpus, cuda_mpi=config.run.cuda_mpi)
+    set_precision(config)
+    return comms, config
+
+
+def _connect() -> Any:
     """Start MPI and make the run's communicators; ranks other than 0 only speak to warn."""
     from nodepint_mpi.parallel.comms import make_comms, world
 

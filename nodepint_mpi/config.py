@@ -37,13 +37,21 @@ class Section(BaseModel):
 
 
 class RunSection(Section):
-    """What to run, and for how long."""
+    """What to run, for how long, and on what.
+
+    Parameters are compared across ranks every `compare_every` steps and before each checkpoint (0:
+    only there). `share_gpus` lets ranks share a GPU where there are fewer than ranks; `cuda_mpi`
+    sends messages from GPU to GPU where MPI can.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     seed: NonNegativeInt = 0
     precision: Literal["float32", "float64"] = "float32"
     n_steps: PositiveInt = 1000
     hang_timeout_s: PositiveFloat = 15.0
+    compare_every: NonNegativeInt = 100
+    share_gpus: bool = False
+    cuda_mpi: bool = False
 
 
 class DataSection(Section):
@@ -408,10 +416,11 @@ class Config(Section):
     def fingerprint(self) -> str:
         """Names the experiment: what must not change when a run is resumed. Local.
 
-        Length, output and time-outs may change, and with them the number of ranks.
+        Length, output, time-outs and where it runs may change, and the number of ranks.
         """
         identity = self.model_dump(mode="json", exclude={"output", "problem"})
-        for key in ("name", "n_steps", "hang_timeout_s"):
+        where = ("share_gpus", "cuda_mpi")
+        for key in ("name", "n_steps", "hang_timeout_s", "compare_every", *where):
             del identity["run"][key]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 

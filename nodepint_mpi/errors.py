@@ -18,6 +18,14 @@ class LayoutError(NodepintError):
     """The ranks do not fit the slices."""
 
 
+class PlacementError(NodepintError):
+    """Ranks that do not fit the GPUs of their machines, or do not know of each other."""
+
+
+class AgreementError(NodepintError):
+    """Ranks that hold different data, shapes or parameters where all must hold the same."""
+
+
 class ProblemError(NodepintError):
     """A field, a state or a model whose shapes, types or values cannot be used."""
 

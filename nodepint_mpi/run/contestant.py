@@ -13,9 +13,10 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from nodepint_mpi.parallel.launcher import local_rank
+
 COMPILED_STEPS = 3
 """The first steps compile: they count as the median step."""
-LOCAL_RANK = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "PALS_LOCAL_RANKID", "SLURM_LOCALID")
 
 
 def contend(request: dict[str, Any]) -> dict[str, Any]:
@@ -99,8 +100,7 @@ def main(arguments: list[str]) -> None:
     file = Path(arguments[0])
     if arguments[1:]:
         cores = [int(core) for core in arguments[1].split(",")]
-        local = next((int(os.environ[name]) for name in LOCAL_RANK if name in os.environ), 0)
-        os.sched_setaffinity(0, {cores[local % len(cores)]})
+        os.sched_setaffinity(0, {cores[(local_rank(os.environ) or 0) % len(cores)]})
         os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     os.environ["MPI4JAX_DEBUG"] = "1"  # has it tell how long messages take: see `run.shares`
     from nodepint_mpi.parallel.guard import run_guarded

@@ -9,25 +9,14 @@ import faulthandler
 import json
 import os
 import platform
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from nodepint_mpi.parallel.libmpi import loaded_libmpi
+
 if TYPE_CHECKING:
     from mpi4py import MPI
-
-_LIBMPI = re.compile(r"lib(mpi|mpich|mpi_(?!cxx|mpif|usempi|java)\w+)\.so")
-
-
-def loaded_libmpi() -> list[str]:
-    """The MPI libraries that are loaded into this process, without aliases. Local."""
-    maps = Path("/proc/self/maps")
-    if not maps.exists():  # not Linux
-        return []
-    words = (line.split(maxsplit=5) for line in maps.read_text().splitlines())
-    paths = {word[5] for word in words if len(word) == 6 and word[5].startswith("/")}
-    return sorted(path for path in paths if _LIBMPI.match(os.path.basename(path)))
 
 
 def _error(error: Exception) -> str:
@@ -184,8 +173,10 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(facts()))
         return
     from nodepint_mpi.parallel.comms import world
+    from nodepint_mpi.parallel.devices import settle
 
     comm = world()
+    settle(comm, share_gpus=True)  # both ranks would start on the first GPU
     result = check_ranks(comm, arguments[1], float(arguments[2]))
     if comm.Get_rank() == 0:
         print(json.dumps(result), flush=True)
