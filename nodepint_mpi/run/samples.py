@@ -9,6 +9,7 @@ from nodepint_mpi.config import Config, DataSection
 from nodepint_mpi.errors import ConfigError, DataError
 from nodepint_mpi.io.datasets import Split, batch_indices, check_finite, open_split_together
 from nodepint_mpi.parallel.guard import together
+from nodepint_mpi.run.sameness import require_same_data
 
 
 class Samples(NamedTuple):
@@ -48,12 +49,14 @@ def open_samples(control: MPI.Intracomm, config: Config, split: str) -> Samples:
 
     Raises:
         DataError: on all ranks, if the data are missing, damaged or not what the config says.
+        AgreementError: on all ranks, if they have opened different data.
     """
     section = config.data
     if section is None:
         raise ConfigError("Training needs a section `[data]`.")
     columns = [section.input, section.target, *([section.times] if section.times else [])]
     opened = open_split_together(control, section.source, split, list(dict.fromkeys(columns)))
+    require_same_data(control, section.source, split, opened, columns)
     with together(control):
         check_finite(opened, columns)
         if section.times is None:

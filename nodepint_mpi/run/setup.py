@@ -22,6 +22,7 @@ from nodepint_mpi.parallel.guard import together
 from nodepint_mpi.parallel.methods import AbstractMethod
 from nodepint_mpi.run.build import build_loss, build_optimiser, build_time_solver
 from nodepint_mpi.run.build_model import build_edges, build_model
+from nodepint_mpi.run.sameness import require_same_shapes
 from nodepint_mpi.run.samples import Samples, count_outputs, open_samples
 from nodepint_mpi.run.step import LineProblem, TrainState, batched_field, split_model
 
@@ -50,7 +51,8 @@ def set_up(config: Config, comms: Comms) -> Experiment:
     """Open the data and build model, solver and optimiser. Collective over `comms.control`.
 
     Raises:
-        NodepintError: on all ranks, for anything in the config that does not fit.
+        NodepintError: on all ranks, for anything in the config that does not fit, and if data or
+            model differ between ranks.
     """
     check_layout(config.time.n_slices, comms.time.size)
     assert config.data is not None or config.network is None  # open_samples explains
@@ -59,7 +61,9 @@ def set_up(config: Config, comms: Comms) -> Experiment:
     with together(comms.control):
         if config.growth is not None:  # says early if it cannot become so large
             _build(config, train, config.growth.steps[-1])
-        return _assemble(config, comms, train, test, step=0)
+        experiment = _assemble(config, comms, train, test, step=0)
+    require_same_shapes(comms.control, fresh_state(experiment)._asdict(), experiment.state)
+    return experiment
 
 
 def at_step(experiment: Experiment, step: int) -> Experiment:

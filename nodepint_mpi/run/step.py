@@ -12,13 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from nodepint_mpi.core.networks import EncodeProcessDecode, as_numbers
 from nodepint_mpi.core.objective import Loss, Mean, nothing, per_sample
 from nodepint_mpi.core.observations import BlockObservations
 from nodepint_mpi.core.propagators import SliceResult
 from nodepint_mpi.core.relaxation import RelaxedParams
+from nodepint_mpi.core.sweeps import slices_finite
+from nodepint_mpi.parallel.adjoint import linearise_serially, pull_back_serially
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.differentiate import TimeSolver, linearise_solve, solve_block
 from nodepint_mpi.parallel.exchange import sum_over_ranks
@@ -72,6 +74,16 @@ class Tracked(NamedTuple):
     report: StepReport
     tracks: Tracks
     magnification: Array
+
+
+class Walked(NamedTuple):
+    """What is finite in a serial step: the first state, the ends of the slices of this rank, its
+    part of the loss, and the cotangent that leaves it to the left."""
+
+    initial: Bool[Array, ""]
+    ends: Bool[Array, " owned"]
+    loss: Bool[Array, ""]
+    cotangent: Bool[Array, ""]
 
 
 class LineProblem(NamedTuple):
@@ -262,6 +274,26 @@ def make_prediction(problem: LineProblem) -> Callable:
         return per_sample(model.decoder)(problem.observations.read(result))
 
     return jax.jit(predict)
+
+
+def make_walk(problem: LineProblem) -> Callable:
+    """Make the jitted `(params, inputs, targets, weight) -> Walked`: a step, but serially.
+
+    Local to make; the walk is collective over the line. For a look at a step that went wrong.
+    """
+    comm, owned = problem.comm, problem.observations.owned
+
+    def walk(params: PyTree, inputs: Array, targets: Array, weight: Array | None) -> Walked:
+        initial, _ = _encode(problem, params, inputs)
+        of_field = _field_params(problem, params, targets, weight)
+        line = linearise_serially(comm, problem.solver.fine, of_field, initial, owned)
+        loss, pull_back, _ = _linearise_loss(problem, params, line.result, targets)
+        _, sources = pull_back(jnp.ones_like(loss))
+        gradient = pull_back_serially(comm, line, sources)
+        finite = [jnp.all(jnp.isfinite(one)) for one in (initial, loss, gradient.initial)]
+        return Walked(finite[0], slices_finite(line.result.end), *finite[1:])
+
+    return jax.jit(walk)
 
 
 def _forward(problem: LineProblem, params: PyTree, inputs: Array) -> SliceResult:

@@ -1,5 +1,6 @@
 """The training loop."""
 
+import contextlib
 import json
 import logging
 import socket
@@ -11,7 +12,6 @@ from typing import Any
 import jax
 
 from nodepint_mpi.config import Config
-from nodepint_mpi.errors import NonFiniteError
 from nodepint_mpi.io.checkpoint import load_checkpoint, save_checkpoint
 from nodepint_mpi.io.records import Records
 from nodepint_mpi.parallel.comms import Comms
@@ -31,7 +31,9 @@ from nodepint_mpi.run.directory import (
 from nodepint_mpi.run.evaluate import evaluate, save_predictions
 from nodepint_mpi.run.figures import plot_losses
 from nodepint_mpi.run.growth import grow
+from nodepint_mpi.run.nonfinite import raise_nonfinite
 from nodepint_mpi.run.progress import Progress
+from nodepint_mpi.run.sameness import require_same_values
 from nodepint_mpi.run.setup import (
     Experiment,
     at_step,
@@ -69,7 +71,10 @@ def train(
         NodepintError: on all ranks, for anything the user can mend.
     """
     control = comms.control
-    with Watchdog(control, limit_s=config.run.hang_timeout_s) as watchdog:
+    with (
+        Watchdog(control, limit_s=config.run.hang_timeout_s) as watchdog,
+        contextlib.ExitStack() as opened,
+    ):
         with watchdog.phase("setting up", limit_s=600.0):
             with together(control):
                 if control.rank == 0:
@@ -85,6 +90,8 @@ def train(
                     start_directory(folder, config, n_ranks=control.size, hosts=hosts)
                     log_to_file(folder)
         records = _open_records(comms, folder, start if resume is not None else None)
+        if records is not None:
+            opened.callback(records.close)
         experiment, state, step, report, seconds = _optimise(
             comms, experiment, state, start, stepper, folder, records, flag, watchdog
         )
@@ -108,7 +115,6 @@ def train(
             if control.rank == 0:
                 assert records is not None  # rank 0 keeps them
                 records.write_table(fingerprint=config.fingerprint(), config=config_text(config))
-                records.close()
                 plot_losses(folder)
                 write_text(folder / DONE, json.dumps(result, indent=1) + "\n")
         for name, value in scores.items():
@@ -133,6 +139,9 @@ def _optimise(
     step.
     """
     config, seconds, report, step = experiment.config, [], None, start
+    with watchdog.phase("comparing parameters", collective=True, step=step):
+        require_same_values(comms.control, state._asdict(), step, None)
+    since = step
     n_steps = config.run.n_steps
     growth = [] if config.growth is None else config.growth.steps
     with Progress(start, n_steps, shown=comms.control.rank == 0) as progress:
@@ -147,18 +156,27 @@ def _optimise(
             began = time.perf_counter()
             with watchdog.phase("training step", collective=True, step=step):
                 taken = stepper.take(state, inputs, targets, rows, step)
-            state, report = taken.state, taken.report
+            report = taken.report
             seconds.append(time.perf_counter() - began)
-            _check_finite(report, step)
+            if not report.finite:  # equal on all ranks; ends the run before it can be saved
+                with watchdog.phase("looking for NaN", collective=True, step=step):
+                    raise_nonfinite(comms, experiment, state, (inputs, targets), step, report)
+            state = taken.state
             step += 1
             with watchdog.phase("agreeing on the next step", collective=True, step=step):
                 stop = flag.requested_anywhere(comms.control)
             last = stop or step == n_steps
+            saved = step % config.output.checkpoint_every == 0 or last
+            every = config.run.compare_every
+            if saved or (every and step % every == 0):
+                with watchdog.phase("comparing parameters", collective=True, step=step):
+                    require_same_values(comms.control, state._asdict(), step, since)
+                since = step
             if step % config.output.log_every == 0 or last:
                 progress.report(step, report, seconds[-1])
                 if records is not None:
                     records.append(step, **taken.numbers(), step_s=seconds[-1])
-            if step % config.output.checkpoint_every == 0 or last:
+            if saved:
                 with watchdog.phase(
                     "saving a checkpoint", collective=True, step=step, limit_s=600.0
                 ):
@@ -168,17 +186,6 @@ def _optimise(
             if last:
                 break
     return experiment, state, step, report, seconds
-
-
-def _check_finite(report: StepReport, step: int) -> None:
-    """End the run before a NaN reaches a checkpoint."""
-    if not report.finite:
-        raise NonFiniteError(
-            f"Step {step}: the loss is {float(report.loss):g}, the gradient's norm "
-            f"{float(report.grad_norm):g}, the largest jump {float(report.jump):g}. Resume from "
-            "the last checkpoint with a smaller `optim.learning_rate`, set `optim.clip_norm`, or "
-            "take more steps in `time.fine`."
-        )
 
 
 def _save(
