@@ -17,15 +17,14 @@ from nodepint_mpi.cli_common import (
     say,
     set_option,
     set_precision,
-    share_config,
-    start_ranks,
+    start_run,
     write_json,
 )
 from nodepint_mpi.config import read_config
 from nodepint_mpi.errors import ConfigError, NodepintError
 from nodepint_mpi.parallel.guard import run_guarded
 from nodepint_mpi.parallel.signals import StopFlag
-from nodepint_mpi.run.doctor import in_job
+from nodepint_mpi.run.doctor_ranks import in_job
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,9 +57,7 @@ def train(
 ) -> None:
     """Train the experiment of CONFIG."""
     flag = StopFlag().install()
-    comms = start_ranks()
-    config = share_config(comms.control, lambda: read_config(config_file, overrides))
-    set_precision(config)
+    comms, config = start_run(lambda: read_config(config_file, overrides))
     folder = out if out is not None else Path(config.output.dir) / config.run.name
     from nodepint_mpi.run.train import train as run
 
@@ -73,10 +70,9 @@ def train(
 @json_option
 def evaluate(run_dir: Path, json_file: Path | None) -> None:
     """Score the newest checkpoint of RUN_DIR on the test split."""
-    comms = start_ranks()
     from nodepint_mpi.run.directory import read_run
 
-    set_precision(share_config(comms.control, lambda: read_run(run_dir)))
+    comms, _ = start_run(lambda: read_run(run_dir))
     from nodepint_mpi.run.evaluate import evaluate_run
 
     scores = evaluate_run(run_dir, comms)
@@ -102,9 +98,7 @@ def solve(
     json_file: Path | None,
 ) -> None:
     """Solve the initial-value problem of CONFIG, without training."""
-    comms = start_ranks()
-    config = share_config(comms.control, lambda: read_config(config_file, overrides))
-    set_precision(config)
+    comms, config = start_run(lambda: read_config(config_file, overrides))
     from nodepint_mpi.run.solve import format_solution, solve_problem
 
     result = solve_problem(config, comms, with_error=error, with_forecast=forecast)
@@ -129,16 +123,28 @@ def info(config_file: Path, overrides: tuple[str, ...], ranks: int, json_file: P
 
 
 @cli.command()
+@click.option("--mpi", is_flag=True, help="In a job: one table of all its ranks, and what differs.")
 @json_option
-def doctor(json_file: Path | None) -> None:
-    """Check MPI, HDF5, mpi4jax, JAX and cores; say what is wrong and how to mend it."""
-    from nodepint_mpi.run.doctor import format_checks, run_doctor
+def doctor(mpi: bool, json_file: Path | None) -> None:
+    """Check MPI, HDF5, mpi4jax, JAX and cores; say what is wrong and how to mend it.
 
-    checks, healthy = run_doctor()
+    Under mpirun or srun the ranks of that job are checked as they are.
+    """
+    from nodepint_mpi.run.check import format_checks
+    from nodepint_mpi.run.doctor import diagnose, how_to_start
+    from nodepint_mpi.run.ranks import format_table
+
+    if mpi and not in_job():
+        raise ConfigError(how_to_start())
+    diagnosis = diagnose()
     if _is_first_rank():
-        click.echo(format_checks(checks))
-        write_json([vars(check) for check in checks], json_file)
-    if not healthy:
+        checks = [vars(check) for check in diagnosis.checks]
+        if mpi and diagnosis.ranks:
+            click.echo(format_table(diagnosis.ranks) + "\n")
+        click.echo(format_checks(diagnosis.checks))
+        ranks = [rank._asdict() for rank in diagnosis.ranks]
+        write_json({"checks": checks, "ranks": ranks} if mpi else checks, json_file)
+    if not diagnosis.healthy:
         raise SystemExit(1)
 
 
@@ -186,10 +192,9 @@ def export(
     """Write a reduced model of the newest checkpoint of RUN_DIR."""
     if rank is not None and energy is not None:
         raise ConfigError("`--rank` and `--energy` are two ways to say the same: give one.")
-    comms = start_ranks()
     from nodepint_mpi.run.directory import read_run
 
-    set_precision(share_config(comms.control, lambda: read_run(run_dir)))
+    comms, _ = start_run(lambda: read_run(run_dir))
     from nodepint_mpi.run.rom_export import export_rom
 
     result = export_rom(run_dir, out, comms, rank=rank, energy=energy)
@@ -208,10 +213,9 @@ def export(
 @json_option
 def evaluate_reduced(file: Path, run_dir: Path, json_file: Path | None) -> None:
     """Compare the reduced model in FILE with RUN_DIR on the test split: error, speed, size."""
-    comms = start_ranks()
     from nodepint_mpi.run.directory import read_run
 
-    set_precision(share_config(comms.control, lambda: read_run(run_dir)))
+    comms, _ = start_run(lambda: read_run(run_dir))
     from nodepint_mpi.run.rom_evaluate import evaluate_rom, format_comparison
 
     result = evaluate_rom(file, run_dir, comms)

@@ -20,7 +20,7 @@ from nodepint_mpi.errors import ConfigError, NodepintError
 from nodepint_mpi.run.child import run_for_json
 from nodepint_mpi.run.contestant import COMPILED_STEPS
 from nodepint_mpi.run.directory import config_text
-from nodepint_mpi.run.doctor import in_job
+from nodepint_mpi.run.doctor_ranks import in_job
 from nodepint_mpi.run.peers import can_torchdiffeq
 
 

@@ -9,55 +9,43 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from nodepint_mpi.run.child import child_env, run_for_json
+from nodepint_mpi.parallel.launcher import launched_size, local_size
+from nodepint_mpi.run.check import REBUILD, Check, guarded
+from nodepint_mpi.run.child import run_for_json
+from nodepint_mpi.run.doctor_ranks import (
+    agree,
+    check_job_ranks,
+    check_two_ranks,
+    compare_ranks,
+    find_launcher,
+    gather_ranks,
+    in_job,
+    settle_ranks,
+)
+from nodepint_mpi.run.ranks import RankFacts, describe_rank
 
 PACKAGES = ("jax", "jaxlib", "equinox", "diffrax", "optax", "numpy", "datasets")
-RANKS_TIMEOUT_S = 60.0
 FACTS_TIMEOUT_S = 120.0
 LEAST_FREE_BYTES = 2**30
-
-REBUILD = "run 'tools/setup.sh --again' with the modules loaded that you will run with"
-
-# Set for each rank by mpirun, mpiexec or srun, and by nothing else.
-_RANK_VARIABLES = (
-    "OMPI_COMM_WORLD_RANK",
-    "PMIX_RANK",
-    "PMI_RANK",
-    "PALS_RANKID",
-    "MPI_LOCALRANKID",
-)
-_LOCAL_SIZE_VARIABLES = (
-    "OMPI_COMM_WORLD_LOCAL_SIZE",
-    "MPI_LOCALNRANKS",
-    "PALS_LOCAL_SIZE",
-    "SLURM_NTASKS_PER_NODE",
-)
 
 # Ranks on a stack where one of these is bad would hang or only say it again.
 _NEEDED_FOR_RANKS = ("packages", "MPI", "one MPI for all", "parallel HDF5")
 
 
-@dataclass(frozen=True)
-class Check:
-    """One finding: what was looked at, whether it is good, what was found, what to do if not."""
+class Diagnosis(NamedTuple):
+    """All findings; in a job also what each rank has."""
 
-    name: str
-    ok: bool
-    found: str
-    remedy: str = ""
+    checks: list[Check]
+    ranks: list[RankFacts]
 
-
-def in_job() -> bool:
-    """Whether this process is a rank that a launcher started. Local."""
-    return any(name in os.environ for name in _RANK_VARIABLES)
+    @property
+    def healthy(self) -> bool:
+        return all(check.ok for check in self.checks)
 
 
 # ---- Without MPI --------------------------------------------------------------------------
@@ -68,33 +56,32 @@ def _check_python() -> Check:
     return Check("python", sys.version_info >= (3, 11), found, "use Python 3.11 or newer")
 
 
-def _check_packages() -> Check:
-    versions, missing = [], []
+def _package_versions() -> dict[str, str]:
+    """Versions by name; empty where a package is missing."""
+    versions = {}
     for name in (*PACKAGES, "mpi4py", "mpi4jax", "h5py"):
         try:
-            versions.append(f"{name} {importlib.metadata.version(name)}")
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            missing.append(name)
+            versions[name] = ""
+    return versions
+
+
+def _check_packages() -> Check:
+    versions = _package_versions()
+    missing = [name for name, version in versions.items() if not version]
     if missing:
         return Check(
             "packages", False, f"not installed: {', '.join(missing)}", "run tools/setup.sh"
         )
-    return Check("packages", True, ", ".join(versions))
-
-
-def _local_size() -> tuple[int, str] | None:
-    for name in _LOCAL_SIZE_VARIABLES:
-        digits = os.environ.get(name, "").partition("(")[0]
-        if digits.isdigit():
-            return int(digits), name
-    return None
+    return Check("packages", True, ", ".join(map(" ".join, versions.items())))
 
 
 def _check_cores() -> Check:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     total = os.cpu_count() or 1
     found = f"this process may use {usable} of {total}"
-    local = _local_size()
+    local = local_size(os.environ)
     if local is None:
         return Check("cores", True, f"{found}; so at most {usable} ranks on this machine")
     size, variable = local
@@ -102,7 +89,7 @@ def _check_cores() -> Check:
     if size > total:
         return Check("cores", False, found, f"start at most {total} ranks on a machine like this")
     if size > 1 and usable == total:
-        found += "; not bound, so JAX's threads of the ranks may compete (mpirun --bind-to core)"
+        found += "; not bound, so a run divides them among its ranks"
     return Check("cores", True, found)
 
 
@@ -118,22 +105,8 @@ def _check_space() -> Check:
     return Check("scratch space", not remedies, ", ".join(found), "; ".join(remedies))
 
 
-def _launcher() -> tuple[str, str] | None:
-    """Path and first words of the version of `mpirun` or `mpiexec`."""
-    for name in ("mpirun", "mpiexec"):
-        path = shutil.which(name)
-        if path is not None:
-            done = subprocess.run(
-                [path, "--version"], capture_output=True, text=True, timeout=30, env=child_env()
-            )
-            text = " ".join((done.stdout + done.stderr).split()[:8])
-            version = text.partition(" Report ")[0].partition(" Release ")[0]
-            return path, version or "says no version"
-    return None
-
-
 def _check_launcher() -> Check:
-    launcher, srun = _launcher(), shutil.which("srun")
+    launcher, srun = find_launcher(), shutil.which("srun")
     if launcher is None and srun is None:
         remedy = "load the MPI's module, or on Debian type 'apt-get install openmpi-bin'"
         return Check("mpirun", False, "neither mpirun nor srun is on the PATH", remedy)
@@ -207,124 +180,52 @@ def _check_jax(facts: dict[str, Any]) -> Check:
     return Check("JAX", True, found)
 
 
-def _stack_checks() -> list[Check]:
-    facts, why = _facts()
+def _stack_checks(facts: dict[str, Any] | None, why: str) -> list[Check]:
     if facts is None:
         found = f"loading MPI, JAX and HDF5 ended the process: {why}"
         remedy = f"put the mpirun of your MPI on the PATH if it is missing above; else {REBUILD}"
         return [Check("MPI", False, found, remedy)]
     checks = (_check_mpi, _check_one_mpi, _check_hdf5, _check_jax)
-    return [_guarded(check.__name__, partial(check, facts)) for check in checks]
-
-
-# ---- Ranks --------------------------------------------------------------------------------
-
-
-def _judge_ranks(name: str, result: dict[str, Any]) -> Check:
-    size, hosts = result["size"], result["hosts"]
-    if len(result["libraries"]) > 1:
-        found = f"the ranks use different MPI libraries: {', '.join(result['libraries'])}"
-        return Check(name, False, found, "load the same modules on all machines")
-    if result["problems"]:
-        return Check(name, False, "; ".join(result["problems"][:2]), REBUILD)
-    where = "on 1 machine" if hosts == 1 else f"on {hosts} machines"
-    found = f"{size} ranks {where}: allreduce inside jit, collective write and read"
-    return Check(name, True, found)
-
-
-def _check_job_ranks() -> Check:
-    """The ranks of the job this process is in. Collective over all ranks."""
-    from nodepint_mpi.parallel.comms import world
-    from nodepint_mpi.run import probe
-
-    return _judge_ranks("ranks", probe.check_ranks(world(), os.getcwd(), RANKS_TIMEOUT_S))
-
-
-def _check_two_ranks() -> Check:
-    """Two ranks that are started for this check alone."""
-    name = "two ranks"
-    launcher = _launcher()
-    if launcher is None:
-        if shutil.which("srun") is None:
-            return Check(name, False, "not checked: there is no mpirun", "see mpirun above")
-        found = "not checked: only srun is here; do it with 'srun -n 2 nodepint doctor'"
-        return Check(name, True, found)
-    path, version = launcher
-    # Two ranks must do even where only one core is given, and timing does not matter.
-    unbound = ["--oversubscribe", "--bind-to", "none"] if "Open MPI" in version else []
-    with tempfile.TemporaryDirectory(prefix="nodepint-doctor-") as folder:
-        probe = [sys.executable, "-m", "mpi4py", "-m", "nodepint_mpi.run.probe", "ranks", folder]
-        command = [path, "-n", "2", *unbound, *probe, str(RANKS_TIMEOUT_S)]
-        result, why = run_for_json(command, RANKS_TIMEOUT_S + 10)
-    if result is None:
-        remedy = f"try 'mpirun -n 2 hostname'; if that works, {REBUILD}"
-        return Check(name, False, why, remedy)
-    if result["size"] != 2:
-        found = f"{path} ({version}) started two jobs of one rank: it belongs to another MPI"
-        return Check(name, False, found, "put the mpirun of the MPI named above first on the PATH")
-    return _judge_ranks(name, result)
+    return [guarded(check.__name__, partial(check, facts)) for check in checks]
 
 
 # ---- All of it ----------------------------------------------------------------------------
 
 
-def _guarded(name: str, check: Callable[[], Check]) -> Check:
-    """A check that itself breaks is a finding, too."""
-    try:
-        return check()
-    except Exception as error:  # a doctor that crashes helps nobody
-        label = name.removeprefix("_check_").replace("_", " ")
-        found = f"the check itself failed: {type(error).__name__}: {error}"
-        return Check(label, False, found, "please report this with the output above")
-
-
-def _agree(checks: list[Check]) -> list[Check]:
-    """Rank 0's findings and what is bad on other ranks. Collective over all ranks."""
-    from nodepint_mpi.parallel.comms import world
-
-    agreed: list[Check] = []
-    seen: set[tuple[str, str]] = set()
-    for rank, theirs in enumerate(world().allgather((platform.node(), checks))):
-        host, found = theirs
-        for check in found:
-            if rank == 0:
-                agreed.append(check)
-            elif not check.ok and (check.name, check.found) not in seen:
-                agreed.append(replace(check, found=f"rank {rank} on {host}: {check.found}"))
-            seen.add((check.name, check.found))
-    return agreed
-
-
-def diagnose() -> list[Check]:
+def diagnose() -> Diagnosis:
     """Look at everything that a run needs.
 
-    Outside a job: Local. Under mpirun or srun: Collective over all ranks, with one answer.
+    Outside a job: Local. Under mpirun or srun: Collective over all ranks, with one answer, and with
+    a line for each rank.
     """
     local = (_check_python, _check_packages, _check_cores, _check_space, _check_launcher)
-    checks = [_guarded(check.__name__, check) for check in local] + _stack_checks()
-    works = all(check.ok for check in checks if check.name == "MPI")
-    if in_job() and works:
-        checks = _agree(checks)
-    if not all(check.ok for check in checks if check.name in _NEEDED_FOR_RANKS):
-        return checks
-    check_ranks = _check_job_ranks if in_job() else _check_two_ranks
-    return [*checks, _guarded(check_ranks.__name__, check_ranks)]
+    checks = [guarded(check.__name__, check) for check in local]
+    placement = None
+    if in_job():  # before JAX starts: each rank would start on the first GPU
+        placement, placed = settle_ranks()
+        checks += placed
+    facts, why = _facts()
+    checks += _stack_checks(facts, why)
+    ranks: list[RankFacts] = []
+    if in_job() and facts is not None and "error" not in facts["mpi4py"]:
+        checks = agree(checks)
+        ranks = gather_ranks(describe_rank(placement, facts, _package_versions()))
+        checks += compare_ranks(ranks)
+    if all(check.ok for check in checks if check.name in _NEEDED_FOR_RANKS):
+        check_ranks = check_job_ranks if in_job() else check_two_ranks
+        checks.append(guarded(check_ranks.__name__, check_ranks))
+    return Diagnosis(checks, ranks)
 
 
-def run_doctor() -> tuple[list[Check], bool]:
-    """The findings, and whether all are good. Local or collective, as `diagnose`."""
-    checks = diagnose()
-    return checks, all(check.ok for check in checks)
-
-
-def format_checks(checks: list[Check]) -> str:
-    """The findings as lines of text, each bad one with its remedy below it. Local."""
-    width = max((len(check.name) for check in checks), default=0)
-    lines = []
-    for check in checks:
-        lines.append(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<{width}}  {check.found}")
-        if not check.ok and check.remedy:
-            lines.append(f"{'':{width + 6}}  to mend it: {check.remedy}")
-    bad = sum(not check.ok for check in checks)
-    lines.append("all good" if bad == 0 else f"{bad} of {len(checks)} checks failed")
-    return "\n".join(lines)
+def how_to_start() -> str:
+    """What to type where `--mpi` was asked for outside a job of MPI. Local."""
+    said = launched_size(os.environ)
+    if said is not None and said > 1:
+        return (
+            f"`nodepint doctor --mpi`: {said} processes were started, but none as a rank of MPI: "
+            "give srun `--mpi=pmix` (or pmi2; `srun --mpi=list` shows what there is)."
+        )
+    return (
+        "`nodepint doctor --mpi` looks at the ranks of a job, and this is none: type `mpirun -n 2 "
+        "nodepint doctor --mpi`, or in a SLURM job `srun --mpi=pmix nodepint doctor --mpi`."
+    )

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import nodepint_mpi
-from tests.cli.small_case import alone, read_json, sets
+from tests.cli.small_case import QUICK, alone, read_json, sets
 
 pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(300)]
 
@@ -97,6 +97,36 @@ def test_doctor_finds_this_machine_healthy(tmp_path):
     checks = read_json(tmp_path / "d.json")
     assert all(check["ok"] for check in checks)
     assert {"python", "packages", "MPI", "parallel HDF5"} <= {check["name"] for check in checks}
+
+
+def test_doctor_shows_all_ranks_of_a_job(nodepint, tmp_path):
+    said = nodepint(2, "doctor", "--mpi", "--json", "d.json").stdout
+    result = read_json(tmp_path / "d.json")
+    assert all(check["ok"] for check in result["checks"])
+    assert {"placement", "same everywhere", "ranks"} <= {c["name"] for c in result["checks"]}
+    assert [rank["place"]["local"] for rank in result["ranks"]] == ["0", "1"]
+    head, *rows = said.splitlines()[:3]
+    assert head.split()[:5] == ["rank", "host", "local", "cores", "GPU"]
+    assert [row.split()[0] for row in rows] == ["0", "1"]
+    assert "!" not in "".join(rows)
+    versions = result["ranks"][0]["same"]
+    for name in ("python", "jax", "mpi4jax", "h5py", "HDF5"):
+        assert name in head and versions[name] in rows[1]
+
+
+def test_doctor_flags_what_differs_between_ranks(mpirun, tmp_path):
+    other = 'test "${OMPI_COMM_WORLD_RANK:-$PMI_RANK}" = 1 && export XLA_FLAGS=--xla_dump_to=; "$@"'
+    command = ["sh", "-c", other, "sh", sys.executable, "-m", "nodepint_mpi", "doctor", "--mpi"]
+    done = mpirun(2, *command, cwd=tmp_path, env=QUICK, timeout_s=120)
+    assert done.returncode == 1, done.stdout + done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
+    assert "XLA_FLAGS  --xla_dump_to= on rank 1 on" in line and "not set on rank 0 on" in line
+
+
+def test_doctor_of_ranks_outside_a_job_says_how_to_start_it(tmp_path):
+    done = alone("doctor", "--mpi", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "mpirun -n 2 nodepint doctor --mpi" in done.stderr
 
 
 def test_bench_repeats_the_published_counts(nodepint, tmp_path):

@@ -69,7 +69,7 @@ def test_every_template_starts_the_ranks_it_should(repository, slurm, gpus, laun
     started = {" ".join(note["words"]) for note in ranks}
     smoke, scaling = f"runs/smoke-{jobs['smoke']}", "train c.toml --set run.n_steps=20 --out runs/s"
     assert started == {
-        "doctor",
+        "doctor --mpi",
         f"train configs/quickstart.toml --out {smoke} --set run.n_steps=50",
         f"evaluate {smoke} --json {smoke}/scores.json",
         "train c.toml --out runs/t --set a=1",
