@@ -189,7 +189,13 @@ class Watchdog:
         for rank, (since, report) in self._gone.items():
             if now - since > GONE_S and rank not in self._excused and not self._leaving:
                 self._wait_for_turn()
-                self._abort(Finding(rank, f"is gone; last heard of in {report.describe()}"))
+                self._abort(
+                    Finding(
+                        rank,
+                        "is gone (killed, as the system does where memory runs out?); last heard "
+                        f"of in {report.describe()}",
+                    )
+                )
         for rank, (heard, report) in self._reports.items():
             if now - heard > report.quiet_s:
                 return Finding(

@@ -55,6 +55,25 @@ def test_a_rank_that_raises(job, n_ranks, guilty):
     assert errors.count("Traceback") == 1
 
 
+def test_a_rank_that_is_out_of_memory(job):
+    """Refused by the system; where it kills instead, that is the test of a rank that is killed."""
+    job(
+        """
+        if rank == guilty:
+            import resource
+            held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (held + 2**28, resource.RLIM_INFINITY))
+            failing()
+            bytearray(2**32)
+        step(watchdog, 5)
+        """,
+        n_ranks=2,
+        guilty=1,
+        because="MemoryError",
+        code=1,
+    )
+
+
 def test_an_explained_error_on_one_rank_only(job):
     job(
         """
