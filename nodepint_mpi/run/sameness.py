@@ -17,6 +17,7 @@ from nodepint_mpi.errors import AgreementError
 from nodepint_mpi.io.agreement import find_difference
 from nodepint_mpi.io.datasets import Split
 from nodepint_mpi.io.leaves import crc32, describe_leaves, take_leaves
+from nodepint_mpi.parallel.guard import together
 
 WHOLE_BYTES = 16 * 2**20
 """A column up to this size is compared whole, of a larger one so much in evenly spread rows."""
@@ -30,16 +31,18 @@ def require_same_data(
     Raises:
         AgreementError: on all ranks, with who has what.
     """
-    held = {"the number of rows": str(split.n_rows)}
-    specs = {one: split.column(one) for one in dict.fromkeys(columns)}
-    held |= {f"the rows of {one!r}": f"{c.dtype}{list(c.shape)}" for one, c in specs.items()}
-    held |= {f"the values of {one!r}": f"{_digest(split, one):08x}" for one in specs}
+    held: dict[str, str] = {}
+    with together(control):
+        specs = {one: split.column(one) for one in dict.fromkeys(columns)}
+        held["the number of rows"] = str(split.n_rows)
+        held |= {f"the rows of {one!r}": f"{c.dtype}{list(c.shape)}" for one, c in specs.items()}
+        held |= {f"the values of {one!r}": f"CRC {_digest(split, one):08x}" for one in specs}
     difference = find_difference(control, held)
     if difference is not None:
         odd = difference.odd
         raise AgreementError(
-            f"The data of split {name!r} of {source} differ between ranks: {difference.name} "
-            f"are {odd.value} on {odd.who}, {odd.usual} on {odd.usual_who}. All ranks must read "
+            f"The data of split {name!r} of {source} differ between ranks: {difference.name}: "
+            f"{odd.value} on {odd.who}, {odd.usual} on {odd.usual_who}. All ranks must read "
             "the same data: prepare them once, on a file system that all machines see, and give "
             "its path as `data.source`."
         )

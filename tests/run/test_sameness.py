@@ -128,10 +128,10 @@ def own(comms, tmp_path):
 @pytest.mark.parametrize(
     "other, message",
     [
-        ({"n_rows": 5}, "the number of rows are 5 on {who}, 6 on "),
-        ({"n_times": 11}, r"the rows of 'u' are float64\[11, 1\] on {who}, float64\[9, 1\] on "),
-        ({"dtype": "float32"}, r"the rows of 'u' are float32\[9, 1\] on {who}"),
-        ({"shift": 1e-14}, "the values of 'u' are .* on {who}"),
+        ({"n_rows": 5}, "the number of rows: 5 on {who}, 6 on "),
+        ({"n_times": 11}, r"the rows of 'u': float64\[11, 1\] on {who}, float64\[9, 1\] on "),
+        ({"dtype": "float32"}, r"the rows of 'u': float32\[9, 1\] on {who}"),
+        ({"shift": 1e-14}, "the values of 'u': CRC .* on {who}"),
     ],
 )
 def test_data_that_differ_on_one_machine_are_named(comms, source, tmp_path, other, message):
