@@ -100,6 +100,26 @@ def coarse(repeats: int, json_file: Path | None) -> None:
     finish(comms.control, result, json_file)
 
 
+@bench.command()
+@click.option("--megabytes", default=1000.0, show_default=True, type=click.FloatRange(0.01))
+@click.option("--repeats", default=3, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--dir", "folder", default=".", show_default=True, type=click.Path(path_type=Path),
+    help="Where to write, and remove again.",
+)  # fmt: skip
+@json_option
+def checkpoint(megabytes: float, repeats: int, folder: Path, json_file: Path | None) -> None:
+    """Time a checkpoint's write and read beside plain parallel h5py and numpy.save."""
+    comms = start_ranks()
+    from nodepint_mpi.run.bench_checkpoint import format_checkpoint, run_checkpoint
+
+    result = run_checkpoint(
+        comms.control, megabytes=megabytes, repeats=repeats, folder=folder.absolute()
+    )
+    say(comms.control, format_checkpoint(result))
+    finish(comms.control, result, json_file)
+
+
 @bench.command(name="train")
 @config_argument
 @set_option

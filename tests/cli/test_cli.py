@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import nodepint_mpi
-from tests.cli.small_case import QUICK, alone, read_json, sets
+from tests.cli.small_case import QUICK, alone, has_one_message, read_json, sets
 
 pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(300)]
 
@@ -128,6 +128,20 @@ def test_doctor_of_ranks_outside_a_job_says_how_to_start_it(tmp_path):
     done = alone("doctor", "--mpi", cwd=tmp_path)
     assert done.returncode == 2
     assert "mpirun -n 2 nodepint doctor --mpi" in done.stderr
+
+
+def test_bench_checkpoint_writes_and_reads_in_three_ways(nodepint, tmp_path):
+    quick = ("--megabytes", "0.5", "--repeats", "1", "--dir", tmp_path)
+    said = nodepint(3, "bench", "checkpoint", *quick, "--json", tmp_path / "c.json").stdout
+    result = read_json(tmp_path / "c.json")
+    assert (result["n_ranks"], len(result["ways"])) == (3, 3)
+    assert result["megabytes"] == pytest.approx(0.5, rel=1e-3)
+    for name, way in result["ways"].items():
+        assert name in said
+        assert way["write_mb_s"] == pytest.approx(result["megabytes"] / way["write_s"])
+    assert [path.name for path in tmp_path.iterdir()] == ["c.json"]
+    done = nodepint(2, "bench", "checkpoint", "--dir", tmp_path / "nowhere", code=2)
+    assert has_one_message(done.stderr) and "No such file or directory" in done.stderr
 
 
 def test_bench_repeats_the_published_counts(nodepint, tmp_path):
