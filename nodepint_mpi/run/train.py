@@ -7,7 +7,7 @@ import socket
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -100,8 +100,9 @@ def train(
             "step": step,
             "n_ranks": control.size,
             "train_loss": None if report is None else float(report.loss),
-            "step_s": statistics.median(seconds) if seconds else None,
-            "training_s": sum(seconds),
+            "step_s": statistics.median(seconds.steps) if seconds.steps else None,
+            "training_s": sum(seconds.steps),
+            "saving_s": sum(seconds.saving),
             "run_directory": str(folder),
         }
         if result["status"] == "stopped":
@@ -122,6 +123,13 @@ def train(
         return result
 
 
+class Seconds(NamedTuple):
+    """How long every optimiser step and every checkpoint took on this rank."""
+
+    steps: list[float]
+    saving: list[float]
+
+
 def _optimise(
     comms: Comms,
     experiment: Experiment,
@@ -132,13 +140,12 @@ def _optimise(
     records: Records | None,
     flag: StopFlag,
     watchdog: Watchdog,
-) -> tuple[Experiment, TrainState, int, StepReport | None, list[float]]:
+) -> tuple[Experiment, TrainState, int, StepReport | None, Seconds]:
     """Take the steps that are left.
 
-    Returns the experiment with the network as it is then, the last report and the seconds of each
-    step.
+    Returns the experiment with the network as it is then, the last report and the times.
     """
-    config, seconds, report, step = experiment.config, [], None, start
+    config, seconds, report, step = experiment.config, Seconds([], []), None, start
     with watchdog.phase("comparing parameters", collective=True, step=step):
         require_same_values(comms.control, state._asdict(), step, None)
     since = step
@@ -157,7 +164,7 @@ def _optimise(
             with watchdog.phase("training step", collective=True, step=step):
                 taken = stepper.take(state, inputs, targets, rows, step)
             report = taken.report
-            seconds.append(time.perf_counter() - began)
+            seconds.steps.append(time.perf_counter() - began)
             if not report.finite:  # equal on all ranks; ends the run before it can be saved
                 with watchdog.phase("looking for NaN", collective=True, step=step):
                     raise_nonfinite(comms, experiment, state, (inputs, targets), step, report)
@@ -173,16 +180,18 @@ def _optimise(
                     require_same_values(comms.control, state._asdict(), step, since)
                 since = step
             if step % config.output.log_every == 0 or last:
-                progress.report(step, report, seconds[-1])
+                progress.report(step, report, seconds.steps[-1])
                 if records is not None:
-                    records.append(step, **taken.numbers(), step_s=seconds[-1])
+                    records.append(step, **taken.numbers(), step_s=seconds.steps[-1])
             if saved:
+                began = time.perf_counter()
                 with watchdog.phase(
                     "saving a checkpoint", collective=True, step=step, limit_s=600.0
                 ):
                     _save(comms, experiment, folder, state, stepper, step)
                 if records is not None:
                     records.write_table(fingerprint=config.fingerprint())
+                seconds.saving.append(time.perf_counter() - began)
             if last:
                 break
     return experiment, state, step, report, seconds
