@@ -45,7 +45,7 @@ class RunSection(Section):
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    seed: NonNegativeInt = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     precision: Literal["float32", "float64"] = "float32"
     n_steps: PositiveInt = 1000
     hang_timeout_s: PositiveFloat = 15.0

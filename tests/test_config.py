@@ -37,6 +37,7 @@ def test_every_config_in_the_repository_survives_being_written_out(path):
         ("tme.x=1", r"unknown key `tme`; did you mean `time`\?"),
         ("network.widht=3", r"did you mean `network.width`\?"),
         ("time.learning_rate=1", r"did you mean `optim.learning_rate`\?"),
+        ("run.seed=99999999999999999999", "`run.seed` is the integer 99999999999999999999"),
         ("time.n_slices=four", '`time.n_slices` is the string "four"; it should be'),
         ("time.n_slices=2.5", "is the number 2.5"),
         ("run.seed=true", "is the truth value true"),

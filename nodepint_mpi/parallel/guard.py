@@ -137,7 +137,7 @@ def run_guarded(main: Callable[[], int]) -> int:
         abort(f"left with exit code {leaving.code}")
     except BaseException as error:
         _print_error(traceback.format_exc().rstrip())
-        reason = traceback.format_exception_only(error)[-1].strip()
+        reason = f"{type(error).__name__}: {error}".strip()  # without the notes that JAX adds
         if _is_alone():
             _print_error(f"nodepint: rank 0 on {socket.gethostname()}: {reason}")
             return FAILED
