@@ -154,7 +154,8 @@ def judge(
 
 def format_bench_train(result: dict[str, Any]) -> str:
     """A table in Markdown, a line per contestant. Local."""
-    *_, score = result["contestants"][0]["scores"]  # what is told beside the loss, or the loss
+    scores = result["contestants"][0]["scores"]
+    score = next((name for name in scores if name != "loss"), "loss")  # accuracy, say
     lines = [
         f"{result['name']}: {result['n_steps']} steps, target loss {result['target_loss']:.5g}",
         "",
@@ -227,5 +228,5 @@ def _ratio(row: dict[str, Any], other: dict[str, Any]) -> float | None:
     return None if ours is None or theirs is None else ours / theirs
 
 
-def _shown(value: float | None, form: str) -> str:
+def _shown(value: float | int | None, form: str) -> str:
     return "-" if value is None else f"{value:{form}}"

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from nodepint_mpi.run.bench_train import Contestant, judge
+from nodepint_mpi.run.bench_train import Contestant, format_bench_train, judge
 from tests.cli.small_case import alone, has_one_message, read_json
 
 pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(300)]
@@ -82,7 +82,8 @@ def made(seconds, losses, errors=()):
     return {
         "losses": losses, "seconds": [9.0] * 3 + [seconds] * (len(losses) - 3),
         "sweeps": [1.0, 1.0], "serial_steps": 0, "gradient_errors": list(errors), "peak_bytes": 1,
-        "message_share": 0.25, "coarse_s": seconds / 10, "scores": {"loss": losses[-1]},
+        "message_share": 0.25, "coarse_s": seconds / 10,
+        "scores": {"accuracy": 0.5, "loss": losses[-1]},
     }  # fmt: skip
 
 
@@ -112,7 +113,8 @@ def test_ratios_are_to_the_faster_serial_one():
     assert alone_["step_ratio_to_serial"] == pytest.approx(0.3 / 0.4)
     assert alone_["time_ratio_to_serial"] == pytest.approx(18 * 0.3 / (20 * 0.4))
     assert (alone_["gradient_error"], alone_["worst_gradient_error"]) == (0.2, 0.3)
-    assert two["scores"] == {"loss": 20.0}
+    assert two["scores"] == {"accuracy": 0.5, "loss": 20.0}
+    assert "| test accuracy |" in format_bench_train(result)
     assert (alone_["message_share"], alone_["coarse_share"]) == (0.25, pytest.approx(0.1))
     assert two["steps_to_target"] is None and two["time_ratio_to_one_rank"] is None
 
