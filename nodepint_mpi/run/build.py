@@ -8,15 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import optax
 
-from nodepint_mpi.config import (
-    BasisSection,
-    Config,
-    DenseNetwork,
-    OptimSection,
-    ProblemSection,
-    StoppingSection,
-    TimeSection,
-)
+from nodepint_mpi.config import Config, DenseNetwork, OptimSection, ProblemSection
+from nodepint_mpi.config_time import BasisSection, StoppingSection, TimeSection
 from nodepint_mpi.core.galerkin import AbstractReduction
 from nodepint_mpi.core.objective import LOSSES, METRICS, Loss
 from nodepint_mpi.core.problems import PROBLEMS, Problem, scale_to_box

@@ -10,14 +10,8 @@ import jax
 import numpy as np
 import optimistix
 
-from nodepint_mpi.config import (
-    Config,
-    ConvNetwork,
-    DenseNetwork,
-    StepsSection,
-    TimeSection,
-    UserNetwork,
-)
+from nodepint_mpi.config import Config, ConvNetwork, DenseNetwork, UserNetwork
+from nodepint_mpi.config_time import StepsSection, TimeSection
 from nodepint_mpi.core.networks import EncodeProcessDecode, Identity, make_conv, make_dense
 from nodepint_mpi.core.propagators import (
     AbstractIntegrator,

@@ -6,7 +6,8 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from nodepint_mpi.config import Config, StepsSection
+from nodepint_mpi.config import Config
+from nodepint_mpi.config_time import StepsSection
 from nodepint_mpi.core.partition import check_layout, owned_range
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.io.checkpoint_file import checkpoint_bytes

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nodepint_mpi.config import TrackingSection
+from nodepint_mpi.config_time import TrackingSection
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.parallel.methods import AbstractSweeps
 from nodepint_mpi.parallel.track import Tracks

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from nodepint_mpi.config import RelaxationSection, TrackingSection
+from nodepint_mpi.config_time import RelaxationSection, TrackingSection
 from nodepint_mpi.parallel.methods import Serial
 from nodepint_mpi.parallel.track import Tracks
 from nodepint_mpi.run.setup import Experiment, fresh_state
