@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from nodepint_mpi.config import Config, parse_config
 from nodepint_mpi.errors import ConfigError
+from nodepint_mpi.run.directory import config_text
 
 pytestmark = pytest.mark.mpi(max_size=1)
 
@@ -47,7 +48,7 @@ def understood_or_explained(text: str, overrides: tuple[str, ...] = ()) -> Confi
         assert len(str(error)) > 20
         return None
     # What was understood can be written down and means the same when it is read again.
-    again = parse_config(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
+    again = parse_config(config_text(config))
     assert again.fingerprint() == config.fingerprint()
     return config
 

@@ -24,7 +24,8 @@ PACKAGES = ("jax", "equinox", "diffrax", "optax", "mpi4py", "mpi4jax", "h5py", "
 
 def config_text(config: Config) -> str:
     """The resolved config as TOML. Local."""
-    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+    # Not in JSON's mode, which would turn an infinity among a network's options into null.
+    return tomli_w.dumps(config.model_dump(exclude_none=True))
 
 
 def check_directory(folder: Path, *, resume: bool) -> None:
