@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from nodepint_mpi.io.records import read_records
 
-STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*", "<", ">", "h")
 FLOOR = 1e-16
 """Smallest error that a logarithmic axis shows."""
@@ -207,7 +207,8 @@ def plot_contest(path: Path, result: dict[str, Any]) -> Path:
     axes = figure.subplots()
     for number, row in enumerate(result["contestants"]):
         time = row["step_s"] * np.arange(1, len(row["losses"]) + 1)
-        axes.semilogy(time, row["losses"], STYLES[number % len(STYLES)], label=row["name"])
+        style, marker = STYLES[number % len(STYLES)], MARKERS[number % len(MARKERS)]
+        axes.semilogy(time, row["losses"], style, marker=marker, markevery=0.2, label=row["name"])
     axes.axhline(result["target_loss"], color="grey", linewidth=0.8)
     axes.set_xlabel("time without compilation, s")
     axes.set_ylabel("training loss")
