@@ -59,8 +59,12 @@ def train(
     flag = StopFlag().install()
     comms, config = start_run(lambda: read_config(config_file, overrides))
     folder = out if out is not None else Path(config.output.dir) / config.run.name
+    from nodepint_mpi.parallel.comms import free_comms, make_comms, world
     from nodepint_mpi.run.train import train as run
 
+    if config.run.data_ranks > 1:
+        free_comms(comms)
+        comms = make_comms(world(), n_groups=config.run.data_ranks)
     finish(comms.control, run(config, folder, comms, flag, resume=resume), json_file)
     flag.ignore()
 

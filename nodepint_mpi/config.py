@@ -31,8 +31,9 @@ class RunSection(Section):
     """What to run, for how long, and on what.
 
     Parameters are compared across ranks every `compare_every` steps and before each checkpoint (0:
-    only there). `share_gpus` lets ranks share a GPU where there are fewer than ranks; `cuda_mpi`
-    sends messages from GPU to GPU where MPI can.
+    only there). `data_ranks` lines of ranks share the samples of a step, and the ranks of each line
+    the time slices. `share_gpus` lets ranks share a GPU where there are fewer than ranks;
+    `cuda_mpi` sends messages from GPU to GPU where MPI can.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
@@ -41,6 +42,7 @@ class RunSection(Section):
     n_steps: PositiveInt = 1000
     hang_timeout_s: PositiveFloat = 15.0
     compare_every: NonNegativeInt = 100
+    data_ranks: PositiveInt = 1
     share_gpus: bool = False
     cuda_mpi: bool = False
 
@@ -232,7 +234,7 @@ class Config(Section):
         Length, output, time-outs and where it runs may change, and the number of ranks.
         """
         identity = self.model_dump(mode="json", exclude={"output", "problem"})
-        where = ("share_gpus", "cuda_mpi")
+        where = ("data_ranks", "share_gpus", "cuda_mpi")
         for key in ("name", "n_steps", "hang_timeout_s", "compare_every", *where):
             del identity["run"][key]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

@@ -271,13 +271,12 @@ def comm():
 @pytest.fixture
 def comms():
     """The communicators of a run, for this test alone. Collective."""
-    from nodepint_mpi.parallel.comms import make_comms, world
+    from nodepint_mpi.parallel.comms import free_comms, make_comms, world
 
     made = make_comms(world())
     yield made
     jax.effects_barrier()
-    made.time.mpi.Free()
-    made.control.Free()
+    free_comms(made)
 
 
 @pytest.fixture

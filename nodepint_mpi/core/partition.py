@@ -73,7 +73,8 @@ def check_layout(n_slices: int, n_ranks: int) -> None:
     if n_ranks > n_slices:
         raise LayoutError(
             f"{n_ranks} ranks cannot share {n_slices} time slices: every rank needs at least one. "
-            f"Start at most {n_slices} ranks, or raise `time.n_slices` to {n_ranks} or more."
+            f"Start at most {n_slices} ranks, raise `time.n_slices` to {n_ranks} or more, or deal "
+            "the samples of a step to several lines of ranks: `run.data_ranks`."
         )
 
 

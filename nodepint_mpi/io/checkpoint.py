@@ -82,8 +82,8 @@ def save_checkpoint(
         step: Optimiser steps done; names the file.
         replicated: Tree of arrays and numbers, equal on all ranks; rank 0's are stored. Other
             leaves (functions, None) are passed over.
-        rows: This rank's rows of arrays over all slices, by name. Ranks hold consecutive rows in
-            their order, possibly none, but all name the same arrays.
+        rows: This rank's rows of arrays over all slices, by name. Every rank holds consecutive
+            rows, possibly none, but all name the same arrays.
         row_start: Global index of this rank's first row.
         n_rows: Number of rows on all ranks together.
         meta: Further facts that JSON can hold, equal on all ranks: "fingerprint" of the

@@ -21,14 +21,15 @@ def describe_rows(
     Collective over `control`.
 
     Raises:
-        LayoutError: on all ranks, if the ranks' rows do not make `n_rows` rows in order.
+        LayoutError: on all ranks, if the ranks' rows, in whatever order, do not make `n_rows`.
     """
     own = {name: (block.shape, block.dtype) for name, block in rows.items()}
-    first, end = {}, 0
-    for rank, (start, total, shapes) in enumerate(control.allgather((row_start, n_rows, own))):
+    held = [(rank, *part) for rank, part in enumerate(control.allgather((row_start, n_rows, own)))]
+    first = {name: (shape[1:], dtype) for name, (shape, dtype) in held[0][-1].items()}
+    end = 0
+    for rank, start, total, shapes in sorted(held, key=_first_and_count):
         kinds = {name: (shape[1:], dtype) for name, (shape, dtype) in shapes.items()}
         counts = {shape[0] if shape else -1 for shape, _ in shapes.values()}
-        first = first if rank else kinds
         if total != n_rows or list(kinds) != list(first):
             raise LayoutError(f"rank {rank} holds rows of other arrays than rank 0")
         if kinds != first:
@@ -41,6 +42,12 @@ def describe_rows(
     if first and end != n_rows:
         raise LayoutError(f"the ranks hold {end} rows, expected {n_rows}")
     return {name: LeafSpec((n_rows, *shape), dtype) for name, (shape, dtype) in first.items()}
+
+
+def _first_and_count(part) -> tuple[int, int]:
+    """Where a rank's rows belong: empty ones before those that begin at the same place."""
+    _, start, _, shapes = part
+    return start, max((shape[0] for shape, _ in shapes.values() if shape), default=0)
 
 
 def write_all_rows(

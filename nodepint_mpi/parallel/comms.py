@@ -1,4 +1,8 @@
-"""The communicators of a run. The only file that names `COMM_WORLD`."""
+"""The communicators of a run. The only file that names `COMM_WORLD`.
+
+Ranks form a grid, (groups of samples) x (blocks of slices), dealt line by line: rank g * T + r has
+the block r of the slices and, of every batch, the g-th part. With one group it is a single line.
+"""
 
 import functools
 from dataclasses import dataclass
@@ -6,40 +10,80 @@ from typing import NamedTuple
 
 from mpi4py import MPI
 
+from nodepint_mpi.errors import LayoutError
+
 
 @dataclass(frozen=True, eq=False)
 class TimeComm:
     """A line of ranks along time, in the order of the slices. Compared by identity.
 
-    `mpi` is used by mpi4jax alone, inside jitted code. Mixing it with mpi4py calls gives wrong
+    Every group of samples has a line. `mpi` joins the ranks of this one, for states, cotangents
+    and the coarse problem; `grid` those of all lines, for sums and maxima: what is decided from
+    them, such as to stop, is decided for all samples, however they are dealt.
+
+    Both are used by mpi4jax alone, inside jitted code. Mixing it with mpi4py calls gives wrong
     numbers without an error while a jitted call is in flight.
     """
 
     mpi: MPI.Intracomm
     rank: int
     size: int
+    grid: MPI.Intracomm
+    group: int = 0
+    n_groups: int = 1
 
 
 class Comms(NamedTuple):
     """The communicators of a run, by role.
 
-    `time` carries arrays inside jitted code; `control` carries agreement on stop, failure and
-    files, by mpi4py only.
+    `time` carries arrays inside jitted code. `data` joins the ranks that own the same slices, one
+    of each group in their order, and `control` all; both are used outside of jitted code, by
+    mpi4py only: for samples that change groups, and for agreement on stop, failure and files.
     """
 
     time: TimeComm
+    data: MPI.Intracomm
     control: MPI.Intracomm
 
 
 def make_time_comm(mpi: MPI.Intracomm) -> TimeComm:
     """Wrap a communicator as a line along time. Collective over `mpi`: it is duplicated."""
-    duplicate = mpi.Dup()
-    return TimeComm(duplicate, duplicate.Get_rank(), duplicate.Get_size())
+    line = mpi.Dup()
+    return TimeComm(line, line.Get_rank(), line.Get_size(), line)
 
 
-def make_comms(mpi: MPI.Intracomm) -> Comms:
-    """Make the communicators of a run from one. Collective over `mpi`."""
-    return Comms(time=make_time_comm(mpi), control=mpi.Dup())
+def make_comms(mpi: MPI.Intracomm, *, n_groups: int = 1) -> Comms:
+    """Make the communicators of a run from one, with lines of equal length. Collective over `mpi`.
+
+    Raises:
+        LayoutError: on all ranks, if they cannot be dealt to so many lines.
+    """
+    n_ranks, rank = mpi.Get_size(), mpi.Get_rank()
+    if n_ranks % n_groups:
+        raise LayoutError(
+            f"{n_ranks} ranks cannot form {n_groups} lines of equal length: start a multiple of "
+            f"`run.data_ranks` = {n_groups}, or change it."
+        )
+    size = n_ranks // n_groups
+    group, place = divmod(rank, size)
+    if n_groups == 1:
+        time = make_time_comm(mpi)
+    else:
+        time = TimeComm(_split(mpi, group, place), place, size, mpi.Dup(), group, n_groups)
+    return Comms(time=time, data=_split(mpi, place, group), control=mpi.Dup())
+
+
+def _split(mpi: MPI.Intracomm, colour: int, key: int) -> MPI.Intracomm:
+    """The ranks of one colour, in the order of their keys."""
+    return MPI.Intracomm(mpi.Split(colour, key))
+
+
+def free_comms(comms: Comms) -> None:
+    """Give communicators back once nothing uses them any more. Collective over `control`."""
+    if comms.time.grid is not comms.time.mpi:
+        comms.time.grid.Free()
+    for mpi in (comms.time.mpi, comms.data, comms.control):
+        mpi.Free()
 
 
 def world() -> MPI.Intracomm:

@@ -1,5 +1,7 @@
 """Messages along the line of time ranks: neighbours, reductions, gathers. Identity on one rank.
 
+Sums and maxima are over the ranks of all lines, so that groups of samples stay in step.
+
 Call these inside jitted code only, on all ranks of the line in the same order. None of them has a
 derivative: the time-parallel solve carries its own reverse rule. Branches on the rank are taken
 at trace time, so no rank ever reads a message that was not sent.
@@ -66,26 +68,29 @@ def _shift(comm: TimeComm, state: Array, fill: Array, *, to: int, source: int) -
 
 
 def max_over_ranks(comm: TimeComm, values: Array) -> Array:
-    """Elementwise maximum, equal on all ranks. Collective."""
-    return values if comm.size == 1 else mpi4jax.allreduce(values, MPI.MAX, comm=comm.mpi)
+    """Elementwise maximum over the ranks of all lines, equal on all. Collective over the grid."""
+    if comm.size * comm.n_groups == 1:
+        return values
+    return mpi4jax.allreduce(values, MPI.MAX, comm=comm.grid)
 
 
 def sum_over_ranks(comm: TimeComm, tree: PyTree[Array]) -> PyTree[Array]:
-    """Sum of a tree of arrays over the ranks, as one message, bitwise equal on all. Collective.
+    """Sum of a tree of arrays over the ranks of all lines, bitwise equal on all.
 
-    Summed on one rank and sent back, since an allreduce need not give equal bits everywhere.
+    Collective over the grid. One message each way: summed on one rank and sent back, since an
+    allreduce need not give equal bits everywhere.
     """
-    if comm.size == 1:
+    if comm.size * comm.n_groups == 1:
         return tree
     flat, unravel = ravel_pytree(tree)
     if flat.size == 0:
         return tree
-    total = mpi4jax.reduce(flat, MPI.SUM, 0, comm=comm.mpi)
-    return unravel(mpi4jax.bcast(total, 0, comm=comm.mpi))
+    total = mpi4jax.reduce(flat, MPI.SUM, 0, comm=comm.grid)
+    return unravel(mpi4jax.bcast(total, 0, comm=comm.grid))
 
 
 def bcast_from(comm: TimeComm, value: Array, rank: int) -> Array:
-    """The value of one rank, on all ranks. Collective."""
+    """The value of one rank of the line, on all its ranks. Collective."""
     return value if comm.size == 1 else mpi4jax.bcast(value, rank, comm=comm.mpi)
 
 

@@ -80,7 +80,7 @@ class AbstractMethod(eqx.Module):
     def kept(self, memory: Memory) -> tuple[dict[str, Any], dict[str, Block]]:
         """What of the memory outlives a solve: what is equal on all ranks, and rows by slice.
 
-        Local. Empty for a method that starts every solve anew.
+        Local. Rows are (owned, *batch, ...). Empty for a method that starts every solve anew.
         """
         del memory
         return {}, {}

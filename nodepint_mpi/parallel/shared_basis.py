@@ -125,7 +125,12 @@ class SharedBasis(eqx.Module):
         """A block's states as snapshots, with their numbers among those of all ranks."""
         flat = block.reshape(-1, *sample)
         per_slice = flat.shape[0] // line.owned.n_owned
-        return flat, line.owned.first * per_slice + jnp.arange(flat.shape[0])
+        numbers = line.owned.first * per_slice + jnp.arange(flat.shape[0])
+        end = block.ndim - len(sample)
+        n_batch = math.prod(block.shape[end - self.n_batch_axes : end])
+        place, number = numbers // n_batch, numbers % n_batch
+        comm = line.comm
+        return flat, (place * comm.n_groups + comm.group) * n_batch + number
 
 
 def count_in_use(basis: Inexact[Array, "rank *sample"]) -> Int[Array, ""]:

@@ -157,7 +157,9 @@ class Tangent(AbstractSweeps):
 
     def kept(self, memory):
         replicated = {"basis": memory.basis, "basis_sweeps": memory.n_sweeps}
-        return replicated, {"tangents": memory.tangents} if self.recycle else {}
+        if not self.recycle:
+            return replicated, {}
+        return replicated, {"tangents": jnp.moveaxis(memory.tangents, 1, self._last_batch_axis)}
 
     def blank(self, state):
         basis = self.basis.blank(state)
@@ -167,10 +169,18 @@ class Tangent(AbstractSweeps):
         if not replicated:
             return None
         basis, n_sweeps = replicated["basis"], replicated["basis_sweeps"]
-        return TangentMemory(basis, rows.get("tangents"), n_sweeps)
+        tangents = rows.get("tangents")
+        if tangents is not None:
+            tangents = jnp.moveaxis(tangents, self._last_batch_axis, 1)
+        return TangentMemory(basis, tangents, n_sweeps)
 
     def fallback(self):
         return Picard() if self.coarse is None else Parareal(self.coarse)
+
+    @property
+    def _last_batch_axis(self) -> int:
+        """Where the directions go in a row that begins with slice and samples."""
+        return 1 + self.basis.n_batch_axes
 
     def _none(self, line: Line, starts: Block, basis: Array) -> Array:
         """Tangents before any was taken."""

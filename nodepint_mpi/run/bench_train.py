@@ -25,18 +25,23 @@ from nodepint_mpi.run.peers import can_torchdiffeq
 
 
 class Contestant(NamedTuple):
-    """Who trains ("ours", "plain" or "torchdiffeq"), on how many ranks, each pinned to a core."""
+    """Who trains ("ours", "plain" or "torchdiffeq"), on how many ranks, each pinned to a core.
+
+    `data_ranks` of them share the samples, the others the time slices.
+    """
 
     name: str
     kind: str
     n_ranks: int = 1
     pinned: bool = True
+    data_ranks: int = 1
 
 
 def run_bench_train(
     config: Config,
     *,
     ranks: Sequence[int],
+    data_ranks: Sequence[int] = (),
     n_steps: int,
     repeats: int,
     timeout_s: float,
@@ -49,7 +54,8 @@ def run_bench_train(
 
     Args:
         config: The experiment; `[growth]` is left out.
-        ranks: Numbers of ranks to run ours on, each rank on a core of its own.
+        ranks: Numbers of ranks along time to run ours on, each rank on a core of its own.
+        data_ranks: Numbers of ranks along samples to run ours on, besides.
         n_steps: Optimiser steps of each contestant.
         repeats: How often each of them trains.
         timeout_s: Time each of them may take once.
@@ -62,15 +68,20 @@ def run_bench_train(
     cores = sorted(os.sched_getaffinity(0))
     if in_job():
         raise ConfigError("`nodepint bench train` starts its own jobs: run it without mpirun.")
-    if max(ranks) > len(cores):
+    most = max(*ranks, *data_ranks, 0)
+    if most > len(cores):
         raise ConfigError(
-            f"`--ranks {max(ranks)}`: this machine has {len(cores)} cores for this process, and "
+            f"`--ranks {most}`: this machine has {len(cores)} cores for this process, and "
             "ranks that share one tell nothing."
         )
     contestants = [
         Contestant("plain diffrax, one core", "plain"),
         Contestant("plain diffrax, all cores", "plain", pinned=False),
         *(Contestant(f"nodepint_mpi, ranks: {n}", "ours", n) for n in ranks),
+        *(
+            Contestant(f"nodepint_mpi, data ranks: {n}", "ours", n, data_ranks=n)
+            for n in data_ranks
+        ),
     ]
     if can_torchdiffeq(config):
         contestants.append(Contestant("torchdiffeq, one core", "torchdiffeq"))
@@ -78,7 +89,10 @@ def run_bench_train(
     for repeat, one in itertools.product(range(repeats), contestants):
         seed = config.run.seed + repeat
         seeded = config.model_copy(
-            update={"growth": None, "run": config.run.model_copy(update={"seed": seed})}
+            update={
+                "growth": None,
+                "run": config.run.model_copy(update={"seed": seed, "data_ranks": one.data_ranks}),
+            }
         )
         runs[one.name].append(_train(seeded, one, n_steps, cores, timeout_s))
         seconds = _step_seconds(runs[one.name][-1])

@@ -41,7 +41,7 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
 
     config = parse_config(request["config"])
     jax.config.update("jax_enable_x64", config.run.precision == "float64")
-    comms = make_comms(world())
+    comms = make_comms(world(), n_groups=config.run.data_ranks if request["kind"] == "ours" else 1)
     experiment = set_up(config, comms)
     state = fresh_state(experiment)
     ours = request["kind"] == "ours"
@@ -55,16 +55,15 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
     losses, seconds, sweeps, errors, peak, n_serial = [], [], [], [], 0, 0
     messages = MessageTimes()
     for k in range(n_steps):
-        rows = experiment.train.batch_rows(config.run.seed, k)
-        inputs, targets = experiment.train.take(rows)
+        batch = experiment.batch(k)
         wanted = None
         if k in checked and (relaxation is None or relaxation.weight_at(k) == 1):
             peak = peak or _peak_bytes()  # before the serial solve takes its share
-            wanted = jax.device_get(exact(state.params, inputs, targets))
+            wanted = jax.device_get(exact(state.params, *experiment.train.take(batch.rows)))
         comms.control.Barrier()
         with nullcontext() if k < COMPILED_STEPS else messages.listen():
             began = time.perf_counter()
-            taken = stepper.take(state, inputs, targets, rows, k)
+            taken = stepper.take(state, batch, k)
             seconds.append(time.perf_counter() - began)
         state, report = taken.state, taken.report
         losses.append(float(report.loss))
@@ -74,8 +73,7 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
             errors.append(relative_error(taken.gradient, wanted))
     peaks = comms.control.allgather(peak or _peak_bytes())
     waits = comms.control.allgather(messages.seconds / sum(seconds[COMPILED_STEPS:]))
-    inputs, _ = experiment.train.take(experiment.train.batch_rows(config.run.seed, 0))
-    coarse_s = time_coarse(experiment, inputs) if ours else None
+    coarse_s = time_coarse(experiment, experiment.batch(0).inputs) if ours else None
     return {
         "losses": losses,
         "seconds": comms.control.bcast(seconds),

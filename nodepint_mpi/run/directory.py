@@ -47,7 +47,9 @@ def check_directory(folder: Path, *, resume: bool) -> None:
         raise CheckpointError(f"There is nothing to resume in {folder}.")
 
 
-def start_directory(folder: Path, config: Config, *, n_ranks: int, hosts: list[str]) -> None:
+def start_directory(
+    folder: Path, config: Config, *, n_ranks: int, data_ranks: int, hosts: list[str]
+) -> None:
     """Make the run directory and write config and provenance. Local; rank 0 only.
 
     Of a run that has finished and now goes on, DONE is taken away.
@@ -65,6 +67,7 @@ def start_directory(folder: Path, config: Config, *, n_ranks: int, hosts: list[s
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": sys.argv,
             "n_ranks": n_ranks,
+            "data_ranks": data_ranks,
             "hosts": sorted(set(hosts)),
             "fingerprint": config.fingerprint(),
             "versions": versions(),

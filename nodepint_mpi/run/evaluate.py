@@ -1,5 +1,6 @@
 """Scores on the test split, and predictions to look at."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,8 @@ import numpy as np
 
 from nodepint_mpi.core.networks import EncodeProcessDecode
 from nodepint_mpi.io.checkpoint import load_checkpoint
-from nodepint_mpi.parallel.comms import Comms
+from nodepint_mpi.parallel.comms import Comms, TimeComm
+from nodepint_mpi.parallel.dealing import own_part
 from nodepint_mpi.parallel.guard import together
 from nodepint_mpi.run.directory import CHECKPOINTS, read_run
 from nodepint_mpi.run.figures import plot_labels, plot_trajectories
@@ -25,12 +27,26 @@ def evaluate(comms: Comms, experiment: Experiment, params: EncodeProcessDecode) 
     """Loss and metrics over the whole test split. Collective over `comms`; equal on all ranks."""
     run = make_evaluation(experiment.test_problem)
     samples, totals = experiment.test, {}
-    for start in range(0, samples.n_rows, BATCH):
-        indices = np.arange(start, min(start + BATCH, samples.n_rows))
-        for name, mean in run(params, *samples.take(indices)).items():
+    for own, counted in deal_rows(comms.time, samples.n_rows, BATCH):
+        for name, mean in run(params, *samples.take(own), counted).items():
             total, count = totals.get(name, (0.0, 0.0))
             totals[name] = total + float(mean.sum), count + float(mean.count)
     return {name: total / count for name, (total, count) in totals.items()}
+
+
+def deal_rows(comm: TimeComm, n_rows: int, size: int) -> Iterator[tuple[np.ndarray, bool]]:
+    """Batches of rows for this group, and whether they count. Local; as many for every group.
+
+    Groups have equal parts of every batch. What is left at the end all compute, to stay in step,
+    but only the first one counts.
+    """
+    n_dealt = n_rows - n_rows % comm.n_groups
+    size = max(size - size % comm.n_groups, comm.n_groups)
+    for start in range(0, n_dealt, size):
+        rows = np.arange(start, min(start + size, n_dealt))
+        yield rows[own_part(comm, len(rows))], True
+    if n_dealt < n_rows:
+        yield np.arange(n_dealt, n_rows), comm.group == 0
 
 
 def evaluate_run(folder: Path, comms: Comms) -> dict[str, float]:
@@ -80,12 +96,13 @@ def save_predictions(
     shown = np.arange(min(N_SHOWN[kind], samples.n_rows))
     inputs, targets = samples.take(shown)
     seen = np.asarray(make_prediction(experiment.test_problem)(params, inputs))
-    gathered = comms.control.gather((observations.indices, seen))
+    gathered = comms.control.gather((observations.indices, seen))  # of all groups, which agree
     with together(comms.control):
         if gathered is None:
             return
-        order = np.concatenate([indices for indices, _ in gathered])
-        predictions = np.concatenate([part for _, part in gathered])
+        line = gathered[: comms.time.size]
+        order = np.concatenate([indices for indices, _ in line])
+        predictions = np.concatenate([part for _, part in line])
         if kind == "labels":
             plot_labels(folder, inputs, targets[:, 0], np.argmax(predictions[0], axis=-1))
         else:

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array
 
 from nodepint_mpi.core.growth import enlarge, sample_directions
 from nodepint_mpi.core.networks import LinearMap
@@ -20,14 +19,14 @@ _log = logging.getLogger(__name__)
 
 
 def grow(
-    comms: Comms, experiment: Experiment, state: TrainState, targets: Array | np.ndarray, step: int
+    comms: Comms, experiment: Experiment, state: TrainState, samples: np.ndarray, step: int
 ) -> tuple[Experiment, TrainState]:
     """Experiment and state with the network that `step` is taken with. Collective over `comms`.
 
     Weights and the optimiser's moments are carried over; new moments are zero. New directions of
-    a dense network are those in which `targets`, (samples, observations, entries), lie outside the
-    old ones. Interface states and the method's memory are those of another state: the next step
-    starts anew.
+    a dense network are those in which the targets of `samples`, row numbers, lie outside the old
+    ones. Interface states and the method's memory are those of another state: the next step starts
+    anew.
 
     Raises:
         ConfigError: on all ranks, if the optimiser keeps arrays of other shapes than parameters.
@@ -41,6 +40,7 @@ def grow(
             n_new = fresh.params.encoder.matrix.shape[0] - old.encoder.matrix.shape[0]
             if control.rank == 0:  # one factorisation, so that all ranks have the same bits
                 rows = np.asarray(old.encoder.matrix, float)
+                targets = experiment.train.take(samples)[1]  # (samples, observations, entries)
                 seen = np.asarray(targets, float).reshape(-1, rows.shape[1])
                 key = jax.random.fold_in(jax.random.key(experiment.config.run.seed), step)
                 directions = sample_directions(rows, seen, n_new, key)

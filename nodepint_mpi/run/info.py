@@ -9,13 +9,14 @@ import numpy as np
 from nodepint_mpi.config import Config
 from nodepint_mpi.config_time import StepsSection
 from nodepint_mpi.core.partition import check_layout, owned_range
-from nodepint_mpi.errors import ConfigError
+from nodepint_mpi.errors import ConfigError, LayoutError
 from nodepint_mpi.io.checkpoint_file import checkpoint_bytes
 from nodepint_mpi.io.datasets import open_split
+from nodepint_mpi.parallel.dealing import part_of
 from nodepint_mpi.run.build import build_optimiser, build_problem
 from nodepint_mpi.run.build_model import build_model
 from nodepint_mpi.run.samples import Samples, common_times, count_outputs
-from nodepint_mpi.run.setup import check_model
+from nodepint_mpi.run.setup import check_model, share_batch
 from nodepint_mpi.run.step import split_model
 from nodepint_mpi.run.track_store import bytes_each, count_kept
 
@@ -27,13 +28,21 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
         NodepintError: for anything that would also stop the run.
     """
     section = config.time
-    check_layout(section.n_slices, n_ranks)
-    owned = [len(owned_range(section.n_slices, n_ranks, rank)) for rank in range(n_ranks)]
+    n_groups = config.run.data_ranks
+    if n_ranks % n_groups:
+        raise LayoutError(
+            f"`--ranks {n_ranks}` is not a multiple of `run.data_ranks` = {n_groups}: the ranks "
+            "form so many lines of equal length."
+        )
+    n_along = n_ranks // n_groups
+    check_layout(section.n_slices, n_along)
+    owned = [len(owned_range(section.n_slices, n_along, rank)) for rank in range(n_along)]
     number_bytes = np.dtype(config.run.precision).itemsize
     plan: dict[str, Any] = {
         "name": config.run.name,
         "fingerprint": config.fingerprint(),
         "n_ranks": n_ranks,
+        "data_ranks": n_groups,
         "n_slices": section.n_slices,
         "slices_per_rank": owned,
         "method": section.method,
@@ -54,7 +63,7 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
     opt_state = jax.eval_shape(build_optimiser(config.optim).init, params)
     batch = samples.section.batch_size or samples.n_rows
     state = int(np.prod(check_model(model, samples)))
-    message = batch * state * number_bytes
+    message = share_batch(config, samples.n_rows, n_groups) * state * number_bytes
     params_bytes, opt_bytes = _tree_bytes(params), _tree_bytes(opt_state)
     rows = {}
     if section.tracking is not None:
@@ -63,7 +72,8 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
         n_tracked = samples.n_rows
         if samples.section.batch_size is not None:
             n_tracked = count_kept(section.tracking, n_tracked, each)
-        plan["tracks_bytes_per_rank"] = n_tracked * bytes_each(max(owned), sample)
+        most = part_of(n_tracked, n_groups, 0).stop
+        plan["tracks_bytes_per_rank"] = most * bytes_each(max(owned), sample)
         states = jax.ShapeDtypeStruct((section.n_slices, n_tracked, state), config.run.precision)
         rows = {"tracks": states, "cotracks": states}
     replicated = {"params": params, "opt_state": opt_state}

@@ -13,7 +13,7 @@ from nodepint_mpi.errors import NonFiniteError
 from nodepint_mpi.io.leaves import take_leaves
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.run.build_model import build_edges
-from nodepint_mpi.run.setup import Experiment, slice_rows
+from nodepint_mpi.run.setup import Batch, Experiment, slice_rows
 from nodepint_mpi.run.step import StepReport, TrainState, make_walk
 
 REMEDY = (
@@ -38,7 +38,7 @@ def raise_nonfinite(
     comms: Comms,
     experiment: Experiment,
     state: TrainState,
-    batch: tuple[np.ndarray, np.ndarray],
+    batch: Batch,
     step: int,
     report: StepReport,
 ) -> None:
@@ -48,7 +48,7 @@ def raise_nonfinite(
         comms: The run's communicators.
         experiment: As the step was taken with.
         state: As it was before the step.
-        batch: Inputs and targets of the step.
+        batch: Of the step.
         step: Its number, counted from 0.
         report: Its numbers.
 
@@ -67,13 +67,13 @@ def _look(
     comms: Comms,
     experiment: Experiment,
     state: TrainState,
-    batch: tuple[np.ndarray, np.ndarray],
+    batch: Batch,
     step: int,
 ) -> _Look:
     config = experiment.config
     relaxation = config.time.relaxation
     weight = None if relaxation is None else np.asarray(relaxation.weight_at(step))
-    found = make_walk(experiment.train_problem)(state.params, *batch, weight)
+    found = make_walk(experiment.train_problem)(state.params, batch.inputs, batch.targets, weight)
     params = take_leaves(state.params).items()
     first, n_owned = slice_rows(config, comms.time)
     return _Look(
@@ -97,8 +97,9 @@ def _explain(looks: list[_Look], edges: np.ndarray) -> str:
 
     if looks[0].bad_params:
         return f"The parameters were not finite before it, first {looks[0].bad_params[0]}."
-    if not looks[0].initial:
-        return f"The encoder gave a state that is not finite, on rank 0 on {looks[0].host}."
+    for rank, look in enumerate(looks):
+        if look.slices[0] == 0 and not look.initial:
+            return f"The encoder gave a state that is not finite, on rank {rank} on {look.host}."
     for rank, look in enumerate(looks):
         for n, finite in zip(look.slices, look.ends, strict=True):
             if not finite:

@@ -13,7 +13,7 @@ from nodepint_mpi.config import Config, DenseNetwork
 
 if TYPE_CHECKING:
     from nodepint_mpi.run.plain import PlainTaken
-    from nodepint_mpi.run.setup import Experiment
+    from nodepint_mpi.run.setup import Batch, Experiment
     from nodepint_mpi.run.step import TrainState
 
 
@@ -64,28 +64,21 @@ class Torch:
 
         self._update = jax.jit(update)
 
-    def take(
-        self,
-        state: "TrainState",
-        inputs: np.ndarray,
-        targets: np.ndarray,
-        rows: np.ndarray,
-        step: int,
-    ) -> "PlainTaken":
+    def take(self, state: "TrainState", batch: "Batch", step: int) -> "PlainTaken":
         """Take one step. Local."""
         import jax
 
         from nodepint_mpi.run.plain import PlainReport, PlainTaken
         from nodepint_mpi.run.step import TrainState
 
-        del rows, step
+        del step
         leaves, tree = jax.tree.flatten(state.params)
         tensors = [
             self._torch.tensor(np.asarray(leaf), dtype=self._dtype, requires_grad=True)
             for leaf in leaves
         ]
         mlp = jax.tree.unflatten(tree, tensors).processor.mlp
-        loss = self._loss(mlp, inputs, targets)
+        loss = self._loss(mlp, batch.inputs, batch.targets)
         loss.backward()
         gradient = jax.tree.unflatten(tree, [np.asarray(tensor.grad) for tensor in tensors])
         updated = self._update(state.params, state.opt_state, gradient)

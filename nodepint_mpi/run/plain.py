@@ -20,7 +20,7 @@ from nodepint_mpi.core.observations import place_observations
 from nodepint_mpi.core.propagators import AdaptiveSteps, FixedSteps
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.run.build_model import build_edges
-from nodepint_mpi.run.setup import Experiment
+from nodepint_mpi.run.setup import Batch, Experiment
 from nodepint_mpi.run.step import TrainState, batched_field
 
 
@@ -122,8 +122,8 @@ class Plain:
 
         self._step = jax.jit(step, donate_argnums=(0, 1))
 
-    def take(self, state: TrainState, inputs, targets, rows: np.ndarray, step: int) -> PlainTaken:
+    def take(self, state: TrainState, batch: Batch, step: int) -> PlainTaken:
         """Take one step; it consumes the state. Local."""
-        del rows, step
-        params, opt_state, loss = self._step(*state, inputs, targets)
+        del step
+        params, opt_state, loss = self._step(*state, batch.inputs, batch.targets)
         return PlainTaken(TrainState(params, opt_state), PlainReport(float(loss)))

@@ -16,8 +16,9 @@ from nodepint_mpi.core.observations import place_observations
 from nodepint_mpi.core.partition import check_layout, own_slices
 from nodepint_mpi.core.relaxation import edge_weights, relax
 from nodepint_mpi.core.types import Field
-from nodepint_mpi.errors import DataError, ProblemError
+from nodepint_mpi.errors import ConfigError, DataError, ProblemError
 from nodepint_mpi.parallel.comms import Comms, TimeComm
+from nodepint_mpi.parallel.dealing import own_part
 from nodepint_mpi.parallel.guard import together
 from nodepint_mpi.parallel.methods import AbstractMethod
 from nodepint_mpi.run.build import build_loss, build_optimiser, build_time_solver
@@ -25,6 +26,17 @@ from nodepint_mpi.run.build_model import build_edges, build_model
 from nodepint_mpi.run.sameness import require_same_shapes
 from nodepint_mpi.run.samples import Samples, count_outputs, open_samples
 from nodepint_mpi.run.step import LineProblem, TrainState, batched_field, split_model
+
+
+class Batch(NamedTuple):
+    """The samples of an optimiser step: all their numbers, and what this rank's group has of them.
+
+    `inputs` (samples, ...) and `targets` (samples, times, ...) are of the group's own part.
+    """
+
+    rows: np.ndarray
+    inputs: np.ndarray
+    targets: np.ndarray
 
 
 class Experiment(NamedTuple):
@@ -38,13 +50,18 @@ class Experiment(NamedTuple):
     test_problem: LineProblem
     optimiser: optax.GradientTransformation
     state: jax.ShapeDtypeStruct
-    """Shape of the states of a batch, (samples, *state)."""
+    """Shape of the states of this group's part of a batch, (samples, *state)."""
     comms: Comms
 
     @property
     def method(self) -> AbstractMethod:
         """The sweep in use."""
         return self.train_problem.solver.method
+
+    def batch(self, step: int) -> Batch:
+        """The samples of optimiser step `step`. Local."""
+        rows = self.train.batch_rows(self.config.run.seed, step)
+        return Batch(rows, *self.train.take(rows[own_part(self.comms.time, len(rows))]))
 
 
 def set_up(config: Config, comms: Comms) -> Experiment:
@@ -85,14 +102,31 @@ def _assemble(
     train_problem = make_problem(config, comms.time, model, train)
     whole = config.model_copy(update={"time": config.time.model_copy(update={"relaxation": None})})
     test_problem = make_problem(whole, comms.time, model, test)  # scored as a whole trajectory
-    batch = config.data.batch_size if config.data else None
-    shape = (batch or train.n_rows, *check_model(model, train))
+    n_samples = share_batch(config, train.n_rows, comms.time.n_groups)
+    shape = (n_samples, *check_model(model, train))
     state = jax.ShapeDtypeStruct(shape, config.run.precision)
     train_problem.solver.method.blank(state)  # says if the basis does not fit the state
     optimiser = build_optimiser(config.optim)
     return Experiment(
         config, model, train, test, train_problem, test_problem, optimiser, state, comms
     )
+
+
+def share_batch(config: Config, n_rows: int, n_groups: int) -> int:
+    """How many samples of a step each group of ranks has. Local.
+
+    Raises:
+        ConfigError: if the groups would have different numbers of them.
+    """
+    size = (config.data.batch_size if config.data else None) or n_rows
+    if size % n_groups:
+        fitting = [n for n in range(1, size + 1) if size % n == 0]
+        raise ConfigError(
+            f"A step has {size} samples, which {n_groups} groups of ranks cannot share evenly: set "
+            f"`run.data_ranks` to one of {', '.join(map(str, fitting[:8]))}"
+            f"{', ...' if fitting[8:] else ''}, or change `data.batch_size`."
+        )
+    return size // n_groups
 
 
 def _build(config: Config, train: Samples, step: int) -> EncodeProcessDecode:

@@ -245,18 +245,19 @@ def tracked_gradient(
 
 
 def make_evaluation(problem: LineProblem) -> Callable:
-    """Make the jitted `(params, inputs, targets) -> {name: Mean}`; sums over all ranks.
+    """Make the jitted `(params, inputs, targets, counted) -> {name: Mean}`; sums over all ranks.
 
-    Local to make; the evaluation is collective over the line.
+    Local to make; the evaluation is collective over the grid. What is not `counted` adds nothing.
     """
 
-    def evaluate(params: PyTree, inputs: Array, targets: Array) -> dict[str, Mean]:
+    def evaluate(params: PyTree, inputs: Array, targets: Array, counted: Array) -> dict[str, Mean]:
         result = _forward(problem, params, inputs)
         functions = {"loss": problem.loss, **problem.metrics}
         local = {
             name: _compare(problem, params, result, targets, function)
             for name, function in functions.items()
         }
+        local = jax.tree.map(lambda part: jnp.where(counted, part, jnp.zeros_like(part)), local)
         return sum_over_ranks(problem.comm, local)
 
     return jax.jit(evaluate)

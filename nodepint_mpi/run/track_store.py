@@ -10,6 +10,7 @@ import numpy as np
 
 from nodepint_mpi.config_time import TrackingSection
 from nodepint_mpi.errors import ConfigError
+from nodepint_mpi.parallel.dealing import own_part, part_of, swap
 from nodepint_mpi.parallel.methods import AbstractSweeps
 from nodepint_mpi.parallel.track import Tracks
 from nodepint_mpi.run.setup import Experiment
@@ -28,11 +29,13 @@ def count_kept(section: TrackingSection, n_rows: int, each: int) -> int:
 
 
 class TrackStore:
-    """The tracks of all samples on the owned slices of this rank. Local.
+    """The tracks of all samples on the owned slices of this rank; `take` and `put` are collective
+    over the ranks that own the same slices.
 
     With all samples in every step the tracks stay on the device. With mini-batches they are kept
     on the host by sample, as many as fit into `store_mb` on all ranks together; the others start
-    from the coarse solution in every step, as all do on their first.
+    from the coarse solution in every step, as all do on their first. Every group of ranks keeps
+    its part of the samples, and lends them to the group whose turn it is.
 
     Raises:
         ConfigError: for mini-batches with a method that cannot start a sample from nothing.
@@ -42,7 +45,7 @@ class TrackStore:
         problem, method = experiment.train_problem, experiment.method
         assert isinstance(method, AbstractSweeps)  # a serial solve has no tracks
         owned, state = problem.observations.owned, experiment.state
-        self._method, self._state = method, state
+        self._method, self._state, self._comms = method, state, experiment.comms
         self._blank = method.blank_track((owned.n_owned, *state.shape), state.dtype)
         self._tracks: Tracks | None = None
         self._store: list[np.ndarray] = []
@@ -63,30 +66,53 @@ class TrackStore:
                 "`time.tracking.store_mb` holds %d of %d samples (%.3g MB would hold all)",
                 n_kept, n_rows, n_rows * each / 1e6,
             )  # fmt: skip
-        self._store = [np.zeros((shape[0], n_kept, *shape[1:]), state.dtype) for _ in range(2)]
+        self._n_kept = n_kept
+        kept = own_part(experiment.comms.time, n_kept)
+        n_own = kept.stop - kept.start
+        self._store = [np.zeros((shape[0], n_own, *shape[1:]), state.dtype) for _ in range(2)]
 
     def take(self, rows: np.ndarray) -> Tracks:
-        """The tracks of these samples."""
+        """The tracks of this group's part of the samples `rows`, which are those of all groups."""
         if self._tracks is not None:
             return self._tracks
-        n_kept = self._store[0].shape[1]
-        known = rows < n_kept
-        taken = [block[:, np.where(known, rows, 0)] for block in self._store] if n_kept else []
-        if not taken:
-            return self._first()
-        for block in taken:
-            block[:, ~known] = 0
-        return Tracks(*map(jnp.asarray, taken))
+        lent, borrowed = self._loans(rows)
+        taken = []
+        for block in self._store:
+            shapes = [(len(block), len(at), *block.shape[2:]) for at in borrowed]
+            parts = swap(self._comms.data, [block[:, kept] for kept in lent], shapes)
+            whole = np.zeros((len(block), *self._state.shape), block.dtype)
+            for at, part in zip(borrowed, parts, strict=True):
+                whole[:, at] = part
+            taken.append(jnp.asarray(whole))
+        return Tracks(*taken)
 
     def put(self, rows: np.ndarray, tracks: Tracks) -> None:
-        """Keep the tracks of these samples; those that are None are begun anew."""
+        """Keep the tracks of this group's part of `rows`; those that are None are begun anew."""
         tracks = tracks if tracks.states is not None else self._first()
         if self._tracks is not None:
             self._tracks = tracks
             return
-        known = rows < self._store[0].shape[1]
+        lent, borrowed = self._loans(rows)
         for block, new in zip(self._store, (tracks.states, tracks.cotangents), strict=True):
-            block[:, rows[known]] = np.asarray(new)[:, known]
+            new = np.asarray(new)
+            shapes = [(len(block), len(kept), *block.shape[2:]) for kept in lent]
+            parts = swap(self._comms.data, [new[:, at] for at in borrowed], shapes)
+            for kept, part in zip(lent, parts, strict=True):
+                block[:, kept] = part
+
+    def _loans(self, rows: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """For every group: which of the samples kept here it takes in this step, and where in this
+        group's part of the step are those that it keeps."""
+        n_groups, group = self._comms.time.n_groups, self._comms.time.group
+        own = rows[part_of(len(rows), n_groups, group)]
+        kept = part_of(self._n_kept, n_groups, group)
+        lent, borrowed = [], []
+        for other in range(n_groups):
+            theirs = rows[part_of(len(rows), n_groups, other)]
+            lent.append(theirs[(theirs >= kept.start) & (theirs < kept.stop)] - kept.start)
+            held = part_of(self._n_kept, n_groups, other)
+            borrowed.append(np.flatnonzero((own >= held.start) & (own < held.stop)))
+        return lent, borrowed
 
     def kept(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """For a checkpoint: what is equal on all ranks, and rows by slice."""

@@ -18,7 +18,7 @@ from jaxtyping import Array, PyTree
 from nodepint_mpi.config_time import RelaxationSection, TrackingSection
 from nodepint_mpi.parallel.methods import Serial
 from nodepint_mpi.parallel.track import Tracks
-from nodepint_mpi.run.setup import Experiment, fresh_state
+from nodepint_mpi.run.setup import Batch, Experiment, fresh_state
 from nodepint_mpi.run.step import (
     StepReport,
     TrainState,
@@ -80,17 +80,10 @@ class Anew:
         self._relaxation = experiment.config.time.relaxation
         self._step: Any = make_train_step(experiment.train_problem, experiment.optimiser)
 
-    def take(
-        self,
-        state: TrainState,
-        inputs: np.ndarray,
-        targets: np.ndarray,
-        rows: np.ndarray,
-        step: int,
-    ) -> Taken:
-        """Take optimiser step `step` with the samples `rows`. Collective over the line."""
-        del rows
-        stepped = self._step(state, inputs, targets, _weight(self._relaxation, step))
+    def take(self, state: TrainState, batch: Batch, step: int) -> Taken:
+        """Take optimiser step `step`. Collective over the grid."""
+        weight = _weight(self._relaxation, step)
+        stepped = self._step(state, batch.inputs, batch.targets, weight)
         return Taken(stepped.state, _on_host(stepped.report), stepped.gradient)
 
     def n_compiled(self) -> int:
@@ -118,16 +111,10 @@ class Tracker:
         self._store = TrackStore(experiment, section)
         self._control = _Control.first()
 
-    def take(
-        self,
-        state: TrainState,
-        inputs: np.ndarray,
-        targets: np.ndarray,
-        rows: np.ndarray,
-        step: int,
-    ) -> Taken:
-        """Take optimiser step `step` with the samples `rows`. Collective over the line."""
+    def take(self, state: TrainState, batch: Batch, step: int) -> Taken:
+        """Take optimiser step `step`. Collective over the grid."""
         weight = _weight(self._relaxation, step)
+        rows, inputs, targets = batch
         if step < self._control.serial_until:
             stepped = self._serial(state, inputs, targets, weight)
             return Taken(stepped.state, _on_host(stepped.report), stepped.gradient, serial=True)

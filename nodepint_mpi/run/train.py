@@ -9,23 +9,18 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 from nodepint_mpi.config import Config
-from nodepint_mpi.io.checkpoint import load_checkpoint, save_checkpoint
 from nodepint_mpi.io.records import Records
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.guard import together
 from nodepint_mpi.parallel.signals import StopFlag
 from nodepint_mpi.parallel.watchdog import Watchdog
 from nodepint_mpi.run.directory import (
-    CHECKPOINTS,
     DONE,
     check_directory,
     config_text,
     log_to_file,
     start_directory,
-    versions,
     write_text,
 )
 from nodepint_mpi.run.evaluate import evaluate, save_predictions
@@ -34,15 +29,10 @@ from nodepint_mpi.run.growth import grow
 from nodepint_mpi.run.nonfinite import raise_nonfinite
 from nodepint_mpi.run.progress import Progress
 from nodepint_mpi.run.sameness import require_same_values
-from nodepint_mpi.run.setup import (
-    Experiment,
-    at_step,
-    fresh_state,
-    set_up,
-    slice_rows,
-)
+from nodepint_mpi.run.saving import resume_run, save_run
+from nodepint_mpi.run.setup import Experiment, fresh_state, set_up
 from nodepint_mpi.run.step import StepReport, TrainState
-from nodepint_mpi.run.tracking import Stepper, kept_like, make_stepper
+from nodepint_mpi.run.tracking import Stepper, make_stepper
 
 _log = logging.getLogger(__name__)
 
@@ -82,12 +72,18 @@ def train(
             experiment = set_up(config, comms)
             state, start, stepper = fresh_state(experiment), 0, None
             if resume is not None:
-                experiment, state, start, stepper = _restore(comms, experiment, folder, resume)
+                experiment, state, start, stepper = resume_run(experiment, folder, resume)
             stepper = stepper or make_stepper(experiment)
             hosts = control.allgather(socket.gethostname())
             with together(control):
                 if control.rank == 0:
-                    start_directory(folder, config, n_ranks=control.size, hosts=hosts)
+                    start_directory(
+                        folder,
+                        config,
+                        n_ranks=control.size,
+                        data_ranks=comms.time.n_groups,
+                        hosts=hosts,
+                    )
                     log_to_file(folder)
         records = _open_records(comms, folder, start if resume is not None else None)
         if records is not None:
@@ -99,6 +95,7 @@ def train(
             "status": "finished" if step >= config.run.n_steps else "stopped",
             "step": step,
             "n_ranks": control.size,
+            "data_ranks": comms.time.n_groups,
             "train_loss": None if report is None else float(report.loss),
             "step_s": statistics.median(seconds.steps) if seconds.steps else None,
             "training_s": sum(seconds.steps),
@@ -154,20 +151,19 @@ def _optimise(
     with Progress(start, n_steps, shown=comms.control.rank == 0) as progress:
         while step < n_steps:
             with watchdog.phase("reading a batch", step=step):
-                rows = experiment.train.batch_rows(config.run.seed, step)
-                inputs, targets = experiment.train.take(rows)
+                batch = experiment.batch(step)
             if step in growth:
                 with watchdog.phase("enlarging the network", step=step, limit_s=600.0):
-                    experiment, state = grow(comms, experiment, state, targets, step)
+                    experiment, state = grow(comms, experiment, state, batch.rows, step)
                 stepper = make_stepper(experiment)
             began = time.perf_counter()
             with watchdog.phase("training step", collective=True, step=step):
-                taken = stepper.take(state, inputs, targets, rows, step)
+                taken = stepper.take(state, batch, step)
             report = taken.report
             seconds.steps.append(time.perf_counter() - began)
             if not report.finite:  # equal on all ranks; ends the run before it can be saved
                 with watchdog.phase("looking for NaN", collective=True, step=step):
-                    raise_nonfinite(comms, experiment, state, (inputs, targets), step, report)
+                    raise_nonfinite(comms, experiment, state, batch, step, report)
             state = taken.state
             step += 1
             with watchdog.phase("agreeing on the next step", collective=True, step=step):
@@ -188,68 +184,13 @@ def _optimise(
                 with watchdog.phase(
                     "saving a checkpoint", collective=True, step=step, limit_s=600.0
                 ):
-                    _save(comms, experiment, folder, state, stepper, step)
+                    save_run(experiment, folder, state, stepper, step)
                 if records is not None:
                     records.write_table(fingerprint=config.fingerprint())
                 seconds.saving.append(time.perf_counter() - began)
             if last:
                 break
     return experiment, state, step, report, seconds
-
-
-def _save(
-    comms: Comms,
-    experiment: Experiment,
-    folder: Path,
-    state: TrainState,
-    stepper: Stepper,
-    step: int,
-) -> None:
-    """Checkpoint: what is equal on all ranks once, interface data by global slice."""
-    config = experiment.config
-    first, _ = slice_rows(config, comms.time)
-    kept, rows = stepper.kept()
-    save_checkpoint(
-        comms.control,
-        folder / CHECKPOINTS,
-        step=step,
-        replicated=state._asdict() | kept,
-        rows=rows,
-        row_start=first,
-        n_rows=config.time.n_slices,
-        meta={
-            "fingerprint": config.fingerprint(),
-            "config": config_text(config),
-            "versions": versions(),
-            "seed": config.run.seed,
-            "data_cursor": step,
-        },
-        keep=config.output.keep,
-    )
-
-
-def _restore(
-    comms: Comms, experiment: Experiment, folder: Path, resume: str
-) -> tuple[Experiment, TrainState, int, Stepper]:
-    """The state of a checkpoint, on any number of ranks, and the experiment at that step."""
-    config = experiment.config
-    first, n_owned = slice_rows(config, comms.time)
-    loaded = load_checkpoint(
-        comms.control,
-        folder / CHECKPOINTS if resume == "auto" else Path(resume),
-        like_at=lambda step: kept_like(at_step(experiment, step - 1)),
-        row_start=first,
-        n_owned_rows=n_owned,
-        fingerprint=config.fingerprint(),
-        config=config_text(config),
-    )
-    _log.info("resumed from %s at step %d", loaded.path, loaded.step)
-    experiment = at_step(experiment, loaded.step - 1)
-    stepper = make_stepper(experiment)
-    stepper.restore(loaded.replicated, loaded.rows)
-    kept = {name: loaded.replicated[name] for name in TrainState._fields}
-    state = TrainState(**jax.tree.map(jax.numpy.asarray, kept))
-    return experiment, state, loaded.step, stepper
 
 
 def _open_records(comms: Comms, folder: Path, resume_step: int | None) -> Records | None:

@@ -102,12 +102,12 @@ def losses_of(comms, text, n_steps):
     state, losses = fresh_state(experiment), []
     step = make_train_step(experiment.train_problem, experiment.optimiser)
     for k in range(n_steps):
-        inputs, targets = experiment.train.take(experiment.train.batch_rows(0, k))
+        batch = experiment.batch(k)
         if k == 3:
-            experiment, state = grow(comms, experiment, state, targets, k)
+            experiment, state = grow(comms, experiment, state, batch.rows, k)
             problem, optimiser = experiment.train_problem, experiment.optimiser
             step = make_train_step(problem, optimiser)
-        state, _, report = step(state, inputs, targets, None)
+        state, _, report = step(state, batch.inputs, batch.targets, None)
         losses.append(float(report.loss))
     return np.array(losses), state
 

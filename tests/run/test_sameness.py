@@ -179,8 +179,8 @@ class Drifting(Anew):
 
     guilty = False
 
-    def take(self, state, inputs, targets, rows, step):
-        taken = super().take(state, inputs, targets, rows, step)
+    def take(self, state, batch, step):
+        taken = super().take(state, batch, step)
         if step == 3 and self.guilty:
             layer = taken.state.params.processor.mlp.layers[0]
             wrong = layer.weight.at[0, 0].multiply(1 + 2**-50)
@@ -259,7 +259,7 @@ def explain(comms, source, own, network, loss):
     """As after a step that was not finite."""
     made = config(source, f"{own}:{network}", extra=[f"loss.name={loss}"])
     experiment = set_up(made, comms)
-    state, batch = fresh_state(experiment), experiment.train.take(np.arange(6))
+    state, batch = fresh_state(experiment), experiment.batch(3)
     if network == "exploding":
         state = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), state)
     report = StepReport(*[jnp.array(jnp.nan)] * len(StepReport._fields))

@@ -69,8 +69,7 @@ def train(comms: Comms, text: str, n_steps: int):
     experiment = set_up(parse_config(text), comms)
     stepper, state, taken = make_stepper(experiment), fresh_state(experiment), []
     for k in range(n_steps):
-        rows = experiment.train.batch_rows(0, k)
-        taken.append(stepper.take(state, *experiment.train.take(rows), rows, k))
+        taken.append(stepper.take(state, experiment.batch(k), k))
         state = taken[-1].state
         assert taken[-1].report.finite
     return taken, stepper
@@ -115,10 +114,9 @@ def test_tracked_gradients_keep_to_their_bound(comms, source, options):
     exact = jax.jit(jax.grad(make_plain_loss(experiment)))
     errors, sweeps = [], []
     for k in range(40):
-        rows = experiment.train.batch_rows(0, k)
-        batch = experiment.train.take(rows)
-        wanted = exact(state.params, *batch)
-        taken = stepper.take(state, *batch, rows, k)
+        batch = experiment.batch(k)
+        wanted = exact(state.params, batch.inputs, batch.targets)
+        taken = stepper.take(state, batch, k)
         state = taken.state
         assert taken.serial == (taken.error is not None)
         assert (k % 10 > 0) or taken.serial
@@ -180,14 +178,13 @@ def test_a_field_that_blows_up_off_the_solution_is_solved_serially(comms, source
     text = TEXT.format(source=source, options="tracking = { check_every = 0 }")
     experiment = set_up(parse_config(text), comms)
     stepper, state = make_stepper(experiment), fresh_state(experiment)
-    rows = experiment.train.batch_rows(0, 0)
-    batch = experiment.train.take(rows)
+    batch = experiment.batch(0)
     assert isinstance(stepper, Tracker)
     _, kept = stepper.kept()
     stepper._store.restore({}, kept | {"tracks": np.full_like(kept["tracks"], np.nan)})
-    broken = stepper.take(state, *batch, rows, 0)
+    broken = stepper.take(state, batch, 0)
     assert broken.serial and broken.report.finite
-    after = stepper.take(broken.state, *batch, rows, 1)
+    after = stepper.take(broken.state, batch, 1)
     assert after.report.finite and not after.serial
     assert after.estimate is not None and after.estimate <= 1e-2
 
@@ -230,12 +227,11 @@ def test_relaxed_slices_start_between_the_last_end_and_the_data(comms, source, t
     options = "relaxation = { steps = 4, start = 0.2 }\n" + tracking
     experiment = set_up(parse_config(TEXT.format(source=source, options=options)), comms)
     stepper, state = make_stepper(experiment), fresh_state(experiment)
-    rows = experiment.train.batch_rows(0, 0)
-    batch = experiment.train.take(rows)
+    batch = experiment.batch(0)
     exact = jax.jit(jax.value_and_grad(relaxed_loss(experiment)))
     for step, weight in ((0, 0.2), (2, 0.6), (4, 1.0), (9, 1.0)):
-        taken = stepper.take(state, *batch, rows, step)
-        loss, gradient = exact(state.params, *batch, weight)
+        taken = stepper.take(state, batch, step)
+        loss, gradient = exact(state.params, batch.inputs, batch.targets, weight)
         bound = 1e-2 if tracking else 1e-9
         assert float(taken.report.loss) == pytest.approx(float(loss), rel=bound)
         assert relative_error(taken.gradient, gradient) < bound
