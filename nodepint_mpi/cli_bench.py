@@ -21,7 +21,9 @@ from nodepint_mpi.parallel.guard import together
 
 
 def _parse_ranks(context: Any, option: Any, text: str) -> tuple[int, ...]:
-    """Numbers of ranks, separated by commas."""
+    """Numbers of ranks, separated by commas; none if there may be none and none are given."""
+    if not text and option.name == "data_ranks":
+        return ()
     try:
         ranks = tuple(int(word) for word in text.split(","))
     except ValueError:
@@ -125,7 +127,11 @@ def checkpoint(megabytes: float, repeats: int, folder: Path, json_file: Path | N
 @set_option
 @click.option(
     "--ranks", default="1,2", show_default=True, metavar="N,...", callback=_parse_ranks,
-    help="Numbers of ranks, a core each.",
+    help="Numbers of ranks along time, a core each.",
+)  # fmt: skip
+@click.option(
+    "--data-ranks", default="", metavar="N,...", callback=_parse_ranks,
+    help="Also numbers of ranks that share the samples instead.",
 )  # fmt: skip
 @click.option("--steps", default=300, show_default=True, type=click.IntRange(10))
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(1))
@@ -143,6 +149,7 @@ def compare_training(
     config_file: Path,
     overrides: tuple[str, ...],
     ranks: tuple[int, ...],
+    data_ranks: tuple[int, ...],
     steps: int,
     repeats: int,
     quick: bool,
@@ -161,8 +168,9 @@ def compare_training(
     from nodepint_mpi.run.bench_train import format_bench_train, run_bench_train
 
     result = run_bench_train(
-        read_config(config_file, overrides), ranks=ranks, n_steps=40 if quick else steps,
-        repeats=1 if quick else repeats, timeout_s=timeout_s, report=click.echo,
+        read_config(config_file, overrides), ranks=ranks, data_ranks=data_ranks,
+        n_steps=40 if quick else steps, repeats=1 if quick else repeats, timeout_s=timeout_s,
+        report=click.echo,
     )  # fmt: skip
     click.echo(format_bench_train(result))
     if out is not None:
