@@ -100,6 +100,13 @@ CASES = {
     "missing argument": Bad(["train"], "Missing argument 'CONFIG'"),
     "unknown option": Bad(train("--resumee", "auto"), "No such option.*--resumee"),
     "more ranks than slices": Bad(train(time__n_slices=1), "2 ranks cannot share 1 time slices"),
+    "ranks that make no grid": Bad(
+        train(run__data_ranks=3), "2 ranks cannot form 3 lines of equal length"
+    ),
+    "samples that lines cannot share": Bad(
+        train(run__data_ranks=2, data__batch_size=3),
+        "3 samples, which 2 groups of ranks cannot share evenly: set .* to one of 1, 3",
+    ),
     "method without its basis": Bad(
         train(time__method="tangent"), r"`method = 'tangent'` needs a section `\[time\.basis\]`"
     ),
