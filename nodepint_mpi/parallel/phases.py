@@ -139,7 +139,9 @@ class PhaseClock:
 
     def _is_compiling(self) -> bool:
         frame: FrameType | None = sys._current_frames().get(self._thread)
-        while frame is not None:
+        # The thread moves on meanwhile: CPython 3.11.7 was seen to give a code object as `f_back`
+        # of a frame that was being left. An error here would end the watchdog.
+        while isinstance(frame, FrameType):
             file = frame.f_code.co_filename
             if "jax" in file and (
                 file.endswith(COMPILING_FILES) or frame.f_code.co_name == LOWERING

@@ -86,6 +86,13 @@ def test_phases_nest_and_the_outer_one_starts_anew():
     assert clock.report().describe() == "code outside any named phase"
 
 
+def test_a_stack_that_changes_while_it_is_read_ends_no_watch(monkeypatch):
+    clock = PhaseClock(15.0, 300.0, quiet_s=10.0)
+    torn = (lambda: None).__code__  # what CPython gave in the place of a frame
+    monkeypatch.setattr("sys._current_frames", lambda: {threading.get_ident(): torn})
+    assert clock.report().limit_s == 15.0
+
+
 def test_messages_go_both_ways_between_rank_0_and_the_others(comm):
     peers = connect(comm, [socket.gethostname()] * comm.size)
     assert peers is not None
