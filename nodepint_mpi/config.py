@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from nodepint_mpi.config_embedded import extract_config, is_python, name_home
 from nodepint_mpi.config_errors import explain_validation
 from nodepint_mpi.config_section import NonNegativeFloat, NonNegativeInt, Section
 from nodepint_mpi.config_time import TimeSection
@@ -48,7 +49,10 @@ class RunSection(Section):
 
 
 class DataSection(Section):
-    """Where samples come from. `source` is a prepared folder, or `hub:NAME`.
+    """Where samples come from. `source` is a prepared folder, `hub:NAME`, or an import path.
+
+    What the import path names is a function of the user's own, called with `options`, that makes
+    the splits; see `nodepint_mpi.io.own_data`.
 
     Without `times` a sample is an input and a label; with `times`, the column of observation
     times, it is a trajectory whose first observation is the input.
@@ -61,6 +65,18 @@ class DataSection(Section):
     train_split: str = "train"
     test_split: str = "test"
     batch_size: PositiveInt | None = None
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _options_of_a_function(self):
+        if self.options and not self.is_made:
+            raise ValueError("`options` are for a `source` that is a function: 'file.py:function'")
+        return self
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the source is a function of the user's own."""
+        return ":" in self.source and not self.source.startswith("hub:")
 
 
 class DenseNetwork(Section):
@@ -131,9 +147,13 @@ class GrowthSection(Section):
 
 
 class LossSection(Section):
-    """`mean_squared_error`, `mean_squared_log_error`, `cross_entropy`, or an import path."""
+    """`mean_squared_error`, `mean_squared_log_error`, `cross_entropy`, or an import path.
+
+    `metrics` are import paths of what is reported beside it on the test split.
+    """
 
     name: str
+    metrics: list[str] = []
 
 
 class OptimSection(Section):
@@ -237,11 +257,15 @@ class Config(Section):
         where = ("data_ranks", "share_gpus", "cuda_mpi")
         for key in ("name", "n_steps", "hang_timeout_s", "compare_every", *where):
             del identity["run"][key]
+        if identity["loss"] is not None:
+            del identity["loss"]["metrics"]
+        if identity["data"] is not None and not identity["data"]["options"]:
+            del identity["data"]["options"]  # so that checkpoints older than this key are resumed
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a config file and apply `--set` overrides. Local.
+    """Read a config file, or the `CONFIG` of a Python file, and apply `--set` overrides. Local.
 
     Raises:
         ConfigError: if the file cannot be read, is no TOML, or makes no sense.
@@ -251,11 +275,23 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"Cannot read the config file {path}: {reason}.") from error
+    if is_python(path):
+        text = extract_config(text, str(path))
+        return parse_config(text, overrides, source=f"CONFIG in {path}", home=str(path))
     return parse_config(text, overrides, source=str(path))
 
 
-def parse_config(text: str, overrides: Sequence[str] = (), *, source: str = "config") -> Config:
-    """Parse and validate the text of a config file. Local; see `read_config`."""
+def parse_config(
+    text: str, overrides: Sequence[str] = (), *, source: str = "config", home: str | None = None
+) -> Config:
+    """Parse and validate the text of a config file. Local; see `read_config`.
+
+    Args:
+        text: TOML.
+        overrides: `section.key=value`, the value in TOML.
+        source: For messages.
+        home: The Python file that `":name"` is looked for in.
+    """
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -267,6 +303,8 @@ def parse_config(text: str, overrides: Sequence[str] = (), *, source: str = "con
             raise ConfigError(f"`--set {key}=...` is given twice; give it once.")
         seen.add(key)
         _assign(data, key, value)
+    if home is not None:
+        name_home(data, home)
     try:
         return Config.model_validate(data)
     except ValidationError as error:

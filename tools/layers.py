@@ -35,12 +35,13 @@ class Layer:
 LAYERS: dict[str, Layer] = {
     "errors": Layer(frozenset(), frozenset()),
     "config": Layer(
-        frozenset({"errors", "config_errors", "config_section", "config_time"}),
+        frozenset({"errors", "config_embedded", "config_errors", "config_section", "config_time"}),
         frozenset({"pydantic"}),
     ),
     "config_time": Layer(frozenset({"config_section"}), frozenset({"pydantic"})),
     "config_section": Layer(frozenset(), frozenset({"pydantic"})),
     "config_errors": Layer(frozenset({"errors"}), frozenset({"pydantic"})),
+    "config_embedded": Layer(frozenset({"errors"}), frozenset()),
     "core": Layer(frozenset({"errors"}), NUMERICS),
     "parallel": Layer(frozenset({"core", "errors"}), NUMERICS | {"mpi4py", "mpi4jax"}),
     "io": Layer(
@@ -48,7 +49,7 @@ LAYERS: dict[str, Layer] = {
         NUMERICS | {"h5py", "datasets", "pyarrow", "mpi4py"},
     ),
     "run": Layer(
-        frozenset({"core", "errors", "config", "config_time", "parallel", "io"}),
+        frozenset({"core", "errors", "config", "config_embedded", "config_time", "parallel", "io"}),
         NUMERICS | {"mpi4py", "mpi4jax", "h5py", "pydantic", "tomli_w", "tqdm", "matplotlib"},
     ),
     "cli_common": Layer(

@@ -6,18 +6,12 @@ and downloads go to `folder/download`. The result appears as `data/NAME/prepared
 that folder is complete whenever it exists.
 """
 
-import contextlib
-import datetime
 import hashlib
-import importlib.metadata
 import inspect
 import json
 import logging
 import os
-import platform
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +19,7 @@ from typing import Any
 import datasets
 
 from nodepint_mpi.errors import DataError, NodepintError
-from nodepint_mpi.io.columns import ViewColumn, open_column
+from nodepint_mpi.io.prepared import no_progress_bars, save_prepared
 from nodepint_mpi.io.sources import (
     PREPARED,
     PROVENANCE,
@@ -33,7 +27,6 @@ from nodepint_mpi.io.sources import (
     data_folders,
     first_line,
     known_names,
-    sha256_of,
     unknown,
     verify_files,
 )
@@ -72,7 +65,9 @@ def prepare_dataset(
     recipe = _find_recipe(name_or_path, root)
     source = recipe.read_bytes()
     function = _load_function(recipe, source)
-    resolved = _resolve_options(function, options or {}, recipe)
+    resolved = resolve_options(
+        list(inspect.signature(function).parameters.values())[1:], options or {}, recipe.parent.name
+    )
     origin = {
         "name": recipe.parent.name,
         "options": resolved,
@@ -85,23 +80,7 @@ def prepare_dataset(
         return target
 
     made = _run_recipe(function, recipe, resolved)
-    try:
-        partial = recipe.parent / f"{PREPARED}-partial-{secrets.token_hex(4)}"
-        partial.mkdir()
-        try:
-            with _no_progress_bars():
-                datasets.DatasetDict(made).save_to_disk(str(partial))
-            rows = _check_saved(partial)
-            columns = {split: made[split].column_names for split in made}
-            record = origin | {"rows": rows, "columns": columns} | _circumstances(partial)
-            (partial / PROVENANCE).write_text(json.dumps(record, indent=2) + "\n")
-            _publish(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        raise DataError(
-            f"cannot write {target} ({error}): make room or get the right to write there"
-        ) from error
+    rows = save_prepared(made, target, origin)
     counts = ", ".join(f"{count} rows {split}" for split, count in rows.items())
     _log.info("%s prepared: %s", recipe.parent.name, counts)
     return target
@@ -143,24 +122,32 @@ def _load_function(recipe: Path, source: bytes) -> Callable[..., Any]:
     return function
 
 
-def _resolve_options(
-    function: Callable[..., Any], options: Mapping[str, Any], recipe: Path
+def resolve_options(
+    parameters: Sequence[inspect.Parameter], options: Mapping[str, Any], name: str
 ) -> dict[str, Any]:
-    """All options of the recipe, defaults included, each in the type of its default."""
-    _, *parameters = inspect.signature(function).parameters.values()
-    named = {p.name: p for p in parameters if p.kind is not p.VAR_KEYWORD}
-    if len(named) == len(parameters):  # else the recipe takes any option
-        for name in options:
-            if name not in named:
-                raise DataError(unknown("option", name, named) + f" for {recipe.parent.name}")
+    """All options of a function, defaults included, each in the type of its default. Local.
+
+    Args:
+        parameters: Those of the function's that are options.
+        options: What is given.
+        name: Of what the options are for.
+
+    Raises:
+        DataError: for an option nobody knows, of the wrong type, or missing.
+    """
+    named = {p.name: p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):  # else it takes any option
+        for option in options:
+            if option not in named:
+                raise DataError(unknown("option", option, named) + f" for {name}")
     resolved = dict(options)
-    for name, parameter in named.items():
-        if name in options and parameter.default is not parameter.empty:
-            resolved[name] = _as_type_of(parameter.default, options[name], name)
+    for option, parameter in named.items():
+        if option in options and parameter.default is not parameter.empty:
+            resolved[option] = _as_type_of(parameter.default, options[option], option)
         elif parameter.default is not parameter.empty:
-            resolved[name] = parameter.default
-        elif name not in options:
-            raise DataError(f"{recipe.parent.name} needs the option {name!r}")
+            resolved[option] = parameter.default
+        elif option not in options:
+            raise DataError(f"{name} needs the option {option!r}")
     try:
         return json.loads(json.dumps(resolved, sort_keys=True))  # as it will be read back
     except (TypeError, ValueError) as error:
@@ -195,7 +182,7 @@ def _run_recipe(
 ) -> dict[Any, datasets.Dataset]:
     """Call the recipe; the splits it returns."""
     try:
-        with _no_progress_bars():
+        with no_progress_bars():
             made = function(recipe.parent, **options)
     except NodepintError:
         raise
@@ -212,37 +199,6 @@ def _run_recipe(
         if not part.num_rows:
             raise DataError(f"recipe {recipe} made no rows for split {split!r}")
     return dict(made)
-
-
-def _check_saved(folder: Path) -> dict[str, int]:
-    """Read back what was written; rows by split."""
-    saved = datasets.DatasetDict.load_from_disk(str(folder), keep_in_memory=False)
-    for split, part in saved.items():
-        for name, feature in part.features.items():
-            if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
-                continue  # notes beside the numbers
-            try:
-                column = open_column(name, part.data.column(name), feature)
-                if isinstance(column, ViewColumn):
-                    column.check_finite(name)
-            except DataError as error:
-                raise DataError(f"{error} (split {split!r})") from error
-    return {str(split): part.num_rows for split, part in saved.items()}
-
-
-def _circumstances(folder: Path) -> dict[str, Any]:
-    """When and by which versions the files in `folder` were made, and their checksums."""
-    versions = {"python": platform.python_version()}
-    for package in ("nodepint_mpi", "datasets", "pyarrow", "numpy", "scipy", "scikit-learn"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    files = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"created": created, "versions": versions, "files": files}
 
 
 def _check_same(target: Path, origin: Mapping[str, Any]) -> None:
@@ -274,21 +230,6 @@ def _check_same(target: Path, origin: Mapping[str, Any]) -> None:
     verify_files(target)
 
 
-def _publish(partial: Path, target: Path) -> None:
-    """Put `partial` in the place of `target`; who has the old files mapped keeps them."""
-    old = target.with_name(f"{target.name}-old-{secrets.token_hex(4)}")
-    if not target.exists():
-        partial.rename(target)
-        return
-    target.rename(old)
-    try:
-        partial.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def _missing_package(recipe: Path, error: ImportError) -> str:
     """What to say of a package that the recipe needs."""
     package = {"sklearn": "scikit-learn"}.get((error.name or "").split(".")[0], error.name)
@@ -296,15 +237,3 @@ def _missing_package(recipe: Path, error: ImportError) -> str:
         f"the recipe of {recipe.parent.name} cannot import what it needs "
         f"({first_line(error)}): `pip install {package}` in this environment"
     )
-
-
-@contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keep `datasets` quiet for a moment."""
-    shown = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()

@@ -18,6 +18,8 @@ from nodepint_mpi.errors import DataError
 PREPARED = "prepared"
 PROVENANCE = "provenance.json"
 RECIPE = "prepare.py"
+MADE = Path("data") / "made"
+"""What functions of the user's own have made, under the working directory."""
 _VERIFY_LIMIT_BYTES = 256 * 2**20
 _REPOSITORY_DATA = Path(__file__).resolve().parents[2] / "data"
 
@@ -86,6 +88,11 @@ def find_folder(source: str | Path) -> Path:
         for place in (folder / PREPARED, folder):
             if _is_saved(place) or _has_parquet(place):
                 return place
+    if given.parent.parts[-2:] == MADE.parts:
+        raise DataError(
+            f"no data at {source}: they were made by the function that the config named as "
+            "`data.source`, which makes them again, the same from the same code"
+        )
     raise DataError(f"no prepared data at {source}: type `nodepint data prepare {_name(given)}`")
 
 

@@ -139,11 +139,23 @@ def build_loss(config: Config) -> tuple[Loss, dict[str, Loss]]:
     if config.loss is None:
         raise ConfigError("Training needs a section `[loss]`.")
     name = config.loss.name
+    own = dict(map(_own_metric, config.loss.metrics))
     if is_import_path(name):
-        return import_object(name, "loss.name"), {}
+        return import_object(name, "loss.name"), own
     if name not in LOSSES:
         raise ConfigError(unknown_name("loss.name", name, LOSSES))
-    return LOSSES[name], METRICS[name]
+    return LOSSES[name], METRICS[name] | own
+
+
+def _own_metric(path: str) -> tuple[str, Loss]:
+    """A metric by the name of its function."""
+    name = path.rpartition(":")[2]
+    if not is_import_path(path) or name in ("loss", "step"):
+        raise ConfigError(
+            f"`loss.metrics` holds {path!r}; it takes metrics of your own, named "
+            "`file.py:function`, and none of the name 'loss' or 'step'."
+        )
+    return name, import_object(path, "loss.metrics")
 
 
 def build_optimiser(section: OptimSection) -> optax.GradientTransformation:

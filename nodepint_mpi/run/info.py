@@ -15,6 +15,7 @@ from nodepint_mpi.io.datasets import open_split
 from nodepint_mpi.parallel.dealing import part_of
 from nodepint_mpi.run.build import build_optimiser, build_problem
 from nodepint_mpi.run.build_model import build_model
+from nodepint_mpi.run.own_data import with_own_data
 from nodepint_mpi.run.samples import Samples, common_times, count_outputs
 from nodepint_mpi.run.setup import check_model, share_batch
 from nodepint_mpi.run.step import split_model
@@ -99,7 +100,7 @@ def format_plan(plan: dict[str, Any]) -> str:
 
 def _open(config: Config) -> Samples:
     """The training split, opened by this process alone."""
-    data = config.data
+    data = with_own_data(config).data
     if data is None:
         raise ConfigError("The plan of a training run needs a section `[data]`.")
     columns = [data.input, data.target, *([data.times] if data.times else [])]

@@ -70,6 +70,7 @@ def train(
                 if control.rank == 0:
                     check_directory(folder, resume=resume is not None)
             experiment = set_up(config, comms)
+            config = experiment.config
             state, start, stepper = fresh_state(experiment), 0, None
             if resume is not None:
                 experiment, state, start, stepper = resume_run(experiment, folder, resume)

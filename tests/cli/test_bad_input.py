@@ -26,6 +26,9 @@ def field(key, *, input_shape, output_size):
 
 def plain(t, u, args):
     return jnp.stack([u[0], u[1], u[0]])
+
+def data(n=1):
+    raise ValueError("the reason")
 """,
     "importing.py": "import no_such_package\n",
     "raising.py": """
@@ -122,6 +125,19 @@ CASES = {
     "missing data": Bad(
         train(data__source="nowhere"),
         "no prepared data at nowhere: type `nodepint data prepare nowhere`",
+    ),
+    "data function that fails": Bad(
+        train(data__source="shape.py:data"), r"shape\.py:data failed: ValueError: the reason"
+    ),
+    "unknown option of a data function": Bad(
+        train(data__source="shape.py:data", data__options__m=1),
+        r"no option 'm' .*for shape\.py:data",
+    ),
+    "Python file without settings": Bad(
+        ["train", "shape.py"], r'shape\.py has no settings: .*`CONFIG = """'
+    ),
+    "metric that is no import path": Bad(
+        train(loss__metrics=["accuracy"]), r"`loss\.metrics` holds 'accuracy'"
     ),
     "missing split": Bad(train(data__test_split="tst"), r"no split 'tst'.*did you mean 'test'"),
     "missing column": Bad(train(data__times="time"), r"no column 'time'.*'t'"),
