@@ -14,6 +14,7 @@ _HOMES = {
     "Status": "parallel.ivp",
     "TimeComm": "parallel.comms",
     "make_time_comm": "parallel.comms",
+    "world_time_comm": "parallel.comms",
     "AdaptiveSteps": "core.propagators",
     "FixedSteps": "core.propagators",
     "Propagator": "core.propagators",
@@ -23,8 +24,11 @@ _HOMES = {
     "FreezeSlices": "core.stopping",
     "JumpTolerance": "core.stopping",
     "EncodeProcessDecode": "core.networks",
+    "Mean": "core.objective",
     "SharedBasis": "parallel.shared_basis",
     "ReducedModel": "core.rom",
+    "train": "run.library",
+    "export_rom": "run.library",
     "load_rom": "run.rom_load",
 }
 

@@ -1,0 +1,99 @@
+"""Commands as functions: `nodepint_mpi.train` and `nodepint_mpi.export_rom`.
+
+They start MPI, give each rank its GPU or cores and set JAX's precision, as the commands do. Signals
+are left to the caller.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from nodepint_mpi.config import Config, read_config
+from nodepint_mpi.io.agreement import agreed
+from nodepint_mpi.parallel.comms import Comms, make_comms, world
+from nodepint_mpi.parallel.devices import settle
+from nodepint_mpi.parallel.signals import StopFlag
+from nodepint_mpi.run import rom_export
+from nodepint_mpi.run import train as training
+from nodepint_mpi.run.directory import read_run
+
+
+def train(
+    config_file: str | os.PathLike[str],
+    *,
+    settings: Sequence[str] = (),
+    out: str | os.PathLike[str] | None = None,
+    resume: str | None = None,
+) -> dict[str, Any]:
+    """Train the experiment of a config file, as `nodepint train` does.
+
+    Collective over the world; every rank must pass the same arguments.
+
+    Args:
+        config_file: TOML, or a Python file with a `CONFIG`.
+        settings: Overrides such as `"run.n_steps=100"`.
+        out: Run directory, `runs/NAME` unless given.
+        resume: "auto" for the newest good checkpoint of it, or the path of one.
+
+    Returns:
+        Status, step, losses, test metrics, times, and `run_directory`. Equal on all ranks.
+
+    Raises:
+        NodepintError: on all ranks, for anything the user can mend.
+    """
+    comms, config = _start(lambda: read_config(Path(config_file), settings))
+    folder = Path(config.output.dir) / config.run.name if out is None else Path(out)
+    grid = comms if config.run.data_ranks == 1 else _world_comms(config.run.data_ranks)
+    return training.train(config, folder, grid, StopFlag(), resume=resume)
+
+
+def export_rom(
+    run_directory: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+) -> dict[str, Any]:
+    """Write the reduced model of a run to one file, as `nodepint rom export` does.
+
+    Collective over the world; every rank must pass the same arguments.
+
+    Args:
+        run_directory: Of a run with a good checkpoint.
+        out: The file; one that is there is replaced if it is a reduced model.
+        rank: How many directions.
+        energy: Or the share of the trajectories' sum of squares that they must hold.
+
+    Returns:
+        Rank, energy, size of the file and of the state. Equal on all ranks.
+
+    Raises:
+        NodepintError: on all ranks, for anything the user can mend.
+    """
+    comms, _ = _start(lambda: read_run(Path(run_directory)))
+    return rom_export.export_rom(Path(run_directory), Path(out), comms, rank=rank, energy=energy)
+
+
+def _start(read: Callable[[], Config]) -> tuple[Comms, Config]:
+    """Communicators and config; what a rank computes on is settled by them. Collective."""
+    is_first = not _world_comms.cache_info().currsize
+    comms, config = _world_comms(1), None
+    with agreed(comms.control):
+        if comms.control.rank == 0:
+            config = read()
+    config = comms.control.bcast(config)
+    assert config is not None  # rank 0 has read it
+    if is_first:  # once JAX has started it is too late
+        settle(comms.control, share_gpus=config.run.share_gpus, cuda_mpi=config.run.cuda_mpi)
+    if config.run.precision == "float64":
+        jax.config.update("jax_enable_x64", True)
+    return comms, config
+
+
+@functools.cache
+def _world_comms(n_groups: int) -> Comms:
+    return make_comms(world(), n_groups=n_groups)

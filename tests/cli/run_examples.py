@@ -1,0 +1,43 @@
+"""Run the scripts of docs/examples one after the other and note what they found: saves imports.
+
+    mpirun -n 2 python -m mpi4py run_examples.py RESULT_STEM
+
+Each rank writes `RESULT_STEM.RANK.npz`.
+"""
+
+import runpy
+import sys
+from pathlib import Path
+
+import equinox as eqx
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+
+
+def main(stem: str) -> None:
+    """Collective over the world."""
+    from nodepint_mpi.parallel.comms import world
+
+    solved = runpy.run_path(str(EXAMPLES / "solve_ode.py"))
+    trained = runpy.run_path(str(EXAMPLES / "own_field.py"))
+    reduced = runpy.run_path(str(EXAMPLES / "reduced_model.py"))
+    found = {
+        "interface": solved["solution"].interface,
+        "converged": solved["solution"].status.name == "CONVERGED",
+        "slope": solved["slope"]["strength"],
+        "loss": trained["value"],
+        "params": ravel_pytree(eqx.filter(trained["model"], eqx.is_array))[0],
+        "rank": reduced["made"]["rank"],
+    }
+    if world().Get_size() > 1:
+        gradient = eqx.filter_jit(eqx.filter_grad(trained["loss"]))(trained["model"])
+        found["gradient"] = ravel_pytree(gradient)[0]
+    if world().Get_rank() == 0:
+        found |= {name: reduced[name] for name in ("starts", "times", "states")}
+    np.savez(f"{stem}.{world().Get_rank()}.npz", **found)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

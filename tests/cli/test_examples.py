@@ -1,0 +1,123 @@
+"""The scripts and the problem that the docs show: on two ranks, then alone where those ran."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from scipy.integrate import solve_ivp
+
+from tests.cli.run_examples import EXAMPLES
+from tests.cli.small_case import QUICK, read_json
+
+pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(400)]
+
+DRIVER = Path(__file__).with_name("run_examples.py")
+RANKS = ["two.0", "two.1", "alone.0"]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("examples")
+
+
+@pytest.fixture
+def found(folder, mpirun):
+    """What each rank found, by job and rank."""
+    if not (folder / "alone.0.npz").exists():
+        command = sys.executable, "-m", "mpi4py", DRIVER, "two"
+        done = mpirun(2, *command, cwd=folder, env=QUICK, timeout_s=280)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (folder / "two.txt").write_text(done.stdout)
+        own = ("OMPI_", "PMIX_", "PMI_")  # of the MPI that pytest itself has started
+        clean = {name: v for name, v in os.environ.items() if not name.startswith(own)}
+        path = {"PYTHONPATH": str(EXAMPLES.parents[1])}
+        done = subprocess.run(
+            [sys.executable, DRIVER, "alone"], cwd=folder, env=clean | QUICK | path,
+            capture_output=True, text=True, timeout=280,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        (folder / "alone.txt").write_text(done.stdout)
+    return {name: np.load(folder / f"{name}.npz") for name in RANKS}
+
+
+def test_rank_0_alone_speaks_and_says_the_same_on_any_number_of_ranks(found, folder):
+    two, alone = ((folder / f"{name}.txt").read_text() for name in ("two", "alone"))
+    assert two == alone
+    assert two.startswith("converged: every slice is solved\n")
+    assert len(two.splitlines()) == 10
+
+
+def test_the_solution_and_its_slope_are_those_of_scipy(found):
+    def last_angle(strength):
+        def pendulum(t, u):
+            push = strength * np.cos(0.7 * t)
+            return [u[1], push - 0.3 * u[1] - np.sin(u[0])]
+
+        solved = solve_ivp(pendulum, (0, 20), [1.0, 0.0], "DOP853", rtol=1e-12, atol=1e-12)
+        return solved.y[0, -1]
+
+    slope = (last_angle(0.5 + 1e-4) - last_angle(0.5 - 1e-4)) / 2e-4
+    for rank in found.values():
+        assert rank["converged"]
+        np.testing.assert_allclose(rank["interface"][-1, 0], last_angle(0.5), rtol=1e-7)
+        np.testing.assert_allclose(rank["slope"], slope, rtol=1e-5)
+
+
+def test_the_field_is_trained_with_the_gradient_of_a_plain_solve(found):
+    script = (EXAMPLES / "own_field.py").read_text()
+    names: dict[str, Any] = {}  # those of the script, without its training loop
+    exec(compile(script[: script.index("optimiser = ")], "own_field.py", "exec"), names)
+    params, static = eqx.partition(names["model"], eqx.is_array)
+    flat, unravel = ravel_pytree(params)
+
+    def loss(flat):
+        model = eqx.combine(unravel(flat), static)
+
+        def step(u, _):  # classic RK4, eight steps between observations
+            h = 0.5 / 8
+            k1 = names["field"](0, u, model)
+            k2 = names["field"](0, u + h / 2 * k1, model)
+            k3 = names["field"](0, u + h / 2 * k2, model)
+            k4 = names["field"](0, u + h * k3, model)
+            u = u + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+            return u, u
+
+        _, states = jax.lax.scan(step, names["observed"][0], None, length=96)
+        seen = jnp.concatenate([names["observed"][:1], states[7::8]])
+        return jnp.mean((seen - names["observed"]) ** 2)
+
+    exact = jax.jit(jax.grad(loss))(jnp.asarray(found["two.0"]["params"]))
+    assert flat.shape == exact.shape
+    for name in ("two.0", "two.1"):
+        atol = 1e-5 * np.abs(exact).max()
+        np.testing.assert_allclose(found[name]["gradient"], exact, rtol=0, atol=atol)
+        np.testing.assert_array_equal(found[name]["params"], found["two.0"]["params"])
+    for rank in found.values():
+        assert rank["loss"] < 5e-3
+        np.testing.assert_allclose(rank["loss"], found["two.0"]["loss"], rtol=1e-6)
+
+
+def test_the_reduced_model_of_a_problem_in_one_file(found, folder):
+    done = read_json(folder / "runs" / "chain" / "DONE")
+    assert done["test_accuracy"] > 0.9
+    for name in ("two.0", "alone.0"):
+        rank = found[name]
+        assert rank["rank"] == 8
+        for start, states in zip(rank["starts"], rank["states"], strict=True):
+            truth = solve_ivp(chain, (0, 6), start, "DOP853", rank["times"][:25], rtol=1e-9).y.T
+            error = np.linalg.norm(states[:25] - truth) / np.linalg.norm(truth)
+            assert error < 0.2
+
+
+def chain(t, u):
+    """The motion that the data are made with, written down once more."""
+    stretch = np.diff(np.concatenate([[0.0], u[:12], [0.0]]))
+    return np.concatenate([u[12:], np.diff(stretch / np.sqrt(1 + stretch**2))])
