@@ -20,7 +20,7 @@ compile=(.venv/bin/uv pip compile -q --generate-hashes --no-annotate --no-header
 
 # What is built here: the same resolution, only those two packages.
 [ -f requirements-mpi.lock ] && cat requirements.lock requirements-mpi.lock >"$scratch/all.lock"
-"${compile[@]}" --universal pyproject.toml --group dev --group build "$@" -o "$scratch/all.lock"
+"${compile[@]}" --universal pyproject.toml --group dev --group docs --group build "$@" -o "$scratch/all.lock"
 awk '/^[a-z]/ {mpi = /^(h5py|mpi4jax)==/} {print > (mpi ? mpi_lock : lock)}' \
     lock="$scratch/requirements.lock" mpi_lock="$scratch/requirements-mpi.all" "$scratch/all.lock"
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Check everything: set-up if needed, format, lint, types, import layers, and all tests on 1, 2, 3
-# and 4 ranks.
+# Check everything: set-up if needed, format, lint, types, import layers, documentation, and all
+# tests on 1, 2, 3 and 4 ranks.
 #
 #   tools/test.sh [static] [RANKS...] [-- PYTEST_ARGUMENT...]
 #
 #   tools/test.sh                          all of it (the same as: static 1 2 3 4)
-#   tools/test.sh static                   only format, lint, types and layers
+#   tools/test.sh static                   only format, lint, types, layers and documentation
 #   tools/test.sh 2 3 -- tests/parallel    only those tests, on 2 and on 3 ranks
 #   tools/test.sh 1 -- -k adjoint -x       any pytest arguments
 #
@@ -96,6 +96,7 @@ if [ $static = yes ]; then
     stage lint ruff check
     stage types basedpyright
     stage layers python tools/layers.py
+    stage docs tools/docs.sh
 fi
 for n in ${ranks[@]+"${ranks[@]}"}; do
     if [ "$n" = 1 ] && [ $# = 0 ]; then
