@@ -46,7 +46,7 @@ LAYERS: dict[str, Layer] = {
     "parallel": Layer(frozenset({"core", "errors"}), NUMERICS | {"mpi4py", "mpi4jax"}),
     "io": Layer(
         frozenset({"core", "errors", "parallel.guard"}),
-        NUMERICS | {"h5py", "datasets", "pyarrow", "mpi4py"},
+        NUMERICS | {"h5py", "datasets", "pyarrow", "mpi4py", "xxhash"},
     ),
     "run": Layer(
         frozenset({"core", "errors", "config", "config_embedded", "config_time", "parallel", "io"}),

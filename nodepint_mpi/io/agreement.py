@@ -6,6 +6,7 @@ Rank 0 makes, names and removes files for all, so its error is everybody's and k
 
 import contextlib
 import hashlib
+import logging
 import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from mpi4py import MPI
 
-from nodepint_mpi.errors import NodepintError
-from nodepint_mpi.parallel.guard import together
+from nodepint_mpi.errors import NodepintError, RankError
 
+_log = logging.getLogger(__name__)
 NOTHING = "nothing"
 _MOST_NAMED = 4
 
@@ -33,12 +34,14 @@ def agreed(control: MPI.Intracomm) -> Iterator[None]:
         RankError: for any other kind of exception.
     """
     mine: tuple[type[NodepintError], str] | None = None
-    with together(control):
-        try:
-            yield
-        except NodepintError as error:
-            who = f"rank {control.rank} on {socket.gethostname()}: " if control.rank else ""
-            mine = type(error), f"{who}{error}"
+    who = f"rank {control.rank} on {socket.gethostname()}: "
+    try:
+        yield
+    except NodepintError as error:
+        mine = type(error), f"{who if control.rank else ''}{error}"
+    except Exception as error:
+        mine = RankError, f"{who}{type(error).__name__}: {error}"
+        _log.debug("failed in a step of all ranks", exc_info=True)
     first = next((one for one in control.allgather(mine) if one is not None), None)
     if first is not None:
         kind, message = first

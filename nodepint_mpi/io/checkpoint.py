@@ -1,7 +1,7 @@
 """Checkpoints: saved by all ranks, loaded on any number of ranks, never half there.
 
-A checkpoint is written under a temporary name, read back, sealed with a digest of all its bytes
-and only then given its name, so at any moment the one before it can be loaded.
+A checkpoint is written under a temporary name, read back, sealed, brought to the disk and only then
+given its name, so at any moment the one before it can be loaded.
 """
 
 import logging
@@ -19,6 +19,7 @@ from nodepint_mpi.io.agreement import agreed
 from nodepint_mpi.io.checkpoint_file import (
     DamagedError,
     Head,
+    Place,
     lay_out,
     read_head,
     read_leaves,
@@ -43,8 +44,23 @@ from nodepint_mpi.io.leaves import (
     take_array,
     take_leaves,
 )
-from nodepint_mpi.io.rows import check_all_rows, describe_rows, read_all_rows, write_all_rows
-from nodepint_mpi.io.seal import FORMAT, digest_file, find_damage, read_format
+from nodepint_mpi.io.rows import (
+    describe_rows,
+    read_all_rows,
+    read_back,
+    sum_rows,
+    write_all_rows,
+)
+from nodepint_mpi.io.seal import (
+    FORMAT,
+    Seal,
+    Span,
+    choose_apart,
+    digest_file,
+    find_damage,
+    read_format,
+    write_seal,
+)
 
 _log = logging.getLogger(__name__)
 _BCAST_BYTES = 2**30  # MPI counts are 32 bit
@@ -102,12 +118,14 @@ def save_checkpoint(
     with agreed(control):
         leaves = take_leaves(replicated)
         blocks = {name: take_array(name, rows[name]) for name in sorted(rows)}
+        sums = {name: sum_rows(block) for name, block in blocks.items()}
     specs = describe_rows(control, blocks, row_start=row_start, n_rows=n_rows)
     try:
+        places = {}
         with agreed(control):
             if control.rank == 0:
                 remove_partials(folder)
-                lay_out(
+                places = lay_out(
                     partial,
                     leaves,
                     specs,
@@ -116,22 +134,26 @@ def save_checkpoint(
                     n_ranks=control.size,
                     meta=meta,
                 )
+        places: dict[str, Place] = control.bcast(places)
         if specs:
-            write_all_rows(control, partial, blocks, row_start=row_start)
+            write_all_rows(control, partial, blocks, sums, row_start=row_start)
         with agreed(control):
-            flush_file(partial)
-        _read_back(control, partial, specs, blocks, row_start=row_start)
-        digest = _digest(control, partial)
+            _check_written(partial, places, specs, sums, row_start=row_start)
+            if control.rank == 0:
+                _check_leaves(partial)
+        seal = _make_seal(control, partial, places, specs)
         with agreed(control):
             if control.rank == 0:
-                publish(partial, path, digest)
+                _write_seal(partial, seal)
+            flush_file(partial)
+        with agreed(control):
+            if control.rank == 0:
+                publish(partial, path)
+                prune(folder, step=step, keep=keep)
     except NodepintError:
         if control.rank == 0:
             remove_file(partial)
         raise
-    with agreed(control):
-        if control.rank == 0:
-            prune(folder, step=step, keep=keep)
     return path
 
 
@@ -189,30 +211,37 @@ def load_checkpoint(
     raise CheckpointError(f"no good checkpoint in {where}: {listing}")
 
 
-def _read_back(
-    control: MPI.Intracomm,
+def _check_written(
     path: Path,
+    places: Mapping[str, Place],
     specs: Mapping[str, LeafSpec],
-    blocks: Mapping[str, np.ndarray],
+    sums: Mapping[str, np.ndarray],
     *,
     row_start: int,
 ) -> None:
-    """Compare every array in the file with the checksum it had in memory."""
-    damage = ""
-    if specs:
-        n_owned = len(next(iter(blocks.values())))
-        damage = check_all_rows(control, path, specs, row_start=row_start, n_owned=n_owned)
-    with agreed(control):
-        try:
-            if control.rank == 0:
-                read_leaves(path, read_head(path).replicated)
-        except DamagedError as error:
-            damage = str(error)
-        if damage:
-            raise OutputError(f"{path} does not read back as it was written: {damage}")
+    """Compare this rank's rows in the file with the checksums they had in memory. Local."""
+    try:
+        damage = read_back(path, places, specs, sums, row_start=row_start)
+    except OSError as error:
+        raise OutputError(f"cannot read back {path}: {error_text(error)}") from error
+    if damage:
+        raise OutputError(f"{path} does not read back as it was written: {damage}")
 
 
-def _digest(control: MPI.Intracomm, path: Path) -> str:
+def _check_leaves(path: Path) -> None:
+    """The same for what all ranks hold alike. Local."""
+    try:
+        read_leaves(path, read_head(path).replicated)
+    except DamagedError as error:
+        raise OutputError(f"{path} does not read back as it was written: {error}") from error
+
+
+def _make_seal(
+    control: MPI.Intracomm,
+    path: Path,
+    places: Mapping[str, Place],
+    specs: Mapping[str, LeafSpec],
+) -> Seal:
     n_bytes = 0
     with agreed(control):
         if control.rank == 0:
@@ -220,10 +249,19 @@ def _digest(control: MPI.Intracomm, path: Path) -> str:
                 n_bytes = path.stat().st_size
             except OSError as error:
                 raise OutputError(f"cannot read back {path}: {error_text(error)}") from error
-    digest, damage = digest_file(control, path, control.bcast(n_bytes))
+    n_bytes = control.bcast(n_bytes)
+    apart = choose_apart(Span(places[name].rows, specs[name].n_bytes) for name in places)
+    digest, damage = digest_file(control, path, n_bytes, apart)
     if damage:
         raise OutputError(f"cannot read back {path}: {damage}")
-    return digest
+    return Seal(n_bytes, apart, digest)
+
+
+def _write_seal(path: Path, seal: Seal) -> None:
+    try:
+        write_seal(path, seal)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error_text(error)}") from error
 
 
 def _candidates(where: Path) -> tuple[list[Path], bool]:
@@ -292,7 +330,10 @@ def _load_one(
 def _check_format(path: Path) -> None:
     found = read_format(path)
     if found != FORMAT:
-        raise CheckpointError(f"{path} has format {found}, this program reads format {FORMAT}")
+        raise CheckpointError(
+            f"{path} has format {found}, this program reads format {FORMAT}; resume with the "
+            "version of nodepint_mpi that wrote it"
+        )
 
 
 def _check_belongs(

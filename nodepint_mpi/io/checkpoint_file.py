@@ -2,13 +2,13 @@
 
     /                 attributes: format, step, fingerprint, n_ranks, n_rows
     /meta             JSON text
-    /replicated/...   one dataset for each leaf, named by its path, with its CRC-32
+    /replicated/...   one dataset for each leaf, named by its path, with its checksum
     /rows/...         arrays over all slices, split over the ranks along their first axis
-    /row_crc32/...    a CRC-32 for each row of each of them
+    /row_xxh3/...     a checksum for each row of each of them
 
 Rank 0 lays the file out and stores what all ranks hold alike; then every rank adds its rows
-(`io.rows`). The seal (`io.seal`) guards a file at rest. The CRCs are taken from memory, so they
-guard the way from memory to the file and back.
+(`io.rows`). Checksums are taken from memory, so they guard the whole way from memory to the file
+and back. The seal (`io.seal`) guards all that HDF5 has to understand, and the checksums themselves.
 """
 
 import json
@@ -23,12 +23,18 @@ from jaxtyping import PyTree
 
 from nodepint_mpi.errors import CheckpointError
 from nodepint_mpi.io.hdf5 import create_rows, creating, error_text
-from nodepint_mpi.io.leaves import LeafSpec, crc32, describe_leaves, storable_dtype, to_storable
+from nodepint_mpi.io.leaves import (
+    LeafSpec,
+    checksum,
+    describe_leaves,
+    storable_dtype,
+    to_storable,
+)
 from nodepint_mpi.io.seal import FORMAT
 
 _FILE_BYTES = 64 * 2**10  # HDF5's own bookkeeping, generously: for the file,
 _OBJECT_BYTES = 4 * 2**10  # and for each dataset or group
-_CRC = np.dtype(np.uint32)
+_SUM = np.dtype(np.uint64)
 
 
 class DamagedError(CheckpointError):
@@ -44,6 +50,16 @@ class Head(NamedTuple):
     meta: dict[str, Any]
     replicated: dict[str, LeafSpec]
     rows: dict[str, LeafSpec]
+
+
+class Place(NamedTuple):
+    """Where in the file, in bytes from its start, an array over all slices lies and its checksums.
+
+    Both are one piece each, row after row.
+    """
+
+    rows: int
+    sums: int
 
 
 def checkpoint_bytes(replicated: PyTree, rows: PyTree, *, meta_bytes: int = 0) -> int:
@@ -67,8 +83,13 @@ def lay_out(
     n_rows: int,
     n_ranks: int,
     meta: Mapping[str, Any],
-) -> None:
-    """Make the file, with everything but the rows. Local. Raises OutputError."""
+) -> dict[str, Place]:
+    """Make the file, with everything but the rows. Local. Raises OutputError.
+
+    Returns:
+        Where the rows go. Arrays without values have no place.
+    """
+    places = {}
     text = np.array(json.dumps(meta).encode("ascii"))
     leaf_specs = {name: LeafSpec(leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
     n_bytes = _bound(leaf_specs, specs, text.nbytes)
@@ -79,13 +100,16 @@ def lay_out(
         group = file.create_group("replicated")
         for name, leaf in leaves.items():
             dataset = group.create_dataset(name, data=to_storable(leaf))
-            dataset.attrs.update(dtype=leaf.dtype.name, crc32=crc32(leaf))
-        group, crcs = file.create_group("rows"), file.create_group("row_crc32")
+            dataset.attrs.update(dtype=leaf.dtype.name, xxh3=np.uint64(checksum(leaf)))
+        group, sums = file.create_group("rows"), file.create_group("row_xxh3")
         for name, spec in specs.items():
             kind = storable_dtype(spec.dtype)
             dataset = create_rows(group, name, shape=spec.shape, dtype=kind)
             dataset.attrs["dtype"] = spec.dtype.name
-            create_rows(crcs, name, shape=(n_rows,), dtype=_CRC)
+            summed = create_rows(sums, name, shape=(n_rows,), dtype=_SUM)
+            if spec.n_bytes:
+                places[name] = Place(dataset.id.get_offset(), summed.id.get_offset())
+    return places
 
 
 def read_head(path: Path) -> Head:
@@ -108,8 +132,8 @@ def read_leaves(path: Path, specs: Mapping[str, LeafSpec]) -> dict[str, np.ndarr
         for name, spec in specs.items():
             dataset = file["replicated"][name]
             leaf = np.asarray(dataset[()]).view(spec.dtype)
-            if crc32(leaf) != dataset.attrs["crc32"]:
-                raise DamagedError(f"replicated/{name} does not match its CRC-32")
+            if checksum(leaf) != dataset.attrs["xxh3"]:
+                raise DamagedError(f"replicated/{name} does not match its checksum")
             leaves[name] = leaf
     return leaves
 
@@ -139,6 +163,6 @@ def _specs(group: h5py.Group) -> dict[str, LeafSpec]:
 def _bound(leaves: Mapping[str, LeafSpec], rows: Mapping[str, LeafSpec], meta_bytes: int) -> int:
     """An upper bound for the size of the file."""
     n_bytes = sum(spec.n_bytes for spec in [*leaves.values(), *rows.values()])
-    n_bytes += sum(spec.shape[0] * _CRC.itemsize for spec in rows.values())
+    n_bytes += sum(spec.shape[0] * _SUM.itemsize for spec in rows.values())
     n_objects = sum(2 + name.count("/") for name in [*leaves, *rows, *rows])
     return n_bytes + meta_bytes + _FILE_BYTES + n_objects * _OBJECT_BYTES

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from nodepint_mpi.errors import CheckpointError, OutputError
 from nodepint_mpi.io.hdf5 import error_text
-from nodepint_mpi.io.seal import write_seal
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"step-(\d{6,})\.h5")
@@ -56,10 +55,9 @@ def flush_file(path: Path) -> None:
         raise OutputError(f"cannot write {path}: {error_text(error)}") from error
 
 
-def publish(partial: Path, path: Path, digest: str) -> None:
-    """Seal the file and give it its name, both on the disk when this returns. Local."""
+def publish(partial: Path, path: Path) -> None:
+    """Give the file its name, on the disk when this returns. Local."""
     try:
-        write_seal(partial, digest)
         os.replace(partial, path)
         sync_folder(path.parent)
     except OSError as error:

