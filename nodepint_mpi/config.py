@@ -183,11 +183,15 @@ class OptimSection(Section):
 
 
 class OutputSection(Section):
-    """Where results go and how often."""
+    """Where results go and how often.
+
+    Without `checkpoint_every` a checkpoint is saved every 500 steps, but put off as long as saving
+    would take more than 3 % of the time; with it, every so many steps whatever it costs.
+    """
 
     dir: str = "runs"
     log_every: PositiveInt = 50
-    checkpoint_every: PositiveInt = 500
+    checkpoint_every: PositiveInt | None = None
     keep: PositiveInt = 3
 
 

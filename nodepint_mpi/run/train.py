@@ -7,7 +7,7 @@ import socket
 import statistics
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from nodepint_mpi.config import Config
 from nodepint_mpi.io.records import Records
@@ -15,6 +15,7 @@ from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.guard import together
 from nodepint_mpi.parallel.signals import StopFlag
 from nodepint_mpi.parallel.watchdog import Watchdog
+from nodepint_mpi.run.cadence import Seconds, is_due
 from nodepint_mpi.run.directory import (
     DONE,
     check_directory,
@@ -103,6 +104,10 @@ def train(
             "saving_s": sum(seconds.saving),
             "run_directory": str(folder),
         }
+        _log.info(
+            "%d checkpoints took %.3g s beside %.3g s of training: %.2g %%",
+            len(seconds.saving), sum(seconds.saving), sum(seconds.steps), 100 * seconds.share(),
+        )  # fmt: skip
         if result["status"] == "stopped":
             _log.info("asked to stop: resume with `--resume auto`")
             return result
@@ -119,13 +124,6 @@ def train(
         for name, value in scores.items():
             _log.info("test %s: %.6g", name, value)
         return result
-
-
-class Seconds(NamedTuple):
-    """How long every optimiser step and every checkpoint took on this rank."""
-
-    steps: list[float]
-    saving: list[float]
 
 
 def _optimise(
@@ -169,8 +167,9 @@ def _optimise(
             step += 1
             with watchdog.phase("agreeing on the next step", collective=True, step=step):
                 stop = flag.requested_anywhere(comms.control)
+                due = is_due(comms.control, config.output.checkpoint_every, step, seconds)
             last = stop or step == n_steps
-            saved = step % config.output.checkpoint_every == 0 or last
+            saved = due or last
             every = config.run.compare_every
             if saved or (every and step % every == 0):
                 with watchdog.phase("comparing parameters", collective=True, step=step):

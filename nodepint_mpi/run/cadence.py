@@ -1,0 +1,38 @@
+"""When a run saves a checkpoint, and what the saving has cost."""
+
+from typing import NamedTuple
+
+from mpi4py import MPI
+
+EVERY = 500
+"""Steps between checkpoints where the config does not say."""
+MOST = 0.03
+"""Share of the time for training that saving may then take."""
+
+
+class Seconds(NamedTuple):
+    """How long every optimiser step and every checkpoint took on this rank."""
+
+    steps: list[float]
+    saving: list[float]
+
+    def share(self) -> float:
+        """Time for saving in times for training. Local."""
+        return sum(self.saving) / max(sum(self.steps), 1e-9)
+
+
+def is_due(control: MPI.Intracomm, every: int | None, step: int, seconds: Seconds) -> bool:
+    """Whether to save after so many steps.
+
+    Collective over `control`; equal on all ranks. As often as the config says. Where it does not,
+    every `EVERY` steps, but not before one more checkpoint as dear as the last leaves saving at no
+    more than `MOST` of the time by rank 0's clock. The first is not put off: its price is unknown.
+    What is computed depends on none of this.
+    """
+    if step % (every or EVERY) != 0:
+        return False
+    if every is not None:
+        return True
+    steps, saving = seconds
+    affordable = not saving or sum(saving) + saving[-1] <= MOST * sum(steps)
+    return control.bcast(affordable)
