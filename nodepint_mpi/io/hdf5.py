@@ -29,6 +29,7 @@ USERBLOCK_BYTES = 512
 """Free space for the seal at the head of the file (see `io.seal`)."""
 
 _PIECE_BYTES = 256 * 2**20  # per rank and call; MPI counts are 32 bit
+_LARGE_BYTES = 2**20  # on the average rank
 
 
 @contextmanager
@@ -120,7 +121,7 @@ def write_rows(
             f"given {block.shape[1:]} of {block.dtype}"
         )
     block = np.asarray(block, order="C")
-    plist = _transfer(control)
+    plist = _transfer(control, dataset)
     for low, high in _agree_pieces(control, dataset, len(block)):
         memory, stored = _select(dataset, row_start + low, high - low)
         dataset.id.write(memory, stored, block[low:high], dxpl=plist)
@@ -138,7 +139,7 @@ def read_rows(
     Collective over `control`, inside `open_parallel`; ranks may ask for no rows.
     """
     block = np.empty((n_owned, *dataset.shape[1:]), dataset.dtype)
-    plist = _transfer(control)
+    plist = _transfer(control, dataset)
     for low, high in _agree_pieces(control, dataset, n_owned):
         memory, stored = _select(dataset, row_start + low, high - low)
         dataset.id.read(memory, stored, block[low:high], dxpl=plist)
@@ -171,11 +172,16 @@ def _abort_if_shared(control: MPI.Intracomm, path: Path, error: BaseException) -
         abort(f"failure inside the open parallel file {path}: {error_text(error)}")
 
 
-def _transfer(control: MPI.Intracomm) -> Any:
-    """Collective transfer; on one rank independent, which was 8 times faster there."""
+def _transfer(control: MPI.Intracomm, dataset: h5py.Dataset) -> Any:
+    """How rows travel; the same on all ranks.
+
+    Large pieces go straight from each rank to the file. Collective calls first exchange them, which
+    is for many small ones: of 1 GB it made 0.40 s of work instead of 0.04 on each of 4 ranks for
+    writing and 0.39 instead of 0.14 for reading.
+    """
     plist = h5py.h5p.create(h5py.h5p.DATASET_XFER)
-    kind = h5py.h5fd.MPIO_INDEPENDENT if control.size == 1 else h5py.h5fd.MPIO_COLLECTIVE
-    plist.set_dxpl_mpio(kind)
+    large = control.size == 1 or dataset.nbytes >= _LARGE_BYTES * control.size
+    plist.set_dxpl_mpio(h5py.h5fd.MPIO_INDEPENDENT if large else h5py.h5fd.MPIO_COLLECTIVE)
     return plist
 
 

@@ -44,13 +44,15 @@ def span_of(path, name: str) -> tuple[int, int]:
 def test_flipped_bytes(comm, shared_tmp_path):
     path = save(comm, shared_tmp_path, 7)
     good = path.read_bytes()
+    first, last = span_of(path, "rows/starts")
     comm.Barrier()
     rng = np.random.default_rng(comm.bcast(int(np.random.default_rng().integers(2**32))))
-    first, last = span_of(path, "rows/starts")
     places = [
         *rng.integers(len(good), size=N_FLIPS // comm.size),  # each takes many messages
-        *rng.integers(512, size=20),
-        *rng.integers(first, last, size=20),  # under a row's checksum, the others under the seal
+        *rng.integers(512, size=20 // comm.size),
+        *rng.integers(
+            first, last, size=20 // comm.size
+        ),  # under a row's checksum, the others under the seal
         *(0, 511, 512, first - 1, first, last - 1, last, len(good) - 1),
     ]
     for place in map(int, places):

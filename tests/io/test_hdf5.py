@@ -44,9 +44,13 @@ def test_rows_come_back_whoever_owns_them(comm, shared_tmp_path, how, dtype, sha
 
 
 @pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("piece_bytes", [1, 50, 70, 10_000])
-def test_large_blocks_go_in_pieces(comm, shared_tmp_path, monkeypatch, how, piece_bytes):
+@pytest.mark.parametrize("piece_bytes", [1, 70, 10_000])
+@pytest.mark.parametrize("large_bytes", [0, 2**20], ids=["each", "together"])
+def test_large_blocks_go_in_pieces(
+    comm, shared_tmp_path, monkeypatch, how, piece_bytes, large_bytes
+):
     monkeypatch.setattr(hdf5, "_PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(hdf5, "_LARGE_BYTES", large_bytes)
     path = shared_tmp_path / "rows.h5"
     whole = np.random.default_rng(0).standard_normal((N_ROWS, 3))
     make_file(comm, path, whole)
