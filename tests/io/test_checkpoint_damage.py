@@ -50,9 +50,7 @@ def test_flipped_bytes(comm, shared_tmp_path):
     places = [
         *rng.integers(len(good), size=N_FLIPS // comm.size),  # each takes many messages
         *rng.integers(512, size=20 // comm.size),
-        *rng.integers(
-            first, last, size=20 // comm.size
-        ),  # under a row's checksum, the others under the seal
+        *rng.integers(first, last, size=20 // comm.size),  # guarded by the rows' own checksums
         *(0, 511, 512, first - 1, first, last - 1, last, len(good) - 1),
     ]
     for place in map(int, places):
