@@ -92,7 +92,7 @@ def read_back(
         Nothing, or what is wrong.
     """
     buffer = memoryview(bytearray(_BUFFER_BYTES))
-    with open(path, "rb", buffering=_BUFFER_BYTES) as file:
+    with io.BufferedReader(io.FileIO(path), _BUFFER_BYTES) as file:
         for name, place in places.items():
             row_bytes = specs[name].n_bytes // specs[name].shape[0]
             file.seek(place.rows + row_start * row_bytes)
@@ -132,7 +132,7 @@ def read_all_rows(
     return rows, damage
 
 
-def _sum_next(file: io.BufferedReader, n_bytes: int, buffer: memoryview) -> int:
+def _sum_next(file: io.BufferedIOBase, n_bytes: int, buffer: memoryview) -> int:
     """Checksum of the next bytes of a file."""
     digest = xxhash.xxh3_64()
     while n_bytes:
