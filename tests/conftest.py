@@ -280,6 +280,24 @@ def comms():
 
 
 @pytest.fixture
+def on_one_rank(comms):
+    """Call something on the first rank and hand all what it returns: they need not all compile it.
+
+    `on_one_rank(lambda: solve(alone()))`. Collective; what is called must not communicate.
+    """
+    from nodepint_mpi.parallel.guard import together
+
+    def call(work):
+        result = None
+        with together(comms.control):
+            if comms.control.rank == 0:
+                result = work()
+        return comms.control.bcast(result)
+
+    return call
+
+
+@pytest.fixture
 def shared_tmp_path(tmp_path, request) -> Path:
     """A temporary folder that is the same on all ranks. Collective."""
     return request.config.stash[RANKS].allgather(tmp_path)[0]

@@ -1,5 +1,6 @@
 """`nodepint bench gradients`: the time-parallel gradient beside `jax.grad` of serial diffrax."""
 
+import functools
 from typing import Any, NamedTuple
 
 import diffrax
@@ -67,7 +68,7 @@ def gradient_error(comms: Comms, case: GradientCase) -> dict[str, float]:
     ours, report = jax.jit(
         lambda inputs, targets: loss_and_gradient(problem, params, inputs, targets)
     )(inputs, targets)
-    loss, wanted = jax.value_and_grad(_serial_loss)(params, static, case, inputs, targets)
+    loss, wanted = _serial_gradient(case.loss, case.steps)
     difference = jax.tree.map(jnp.subtract, ours, wanted)
     norms = [
         jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
@@ -120,10 +121,23 @@ def format_gradients(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _serial_loss(params, static, case: GradientCase, inputs, targets):
+@functools.cache  # the same for all methods, and it takes longer to compile than some of them
+def _serial_gradient(loss: str, steps: str):
+    """The same loss and gradient by one plain diffrax solve."""
+    model, inputs, targets = _model_and_data(TIMES[loss])
+    params, static = split_model(model)
+
+    @jax.jit
+    def solve(params):
+        return jax.value_and_grad(_serial_loss)(params, static, loss, steps, inputs, targets)
+
+    return solve(params)
+
+
+def _serial_loss(params, static, loss: str, steps: str, inputs, targets):
     """The same loss by one plain diffrax solve over the whole horizon."""
-    model, times = eqx.combine(params, static), TIMES[case.loss]
-    if case.steps == "fixed":
+    model, times = eqx.combine(params, static), TIMES[loss]
+    if steps == "fixed":
         grid = np.linspace(0.0, HORIZON, N_SLICES * STEPS_PER_SLICE + 1)
         controller = diffrax.StepTo(jnp.asarray(grid))
     else:

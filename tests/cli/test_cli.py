@@ -115,7 +115,8 @@ def test_doctor_shows_all_ranks_of_a_job(nodepint, tmp_path):
 
 
 def test_doctor_flags_what_differs_between_ranks(mpirun, tmp_path):
-    other = 'test "${OMPI_COMM_WORLD_RANK:-$PMI_RANK}" = 1 && export XLA_FLAGS=--xla_dump_to=; "$@"'
+    mine = 'test "${OMPI_COMM_WORLD_RANK:-$PMI_RANK}" = 1 && export XLA_FLAGS=--xla_dump_to='
+    other = f'unset XLA_FLAGS; {mine}; "$@"'
     command = ["sh", "-c", other, "sh", sys.executable, "-m", "nodepint_mpi", "doctor", "--mpi"]
     done = mpirun(2, *command, cwd=tmp_path, env=QUICK, timeout_s=120)
     assert done.returncode == 1, done.stdout + done.stderr

@@ -122,7 +122,9 @@ def test_the_interactive_recipe(repository, slurm):
 
 
 def test_smoke_with_the_real_nodepint(case, slurm, tmp_path):
-    place = Repository(slurm, tmp_path / "repository")
+    # As users have it, without the switches with which the other tests compile faster.
+    site = "unset JAX_DISABLE_MOST_OPTIMIZATIONS XLA_FLAGS\n"
+    place = Repository(slurm, tmp_path / "repository", site=site)
     (place.folder / "configs" / "quickstart.toml").write_text(case.config.read_text())
     (place.folder / "data" / "lotka_volterra" / "prepared").mkdir(parents=True)  # it has its own
     job = place.submit("--ntasks=2", "jobs/smoke.sbatch")

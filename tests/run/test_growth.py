@@ -112,11 +112,12 @@ def losses_of(comms, text, n_steps):
     return np.array(losses), state
 
 
-def test_the_loss_goes_on_where_it_was_and_any_ranks_agree(comms, source):
+def test_the_loss_goes_on_where_it_was_and_any_ranks_agree(comms, on_one_rank, source):
     text = TEXT.format(source=source)
     losses, state = losses_of(comms, text, 5)
-    emulated, _ = losses_of(make_comms(alone()), text, 5)
-    np.testing.assert_allclose(losses, emulated, rtol=1e-9)
+    if comms.time.size > 1:
+        emulated = on_one_rank(lambda: losses_of(make_comms(alone()), text, 5)[0])
+        np.testing.assert_allclose(losses, emulated, rtol=1e-9)
     # The step at which the network grows sees the loss that it would have had without.
     plain = text.replace("[growth]\nsteps = [3, 5]\nsizes = [3, 4]\n", "")
     experiment = set_up(parse_config(plain), comms)
