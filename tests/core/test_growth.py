@@ -31,6 +31,7 @@ def trained(model):
     return jax.tree.unflatten(structure, moved), static
 
 
+@eqx.filter_jit
 def predict(params, static, x):
     """Encode, four Euler steps, decode."""
     model = eqx.combine(params, static)
