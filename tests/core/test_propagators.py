@@ -74,7 +74,7 @@ def linearised(at_once):
         result, pull_back = linearise_block(fine, RATE, starts, owned, at_once=at_once)
         return result, pull_back(jax.tree.map(jnp.cos, result))
 
-    return there_and_back(U0 * jnp.arange(1.0, 6.0)[:, None])
+    return there_and_back(U0[None] * jnp.arange(1.0, 6.0)[:, None])
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 5, 9])
