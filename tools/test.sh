@@ -55,8 +55,9 @@ export OMPI_MCA_mpi_yield_when_idle=1
 # Most of the time goes into compiling programs that then run for milliseconds.
 export JAX_DISABLE_MOST_OPTIMIZATIONS=1
 # XLA's older way of emitting loops compiles twice as fast (a gradient through diffrax: 0.9 s instead
-# of 2.0 s, an eager operation 15 ms instead of 27 ms). A newer jaxlib that has lost it says so and
-# ends. One test, of jobs/smoke.sbatch, runs as users do, without this and the line above.
+# of 2.0 s, an eager operation 15 ms instead of 27 ms), but recurses: thousands of operations that
+# XLA fuses into one end it by a segmentation fault. A newer jaxlib that has lost it says so and ends.
+# The test of jobs/smoke.sbatch runs as users do, without this and the line above.
 export XLA_FLAGS="${XLA_FLAGS:+$XLA_FLAGS }--xla_cpu_use_fusion_emitters=false"
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" MPLBACKEND=Agg HF_HUB_OFFLINE=1
 # The stages compile much the same programs: keep those that hold no communicator from one stage to
