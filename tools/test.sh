@@ -85,24 +85,25 @@ stage() {
     fi
 }
 
-# Every test is in exactly one of the three: the last takes what the others do not name.
+# Every test is in exactly one of the three: the last takes what the others do not name. Those that
+# wait go first when they wake: some of them hold us to the 20 s in which a failed job has to end.
 on_one_rank() {
     local status=0 named=() path pids=() pid
     local waiting=(tests/jobs tests/cli/test_failures.py tests/test_harness.py)
     for path in tests/cli "${waiting[@]}"; do named+=("--ignore=$path"); done
-    beside waiting "${waiting[@]}"
-    beside commands tests/cli --ignore=tests/cli/test_failures.py
-    timeout -k 10 "$limit_s" python -m pytest -rs "${named[@]}" </dev/null || status=$?
+    beside waiting 0 "${waiting[@]}"
+    beside commands 5 tests/cli --ignore=tests/cli/test_failures.py
+    nice -n 5 timeout -k 10 "$limit_s" python -m pytest -rs "${named[@]}" </dev/null || status=$?
     for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
     cat "$scratch"/{commands,waiting}.log
     return $status
 }
 
-# beside NAME PYTEST_ARGUMENT...: what it prints is shown when all is done
+# beside NAME NICENESS PYTEST_ARGUMENT...: what it prints is shown when all is done
 beside() {
-    local log="$scratch/$1.log"
-    shift
-    timeout -k 10 "$limit_s" python -m pytest -rs "$@" </dev/null >"$log" 2>&1 &
+    local log="$scratch/$1.log" niceness="$2"
+    shift 2
+    nice -n "$niceness" timeout -k 10 "$limit_s" python -m pytest -rs "$@" </dev/null >"$log" 2>&1 &
     pids+=($!)
 }
 
