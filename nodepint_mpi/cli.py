@@ -20,6 +20,7 @@ from nodepint_mpi.cli_common import (
     start_run,
     write_json,
 )
+from nodepint_mpi.cli_report import compare, report
 from nodepint_mpi.config import read_config
 from nodepint_mpi.errors import ConfigError, NodepintError
 from nodepint_mpi.parallel.guard import run_guarded
@@ -227,7 +228,8 @@ def evaluate_reduced(file: Path, run_dir: Path, json_file: Path | None) -> None:
     finish(comms.control, result, json_file)
 
 
-cli.add_command(bench)
+for command in (bench, report, compare):
+    cli.add_command(command)
 
 
 def main() -> None:

@@ -50,10 +50,16 @@ LAYERS: dict[str, Layer] = {
     ),
     "run": Layer(
         frozenset({"core", "errors", "config", "config_embedded", "config_time", "parallel", "io"}),
-        NUMERICS | {"mpi4py", "mpi4jax", "h5py", "pydantic", "tomli_w", "tqdm", "matplotlib"},
+        NUMERICS
+        | {"mpi4py", "mpi4jax", "h5py", "pydantic", "tomli_w", "tqdm", "matplotlib"}
+        | {"jinja2", "tensorboardX"},
     ),
     "cli_common": Layer(
         frozenset({"errors", "config", "parallel"}),
+        NUMERICS | {"click"},
+    ),
+    "cli_report": Layer(
+        frozenset({"errors", "config", "parallel", "run", "cli_common"}),
         NUMERICS | {"click"},
     ),
     "cli_bench": Layer(
@@ -61,7 +67,8 @@ LAYERS: dict[str, Layer] = {
         NUMERICS | {"click"},
     ),
     "cli": Layer(
-        frozenset({"core", "errors", "config", "parallel", "io", "run", "cli_common", "cli_bench"}),
+        frozenset({"core", "errors", "config", "parallel", "io", "run", "cli_common", "cli_bench"})
+        | {"cli_report"},
         NUMERICS | {"click"},
     ),
     "__main__": Layer(frozenset({"cli", "errors", "parallel.guard"}), frozenset({"click"})),

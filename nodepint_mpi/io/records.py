@@ -9,7 +9,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from nodepint_mpi.errors import OutputError
+from nodepint_mpi.errors import DataError, OutputError
 from nodepint_mpi.io.hdf5 import LIBVER, error_text
 
 JSON_LINES = "metrics.jsonl"
@@ -29,23 +29,32 @@ _log = logging.getLogger(__name__)
 class Records:
     """Metrics of a run, open for more. Local: made and used on one rank alone."""
 
-    def __init__(self, folder: Path, *, resume_step: int | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        resume_step: int | None = None,
+        copy_to: Callable[[Mapping[str, Any]], None] | None = None,
+    ):
         """Start the metrics of a run, or go on with them.
 
         Args:
             folder: The run directory.
             resume_step: Step of the checkpoint the run goes on from; records of later steps are
                 dropped, since they will be made again. None for a new run.
+            copy_to: Is given every new record as well.
 
         Raises:
             OutputError: if the folder cannot be written, or a new run finds metrics there.
         """
-        self.folder = folder
+        self.folder, self._copy_to = folder, copy_to
+        self.last: dict[str, Any] = {}  # of the records a resumed run goes on from
         path = folder / JSON_LINES
         try:
             if resume_step is not None:
                 kept = [record for record in _read(path) if record["step"] <= resume_step]
                 _replace(path, "".join(map(_line, kept)).encode())
+                self.last = kept[-1] if kept else {}
             self._file = open(path, "x" if resume_step is None else "a", encoding="ascii")
         except FileExistsError as error:
             raise OutputError(f"{path} exists; resume that run or choose another folder") from error
@@ -60,6 +69,8 @@ class Records:
             self._file.flush()
         except OSError as error:
             raise OutputError(f"cannot write {self._file.name}: {error_text(error)}") from error
+        if self._copy_to is not None:
+            self._copy_to(record)
 
     def write_table(self, **attributes: str | int | float) -> None:
         """Make `metrics.h5` anew from all records so far.
@@ -108,6 +119,24 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
         return _read(folder / JSON_LINES)
     except OSError as error:
         raise OutputError(f"cannot read {folder / JSON_LINES}: {error_text(error)}") from error
+
+
+def read_table(folder: Path) -> dict[str, np.ndarray]:
+    """The columns of `metrics.h5`; none if there is no such file. Local.
+
+    Raises:
+        DataError: if it is damaged.
+    """
+    path = folder / TABLE
+    if not path.exists():
+        return {}
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            columns = {name: np.asarray(file[name][()], float) for name in file}
+            columns["step"] = columns["step"].astype(np.int64)
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise DataError(f"{path} is damaged: {error_text(error)}") from error
+    return columns
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.dealing import own_part
 from nodepint_mpi.parallel.guard import together
 from nodepint_mpi.run.directory import CHECKPOINTS, read_run
-from nodepint_mpi.run.figures import plot_labels, plot_trajectories
+from nodepint_mpi.run.figures import draw_labels, draw_trajectories, save_figure
 from nodepint_mpi.run.setup import Experiment, at_step, set_up, slice_rows
 from nodepint_mpi.run.step import make_evaluation, make_prediction
 from nodepint_mpi.run.tracking import kept_like
@@ -60,11 +60,15 @@ def evaluate_run(folder: Path, comms: Comms) -> dict[str, float]:
 
 
 class TrainedRun(NamedTuple):
-    """The newest good checkpoint of a run, with the experiment it belongs to."""
+    """The newest good checkpoint of a run, with the experiment it belongs to.
+
+    `basis` is the one that the slices share, if the method keeps one from step to step.
+    """
 
     experiment: Experiment
     step: int
     params: EncodeProcessDecode
+    basis: np.ndarray | None
 
 
 def open_run(folder: Path, comms: Comms) -> TrainedRun:
@@ -84,7 +88,9 @@ def open_run(folder: Path, comms: Comms) -> TrainedRun:
         fingerprint=experiment.config.fingerprint(),
     )
     params = jax.tree.map(jnp.asarray, loaded.replicated["params"])
-    return TrainedRun(at_step(experiment, loaded.step - 1), loaded.step, params)
+    basis = loaded.replicated.get("tracking", {}).get("basis")
+    basis = None if basis is None else np.asarray(basis)
+    return TrainedRun(at_step(experiment, loaded.step - 1), loaded.step, params, basis)
 
 
 def save_predictions(
@@ -104,10 +110,14 @@ def save_predictions(
         order = np.concatenate([indices for indices, _ in line])
         predictions = np.concatenate([part for _, part in line])
         if kind == "labels":
-            plot_labels(folder, inputs, targets[:, 0], np.argmax(predictions[0], axis=-1))
+            if inputs[0].ndim < 2:
+                return  # vectors: nothing to look at
+            figure = draw_labels(inputs, targets[:, 0], np.argmax(predictions[0], axis=-1))
+            save_figure(figure, folder / "predictions.png")
         else:
             times = samples.times[order]
             trained = experiment.train.times[-1]
-            plot_trajectories(
-                folder, samples.times, targets, times, np.moveaxis(predictions, 0, 1), trained
+            figure = draw_trajectories(
+                samples.times, targets, times, np.moveaxis(predictions, 0, 1), trained
             )
+            save_figure(figure, folder / "trajectories.png")

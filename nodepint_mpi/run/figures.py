@@ -32,17 +32,16 @@ def plot_losses(folder: Path) -> Path:
     sweeps.set_ylim(bottom=0)
     sweeps.legend(fontsize="small")
     sweeps.grid(alpha=0.3)
-    return _save(figure, folder / "loss.png")
+    return save_figure(figure, folder / "loss.png")
 
 
-def plot_trajectories(
-    folder: Path,
+def draw_trajectories(
     target_times: np.ndarray,
     targets: np.ndarray,
     times: np.ndarray,
     predictions: np.ndarray,
     trained_until: float,
-) -> Path:
+) -> Figure:
     """Observed trajectories as dots, predicted ones as lines; one panel a sample."""
     n_shown = len(targets)
     figure = Figure(figsize=(7, 2.2 * n_shown + 0.6), layout="constrained")
@@ -58,7 +57,7 @@ def plot_trajectories(
         if trained_until < times[-1]:
             panel.axvline(trained_until, color="grey", linewidth=0.8)
             panel.set_title("trained left of the line", fontsize="small")
-        panel.set_ylabel(f"test sample {row}")
+        panel.set_ylabel(f"state, test sample {row}")
         panel.grid(alpha=0.3)
     figure.legend(
         *panels[0].get_legend_handles_labels(),
@@ -68,11 +67,11 @@ def plot_trajectories(
         title="dots: observed, lines: predicted",
     )
     panels[-1].set_xlabel("time")
-    return _save(figure, folder / "trajectories.png")
+    return figure
 
 
-def plot_labels(folder: Path, images: np.ndarray, labels: np.ndarray, guesses: np.ndarray) -> Path:
-    """The first test images with true and predicted labels."""
+def draw_labels(images: np.ndarray, labels: np.ndarray, guesses: np.ndarray) -> Figure:
+    """Images with true and predicted labels."""
     columns = 8
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(8, 1.25 * rows + 0.3), layout="constrained")
@@ -84,33 +83,29 @@ def plot_labels(folder: Path, images: np.ndarray, labels: np.ndarray, guesses: n
         right = label == guess
         title = f"{guess}" if right else f"{guess}, is {label}"
         panel.set_title(title, fontsize="small", fontweight="normal" if right else "bold")
-    figure.suptitle("predicted digit (bold where wrong)", fontsize="small")
-    return _save(figure, folder / "predictions.png")
+    figure.suptitle("predicted label (bold where wrong)", fontsize="small")
+    return figure
 
 
-def plot_reduced(
-    path: Path,
+def draw_reduced(
     times: np.ndarray,
     full: np.ndarray,
     reduced: np.ndarray,
     truth: np.ndarray | None,
-) -> Path:
+) -> Figure:
     """The first test sample by the full and by the reduced model; labels as a scatter.
 
     Args:
-        path: The PNG file.
         times: Observation times.
         full: Predictions of the full model, (samples, times, components).
         reduced: Those of the reduced model.
         truth: The first sample's observations, (times, components); None for labels.
     """
     if truth is None:
-        figure = _scatter_logits(full, reduced)
-    elif truth.shape[1] > MANY_COMPONENTS:
-        figure = _space_time(times, truth, full[0], reduced[0])
-    else:
-        figure = _lines(times, truth, full[0], reduced[0])
-    return _save(figure, path)
+        return _scatter_logits(full, reduced)
+    if truth.shape[1] > MANY_COMPONENTS:
+        return _space_time(times, truth, full[0], reduced[0])
+    return _lines(times, truth, full[0], reduced[0])
 
 
 def _space_time(
@@ -198,7 +193,7 @@ def plot_sweeps(path: Path, result: dict[str, Any]) -> Path:
     handles = panels[0, 0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=3, fontsize="small")
     figure.suptitle(f"{result['problem']}, {result['n_slices']} slices; grey: tolerance")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_contest(path: Path, result: dict[str, Any]) -> Path:
@@ -214,9 +209,10 @@ def plot_contest(path: Path, result: dict[str, Any]) -> Path:
     axes.set_ylabel("training loss")
     axes.legend(fontsize="small")
     axes.set_title(f"{result['name']}; grey: the loss that plain diffrax ends with")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG and return its path. Local."""
     figure.savefig(path, dpi=150)
     return path

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from matplotlib.figure import Figure
 
 from nodepint_mpi.core.networks import EncodeProcessDecode, as_numbers
 from nodepint_mpi.core.rom import ReducedModel, Stepper
@@ -19,8 +20,8 @@ from nodepint_mpi.errors import ReducedModelError
 from nodepint_mpi.io.agreement import agreed
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.run.directory import read_run
-from nodepint_mpi.run.evaluate import BATCH, open_run
-from nodepint_mpi.run.figures import plot_reduced
+from nodepint_mpi.run.evaluate import BATCH, TrainedRun, open_run
+from nodepint_mpi.run.figures import draw_reduced, save_figure
 from nodepint_mpi.run.rom_load import load_rom
 from nodepint_mpi.run.setup import Experiment
 
@@ -54,26 +55,48 @@ def evaluate_rom(file: Path, folder: Path, comms: Comms) -> dict[str, Any]:
     Raises:
         NodepintError: on all ranks, if file, run or data cannot be read or do not belong together.
     """
-    config, control = read_run(folder), comms.control
+    control = comms.control
     with agreed(control):
-        rom = load_rom(file)
-        if rom.origin.fingerprint != config.fingerprint():
-            raise ReducedModelError(
-                f"{file} was made from another run (fingerprint {rom.origin.fingerprint}) than "
-                f"{folder} ({config.fingerprint()})."
-            )
-    experiment, step, params = open_run(folder, comms)
-    if step != rom.origin.optimiser_step and control.rank == 0:
-        _log.warning(
-            "%s is from optimiser step %d, the newest checkpoint from %d: export it anew",
-            file, rom.origin.optimiser_step, step,
-        )  # fmt: skip
+        rom = load_rom_of(folder, file)
+    trained = open_run(folder, comms)
     result: dict[str, Any] = {}
     with agreed(control):
         if control.rank == 0:
-            full = FullModel(eqx.combine(params, experiment.test_problem.static), rom.stepper)
-            result = _compare(full, rom, experiment, file)
+            result, figure = compare_models(rom, trained, file)
+            result["figure"] = str(save_figure(figure, file.with_suffix(".png")))
     return control.bcast(result)
+
+
+def load_rom_of(folder: Path, file: Path) -> ReducedModel:
+    """Load a reduced model that was made from this run. Local.
+
+    Raises:
+        NodepintError: if it cannot be read or was made from another one.
+    """
+    rom, wanted = load_rom(file), read_run(folder).fingerprint()
+    if rom.origin.fingerprint != wanted:
+        raise ReducedModelError(
+            f"{file} was made from another run (fingerprint {rom.origin.fingerprint}) than "
+            f"{folder} ({wanted})."
+        )
+    return rom
+
+
+def compare_models(
+    rom: ReducedModel, trained: TrainedRun, file: Path
+) -> tuple[dict[str, Any], Figure]:
+    """Errors, speed and size of a reduced model and the full one, and a figure of both. Local."""
+    if trained.step != rom.origin.optimiser_step:
+        _log.warning(
+            "%s is from optimiser step %d, the newest checkpoint from %d: export it anew",
+            file, rom.origin.optimiser_step, trained.step,
+        )  # fmt: skip
+    return _compare(full_model(trained, rom.stepper), rom, trained.experiment, file)
+
+
+def full_model(trained: TrainedRun, stepper: Stepper) -> FullModel:
+    """The trained model, solved serially by these steps. Local."""
+    return FullModel(eqx.combine(trained.params, trained.experiment.test_problem.static), stepper)
 
 
 def format_comparison(result: dict[str, Any]) -> str:
@@ -101,17 +124,19 @@ def format_comparison(result: dict[str, Any]) -> str:
         numbers = f"{full * unit:12{form}} {reduced * unit:12{form}}"
         lines.append(f"{label:28s} {numbers} {full / reduced:8.1f}")
     lines += [f"{name}: full {a:.4g}, reduced {b:.4g}" for name, (a, b) in result["scores"].items()]
-    return "\n".join([*lines, "", f"figure: {result['figure']}"])
+    if "figure" in result:
+        lines += ["", f"figure: {result['figure']}"]
+    return "\n".join(lines)
 
 
 def _compare(
     full: FullModel, rom: ReducedModel, experiment: Experiment, file: Path
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Figure]:
     samples, problem = experiment.test, experiment.test_problem
     inputs, targets = samples.take(np.arange(min(BATCH, samples.n_rows)))
     ts = jnp.asarray(samples.times, rom.basis.dtype)
-    states, reduced_states = (_run(model.states, inputs, ts) for model in (full, rom))
-    predictions, reduced = (_run(model.solve, inputs, ts) for model in (full, rom))
+    states, reduced_states = (run_batch(model.states, inputs, ts) for model in (full, rom))
+    predictions, reduced = (run_batch(model.solve, inputs, ts) for model in (full, rom))
     result: dict[str, Any] = {
         "file": str(file),
         "optimiser_step": rom.origin.optimiser_step,
@@ -140,13 +165,12 @@ def _compare(
             "single_s": _median_s(model.solve, inputs[:1], ts),
         }
     result["reduced"]["n_bytes"] = file.stat().st_size
-    figure = file.with_suffix(".png")
     truth = None if samples.section.times is None else targets[0]
-    result["figure"] = str(plot_reduced(figure, samples.times, predictions, reduced, truth))
-    return result
+    return result, draw_reduced(samples.times, predictions, reduced, truth)
 
 
-def _run(function: Callable, inputs: np.ndarray, ts: Array) -> np.ndarray:
+def run_batch(function: Callable, inputs: np.ndarray, ts: Array) -> np.ndarray:
+    """`states` or `solve` of a full or reduced model for a batch of inputs. Local."""
     return np.asarray(_batched(function)(jnp.asarray(inputs), ts))
 
 

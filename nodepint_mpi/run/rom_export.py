@@ -68,7 +68,7 @@ def export_rom(
     with agreed(control):
         if control.rank == 0:
             check_target(out)
-    experiment, step, params = open_run(folder, comms)
+    experiment, step, params, _ = open_run(folder, comms)
     size = math.prod(experiment.state.shape[1:])
     if rank is not None and rank > size:
         raise ConfigError(f"`--rank {rank}` is more than the state's {size} entries: lower it.")

@@ -31,6 +31,7 @@ from nodepint_mpi.run.nonfinite import raise_nonfinite
 from nodepint_mpi.run.progress import Progress
 from nodepint_mpi.run.sameness import require_same_values
 from nodepint_mpi.run.saving import resume_run, save_run
+from nodepint_mpi.run.scalars import Scalars, require_tensorboard
 from nodepint_mpi.run.setup import Experiment, fresh_state, set_up
 from nodepint_mpi.run.step import StepReport, TrainState
 from nodepint_mpi.run.tracking import Stepper, make_stepper
@@ -70,6 +71,8 @@ def train(
             with together(control):
                 if control.rank == 0:
                     check_directory(folder, resume=resume is not None)
+                    if config.output.tensorboard:
+                        require_tensorboard()
             experiment = set_up(config, comms)
             config = experiment.config
             state, start, stepper = fresh_state(experiment), 0, None
@@ -87,9 +90,9 @@ def train(
                         hosts=hosts,
                     )
                     log_to_file(folder)
-        records = _open_records(comms, folder, start if resume is not None else None)
-        if records is not None:
-            opened.callback(records.close)
+        records, scalars = _open_records(
+            comms, folder, start if resume is not None else None, opened, config.output.tensorboard
+        )
         experiment, state, step, report, seconds = _optimise(
             comms, experiment, state, start, stepper, folder, records, flag, watchdog
         )
@@ -120,6 +123,8 @@ def train(
                 assert records is not None  # rank 0 keeps them
                 records.write_table(fingerprint=config.fingerprint(), config=config_text(config))
                 plot_losses(folder)
+                if scalars is not None:
+                    scalars.append({"step": step} | {f"test_{k}": v for k, v in scores.items()})
                 write_text(folder / DONE, json.dumps(result, indent=1) + "\n")
         for name, value in scores.items():
             _log.info("test %s: %.6g", name, value)
@@ -178,7 +183,9 @@ def _optimise(
             if step % config.output.log_every == 0 or last:
                 progress.report(step, report, seconds.steps[-1])
                 if records is not None:
-                    records.append(step, **taken.numbers(), step_s=seconds.steps[-1])
+                    spent = records.last.get("training_s", 0.0) + sum(seconds.steps)
+                    times = {"step_s": seconds.steps[-1], "training_s": spent}
+                    records.append(step, **taken.numbers(), **times)
             if saved:
                 began = time.perf_counter()
                 with watchdog.phase(
@@ -193,10 +200,20 @@ def _optimise(
     return experiment, state, step, report, seconds
 
 
-def _open_records(comms: Comms, folder: Path, resume_step: int | None) -> Records | None:
-    """Metrics, kept by rank 0."""
-    records = None
+def _open_records(
+    comms: Comms,
+    folder: Path,
+    resume_step: int | None,
+    opened: contextlib.ExitStack,
+    tensorboard: bool,
+) -> tuple[Records | None, Scalars | None]:
+    """Metrics, kept by rank 0, and their copy for TensorBoard; closed with `opened`."""
+    records = scalars = None
     with together(comms.control):
         if comms.control.rank == 0:
-            records = Records(folder, resume_step=resume_step)
-    return records
+            if tensorboard:
+                scalars = opened.enter_context(Scalars(folder, resume_step=resume_step))
+            copy_to = None if scalars is None else scalars.append
+            records = Records(folder, resume_step=resume_step, copy_to=copy_to)
+            opened.enter_context(records)
+    return records, scalars
