@@ -60,6 +60,7 @@ n_steps = 2
 log_every = 1
 checkpoint_every = 5
 keep = 100000
+tensorboard = true
 
 [problem]
 field = "lotka_volterra"

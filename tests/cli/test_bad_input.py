@@ -184,6 +184,12 @@ CASES = {
     ),
     "result that is a folder": Bad(train("--json", "run"), "Cannot write run: it is a folder"),
     "no run directory": Bad(["evaluate", "holed"], r"holed is no run directory"),
+    "report of no run": Bad(["report", "holed"], r"holed is no run directory"),
+    "report on two ranks": Bad(["report", "run"], "got 2 ranks and takes one: start it without"),
+    "comparison on two ranks": Bad(["compare", "run", "run"], "`nodepint compare` got 2 ranks"),
+    "reduced model without the full one": Bad(
+        ["report", "run", "--no-model", "--rom", "r.h5"], "leave `--no-model` out"
+    ),
     "unknown problem": Bad(
         ["solve", "tiny.toml", *sets(problem__field="lorentz")], "no 'lorentz'.*'lorenz'"
     ),

@@ -33,7 +33,18 @@ def test_help_loads_neither_mpi_nor_jax(tmp_path):
     assert f"{nodepint_mpi.__version__} []" in said
     assert said.count("left with 0 []") == 4
     assert f"nodepint, version {nodepint_mpi.__version__}" in said
-    for name in ("train", "evaluate", "solve", "info", "doctor", "data", "bench", "--resume"):
+    for name in (
+        "train",
+        "evaluate",
+        "solve",
+        "info",
+        "doctor",
+        "data",
+        "bench",
+        "report",
+        "compare",
+        "--resume",
+    ):
         assert name in said
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from nodepint_mpi.config import read_config
 from tests.cli.small_case import checkpoints, read_json, read_metrics
+from tests.run.test_scalars import read_events
 
 pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(400)]
 
@@ -42,10 +43,27 @@ def test_metrics_are_the_same_in_both_files(trained):
     records = read_metrics(run)
     assert [record["step"] for record in records] == list(range(1, 21))
     assert records[-1]["loss"] < records[0]["loss"]
+    spent = np.array([[record["training_s"], record["step_s"]] for record in records])
+    np.testing.assert_allclose(np.diff(spent[:, 0], prepend=0), spent[:, 1])  # each is reported
     with h5py.File(run / "metrics.h5") as file:
         for name in ("step", "loss", "grad_norm", "sweeps", "adjoint_sweeps", "jump"):
             np.testing.assert_array_equal(file[name], [record[name] for record in records])
         assert file.attrs["config"] == (run / "config.toml").read_text()
+
+
+def test_tensorboard_gets_the_same_metrics_and_the_test_scores(trained, runs):
+    run = trained(2)
+    assert len(list((run / "tensorboard").iterdir())) == 1  # of rank 0 alone
+    *steps, scores = read_events(run)[1:]  # the first one names the format
+    records = read_metrics(run)
+    assert [event.step for event in steps] == [record["step"] for record in records]
+    for event, record in zip(steps, records, strict=True):
+        found = {value.tag: value.simple_value for value in event.summary.value}
+        assert found.keys() == record.keys() - {"step"}
+        np.testing.assert_allclose(found["loss"], record["loss"], rtol=1e-6)  # single precision
+    (score,) = scores.summary.value
+    assert (scores.step, score.tag) == (20, "test_loss")
+    np.testing.assert_allclose(score.simple_value, read_json(runs / "2.json")["test_loss"], 1e-6)
 
 
 def test_evaluate_gives_the_loss_that_train_gave(trained, runs, nodepint, tmp_path):

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nodepint_mpi.errors import OutputError
-from nodepint_mpi.io.records import Records, read_records
+from nodepint_mpi.errors import DataError, OutputError
+from nodepint_mpi.io.records import Records, read_records, read_table
 from tests.io.checkpoint_case import listing
 
 CONFIG = "[optim]\nrate = 0.001\n" * 5000  # longer than HDF5's old limit of 64 KiB
@@ -139,13 +139,48 @@ def test_resuming_without_records_starts_them(tmp_path):
     assert fill(tmp_path, [5], resume_step=4) == b'{"step": 5, "loss": 0.2, "sweeps": 5}\n'
 
 
+def test_a_resumed_run_knows_the_last_record_it_goes_on_from(tmp_path):
+    fill(tmp_path, [2, 4, 6])
+    with Records(tmp_path, resume_step=5) as records:
+        assert records.last == {"step": 4, "loss": 0.25, "sweeps": 4}
+    with Records(tmp_path, resume_step=1) as records:
+        assert records.last == {}
+
+
+def test_every_record_is_handed_on_once_it_is_written(tmp_path):
+    seen = []
+
+    def look(record):
+        seen.append((dict(record), read_records(tmp_path)))
+
+    with Records(tmp_path, copy_to=look) as records:
+        records.append(1, loss=0.5)
+        records.append(2, loss=np.float64(0.25))
+    assert [record for record, _ in seen] == read_records(tmp_path)
+    assert [len(there) for _, there in seen] == [1, 2]
+
+
+def test_the_table_is_read_as_it_was_written(tmp_path):
+    assert read_table(tmp_path) == {}
+    with Records(tmp_path) as records:
+        records.append(1, loss=0.5)
+        records.append(3, loss=0.25, accuracy=0.5)
+        records.write_table()
+    found = read_table(tmp_path)
+    np.testing.assert_array_equal(found["step"], [1, 3])
+    np.testing.assert_array_equal(found["accuracy"], [np.nan, 0.5])
+    (tmp_path / "metrics.h5").write_bytes((tmp_path / "metrics.h5").read_bytes()[:600])
+    with pytest.raises(DataError, match=r"metrics\.h5 is damaged"):
+        read_table(tmp_path)
+
+
 def test_folders_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("mine")
-    for options in ({}, {"resume_step": 3}):
+    for step in (None, 3):
         with pytest.raises(OutputError, match="cannot write .*missing/metrics.jsonl: No such file"):
-            Records(tmp_path / "missing", **options)
+            Records(tmp_path / "missing", resume_step=step)
         with pytest.raises(OutputError, match="Not a directory"):
-            Records(tmp_path / "file", **options)
+            Records(tmp_path / "file", resume_step=step)
 
 
 def test_a_full_disk_costs_the_new_record_only(tmp_path):

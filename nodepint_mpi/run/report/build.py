@@ -66,6 +66,7 @@ def make_report(
     if comms is not None:
         model = _open_model(folder, comms, rom_file)
         scores = model.predicted.scores
+        sections.append(tables.checkpoint_used(facts, model.predicted.step))
         sections += [make(model) for make in FROM_MODEL]
     sections += [make(facts) for make in AT_THE_END]
     shown = [section for section in sections if section is not None]

@@ -23,8 +23,25 @@ def summary(facts: Facts) -> Section:
             "recorded. The page shows what there is.",
         )
     if facts.n_damaged > 0:
-        parts.append(f"{facts.n_damaged} lines of the metrics are damaged and left out.")
+        parts.append(f"{facts.n_damaged} of the lines in the metrics are damaged and left out.")
     return Section("Final numbers" if facts.done is not None else "So far", parts)
+
+
+def checkpoint_used(facts: Facts, step: int) -> Section | None:
+    """Which step the predictions are of, where it is not the last one."""
+    last = int(facts.steps[-1])
+    if step == last:
+        return None
+    return Section(
+        "Which checkpoint",
+        [
+            f"The newest good checkpoint is of step {step}, the last record of step {last}: what "
+            "follows about the model is of that earlier step."
+            if step < last
+            else f"The newest good checkpoint is of step {step}, later than the last record, of "
+            f"step {last}."
+        ],
+    )
 
 
 def starts(facts: Facts) -> Section | None:
