@@ -180,12 +180,14 @@ def _optimise(
                 with watchdog.phase("comparing parameters", collective=True, step=step):
                     require_same_values(comms.control, state._asdict(), step, since)
                 since = step
-            if step % config.output.log_every == 0 or last:
+            reported = step % config.output.log_every == 0 or last
+            if reported:
                 progress.report(step, report, seconds.steps[-1])
-                if records is not None:
-                    spent = records.last.get("training_s", 0.0) + sum(seconds.steps)
-                    times = {"step_s": seconds.steps[-1], "training_s": spent}
-                    records.append(step, **taken.numbers(), **times)
+            # A gradient error that was found would else be lost: checks have a rhythm of their own.
+            if records is not None and (reported or taken.error is not None):
+                spent = records.last.get("training_s", 0.0) + sum(seconds.steps)
+                times = {"step_s": seconds.steps[-1], "training_s": spent}
+                records.append(step, **taken.numbers(), **times)
             if saved:
                 began = time.perf_counter()
                 with watchdog.phase(

@@ -19,6 +19,7 @@ from tests.cli.small_case import (
     sets,
     wait_for,
 )
+from tests.run.test_scalars import read_events
 
 pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(580)]
 
@@ -78,6 +79,10 @@ def test_five_steps_and_five_more_are_ten(case, nodepint, trained, tmp_path):
     assert_equal(last, whole / "ckpt" / last.name)
     losses = [[record["loss"] for record in read_metrics(folder)] for folder in (run, whole)]
     assert losses[0] == losses[1][:10]
+    records = read_metrics(run)  # every step is reported, and time goes on where it stopped
+    assert records[-1]["training_s"] == pytest.approx(sum(one["step_s"] for one in records))
+    starts = [event.step for event in read_events(run) if event.HasField("session_log")]
+    assert starts == [6]  # from which on TensorBoard forgets the first run
 
 
 def test_after_a_kill_the_run_goes_on_from_the_newest_good_checkpoint(

@@ -15,8 +15,8 @@ from nodepint_mpi.run.rom_evaluate import full_model, load_rom_of, run_batch
 from nodepint_mpi.run.rom_load import stepper_of
 from nodepint_mpi.run.step import make_prediction
 
-N_STATES = 32
-"""Test samples whose states are looked at."""
+N_STATES = 1000
+"""States of test samples that are looked at, about."""
 
 
 class Predicted(NamedTuple):
@@ -103,13 +103,14 @@ def _look_at_states(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """States of some test samples over the horizon, and the bases there are for them."""
     samples, config = trained.experiment.test, trained.experiment.config
-    inputs, targets = samples.take(np.arange(min(N_STATES, samples.n_rows)))
+    times = build_edges(config.time) if samples.section.times is None else samples.times
+    n_samples = min(32, samples.n_rows, max(1, N_STATES // len(times)))
+    inputs, targets = samples.take(np.arange(n_samples))
     encoder = trained.params.encoder
     if isinstance(encoder, LinearMap):  # its rows are a basis of what is observed
         rows = np.asarray(encoder.matrix, np.float64)
         learned = np.linalg.qr(rows.T)[0].T
         return targets.reshape(-1, rows.shape[1]).astype(np.float64), {"learned basis": learned}
-    times = build_edges(config.time) if samples.section.times is None else samples.times
     ts = jnp.asarray(times, config.run.precision)
     states = run_batch(full_model(trained, stepper_of(config)).states, inputs, ts)
     snapshots = states.reshape(len(inputs) * len(times), -1).astype(np.float64)
