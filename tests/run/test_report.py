@@ -44,7 +44,7 @@ PARAREAL = 'coarse = { solver = "euler", n_steps = 1 }'
 DONE = {"status": "finished", "step": 30, "train_loss": 0.5, "test_loss": 0.625, "step_s": 0.25}
 STARTS = [
     {"time": "2024-01-01T00:00:00", "n_ranks": n, "hosts": ["h1", "h2"], "command": ["nodepint"],
-     "versions": {"jax": version}}
+     "data_ranks": n // 2, "versions": {"jax": version}}
     for n, version in ((2, "0.1"), (4, "0.2"))
 ]  # fmt: skip
 
@@ -93,7 +93,7 @@ def test_a_page_shows_what_the_run_has_recorded(make_run):
         "status": ["finished"], "step": ["30"], "train_loss": ["0.5"], "test_loss": ["0.625"],
         "step_s": ["0.25"],
     }  # fmt: skip
-    assert numbers["ranks of every start"] == ["2, 4"]
+    assert numbers["ranks of every start"] == ["2, 4 (2 x 2)"]
     assert page.table("package") == {"jax": ["0.1", "0.2"]}
     config = page.table("key")
     assert (config["network.width"], config["time.coarse.solver"]) == (["8"], ["euler"])
@@ -259,7 +259,7 @@ def test_runs_are_compared_by_what_differs(make_run, tmp_path):
     result = json.loads(as_json.read_text())
     assert result["runs"] == ["one", "other"]
     assert result["config"] == {"network.width": [8, 16]}
-    assert result["results"]["ranks"] == ["2, 4", "2, 4"]
+    assert result["results"]["ranks"] == ["2, 4 (2 x 2)"] * 2
     assert result["results"]["test_loss"] == [0.625, 0.25]
     assert result["results"]["test_accuracy"] == [None, 0.9]
     assert "  network.width  8    16" in done.output.splitlines()

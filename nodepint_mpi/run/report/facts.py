@@ -123,8 +123,16 @@ def final_numbers(facts: Facts) -> dict[str, Any]:
 
 
 def rank_counts(facts: Facts) -> str:
-    """Ranks of every start, such as "2, 4". Local."""
-    return ", ".join(str(start.get("n_ranks", "?")) for start in facts.starts)
+    """Ranks of every start, such as "2, 4 (2 x 2)". Local."""
+    return ", ".join(map(format_ranks, facts.starts))
+
+
+def format_ranks(start: dict[str, Any]) -> str:
+    """Ranks of a start; where they form a grid also its lines (of samples) x ranks of a line."""
+    n_ranks, lines = start.get("n_ranks"), start.get("data_ranks", 1)
+    if n_ranks is None:
+        return "?"
+    return str(n_ranks) if lines == 1 else f"{n_ranks} ({lines} x {n_ranks // lines})"
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from nodepint_mpi.config import Config
-from nodepint_mpi.run.report.facts import Facts, final_numbers, rank_counts
+from nodepint_mpi.run.report.facts import Facts, final_numbers, format_ranks, rank_counts
 from nodepint_mpi.run.report.parts import Lines, Section, Table, number
 
 N_LOG_LINES = 60
@@ -52,7 +52,7 @@ def starts(facts: Facts) -> Section | None:
     rows = [
         (
             str(start.get("time", "")),
-            number(start.get("n_ranks")),
+            format_ranks(start),
             " ".join(start.get("hosts", [])),
             str(start.get("commit") or ""),
             " ".join(start.get("command", [])),
