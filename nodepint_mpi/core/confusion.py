@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 
 
 class ClassScores(NamedTuple):
@@ -19,7 +19,9 @@ class ClassScores(NamedTuple):
 
 
 def count_confusions(
-    labels: Int[np.ndarray, " samples"], guesses: Int[np.ndarray, " samples"], n_classes: int
+    labels: Integer[np.ndarray, " samples"],
+    guesses: Integer[np.ndarray, " samples"],
+    n_classes: int,
 ) -> Int[np.ndarray, "classes classes"]:
     """How many samples of class i (row) were taken for class j (column). Local.
 
@@ -32,7 +34,7 @@ def count_confusions(
     return np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 
-def score_classes(confusions: Int[np.ndarray, "classes classes"]) -> ClassScores:
+def score_classes(confusions: Integer[np.ndarray, "classes classes"]) -> ClassScores:
     """Scores of every class from its counts. Local."""
     found = np.diag(confusions).astype(float)
     of_class, with_label = confusions.sum(axis=1), confusions.sum(axis=0)
