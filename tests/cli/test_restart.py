@@ -90,11 +90,13 @@ def test_after_a_kill_the_run_goes_on_from_the_newest_good_checkpoint(
 ):
     # With tracking, so that states, cotangents, basis and tangents have to come back as well.
     basis = dict(time__basis__kind="jumps", time__basis__rank=2, time__basis__new=1)
-    warm = sets(time__tracking={}, time__method="tangent", **basis)
+    warm = sets(time__tracking={}, time__method="tangent", output__log_every=2, **basis)
     run, done = interrupted(case.config, *warm, rank=1, number=signal.SIGKILL, code=None)
     assert done.returncode != 0
     assert len(messages(done.stdout + done.stderr)) <= 1  # mpirun may be quicker than we
     assert not (run / "DONE").exists()
+    first = read_metrics(run)[0]  # not one of every second step, but its gradient was checked
+    assert first["step"] == 1 and first["gradient_error"] >= 0
     *_, before, last = checkpoints(run)
     step = int(last.stem.removeprefix("step-"))
     kept = {"rows/tracks", "rows/cotracks", "rows/tangents", "replicated/tracking/basis"}
