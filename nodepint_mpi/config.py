@@ -186,8 +186,8 @@ class OutputSection(Section):
     """Where results go and how often.
 
     Without `checkpoint_every` a checkpoint is saved every 500 steps, but put off as long as saving
-    would take more than 3 % of the time; with it, every so many steps whatever it costs. `tensorboard`
-    also writes the metrics for TensorBoard.
+    would take more than 3 % of the time; with it, every so many steps whatever it costs.
+    `tensorboard` also writes the metrics for TensorBoard.
     """
 
     dir: str = "runs"

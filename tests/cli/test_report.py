@@ -44,7 +44,7 @@ def test_a_checkpoint_of_another_format_is_refused(trained, tmp_path, monkeypatc
     newest = checkpoints(run)[-1]
     with monkeypatch.context() as later:
         later.setattr(seal, "FORMAT", 9)
-        seal.write_seal(newest, "0" * 64)
+        seal.write_seal(newest, seal.Seal(newest.stat().st_size, (), "0" * 32))
     with pytest.raises(CheckpointError, match="has format 9.*`--no-model` makes the report"):
         make_report(run, make_comms(this_rank()))
     assert not (run / "report.html").exists()
