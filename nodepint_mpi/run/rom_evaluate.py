@@ -151,7 +151,7 @@ def _compare(
         for name, metric in {"loss": problem.loss, **problem.metrics}.items():
             both = (jnp.asarray(np.moveaxis(p, 1, 0)) for p in (predictions, reduced))
             means = [metric(p, jnp.asarray(np.moveaxis(targets, 1, 0))) for p in both]
-            result["scores"][name] = [float(mean.sum / mean.count) for mean in means]
+            result["scores"][name] = [mean.value() for mean in means]
     else:
         result["full_vs_data"] = _relative(predictions, targets)
         result["reduced_vs_data"] = _relative(reduced, targets)

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from nodepint_mpi.config import Config
 from nodepint_mpi.core.galerkin import AbstractReduction, Galerkin, ProjectedProcessor
-from nodepint_mpi.core.networks import EncodeProcessDecode, as_numbers
+from nodepint_mpi.core.networks import EncodeProcessDecode, FlatLinear, as_numbers
 from nodepint_mpi.core.observations import place_observations
 from nodepint_mpi.core.partition import check_layout, own_slices
 from nodepint_mpi.core.relaxation import edge_weights, relax
@@ -136,7 +136,13 @@ def share_batch(config: Config, n_rows: int, n_groups: int) -> int:
 
 def _build(config: Config, train: Samples, step: int) -> EncodeProcessDecode:
     shape, size = train.input_shape, count_outputs(train)
-    return build_model(config, input_shape=shape, output_size=size, step=step)
+    model = build_model(config, input_shape=shape, output_size=size, step=step)
+    if config.growth is not None and isinstance(model.encoder, FlatLinear):
+        raise ProblemError(
+            "`[growth]` adds directions of trajectories; a network 'mlp' of labelled samples does "
+            "not grow: leave it out, or use 'conv'."
+        )
+    return model
 
 
 def make_problem(

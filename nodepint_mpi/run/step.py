@@ -349,9 +349,9 @@ def _whole_gradient(from_loss, field_bar, initial_bar, pull_back_encoder):
 def _compare(problem, params, result, targets, function: Loss) -> Mean:
     """A loss or metric over the observations in this rank's block."""
     observations = problem.observations
-    if len(observations.indices) == 0:
-        return nothing(result.end)
-    model = eqx.combine(params, problem.static)
-    predictions = per_sample(model.decoder)(observations.read(result))
+    decode = per_sample(eqx.combine(params, problem.static).decoder)
     wanted = jnp.moveaxis(jnp.asarray(targets)[:, np.asarray(observations.indices)], 1, 0)
-    return function(predictions, wanted)
+    if len(observations.indices) == 0:
+        like = jax.eval_shape(decode, result.end)
+        return nothing(function, like, jnp.moveaxis(jnp.asarray(targets)[:, :1], 1, 0))
+    return function(decode(observations.read(result)), wanted)

@@ -28,7 +28,8 @@ def test_a_page_of_a_run(trained, runs, tmp_path):
     assert done.stdout == f"page.html: {len(files)} figures\n"
     assert sorted(page.images) == sorted(path.read_bytes() for path in files)
     assert page.links == []
-    assert result["test_scores"]["loss"] == pytest.approx(final["test_loss"], rel=1e-8)
+    for name in ("loss", "relative_error"):
+        assert result["test_scores"][name] == pytest.approx(final[f"test_{name}"], rel=1e-8)
     shown = page.table("quantity")
     assert float(shown["train_loss"][0]) == pytest.approx(read_metrics(run)[-1]["loss"], rel=1e-5)
     assert shown["ranks of every start"] == ["2"]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +44,40 @@ def test_a_positive_state_evolves_in_logarithms(key):
     np.testing.assert_allclose(model.decoder(model.encoder(x)), x, rtol=1e-14)
     early, late = (model.processor(jnp.array(t), model.encoder(x), None) for t in (0.0, 1.0))
     assert np.any(early != late)
+
+
+def test_a_layered_field_in_euler_steps_is_a_residual_network(key):
+    model = make_conv(key, input_shape=(8, 8), output_size=3, channels=2, layers=4)
+    state = model.encoder(jax.random.normal(key, (8, 8)))
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(model.processor), diffrax.Euler(), 0.0, 4.0, 1.0, state
+    )
+    assert solution.ys is not None
+    processor: Any = model.processor
+    weights = processor.layers
+    wanted = np.asarray(state)
+    for n in range(4):
+        seen = wanted
+        for conv, outer in ((weights.first, np.tanh), (weights.second, lambda x: x)):
+            kernel = np.asarray(conv.weight[n]).reshape(3, 3, 3, 2)[:, :, :2]  # time is zero
+            padded = np.pad(seen, ((1, 1), (1, 1), (0, 0)))
+            patches = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(0, 1))
+            seen = outer(np.einsum("xycij,ijco->xyo", patches, kernel) + np.asarray(conv.bias[n]))
+        wanted = wanted + seen
+    np.testing.assert_allclose(solution.ys[0], wanted, atol=1e-12)
+
+
+def test_a_dense_model_maps_images_to_classes(key):
+    options = DENSE | {"positive": False, "latent": 6}
+    model = make_dense(key, input_shape=(5, 4), output_size=3, **options)
+    image = jax.random.normal(key, (5, 4))
+    u = model.encoder(image)
+    affine: Any = model.encoder
+    np.testing.assert_allclose(
+        u, affine.linear.weight @ np.ravel(image) + affine.linear.bias, atol=1e-13
+    )
+    assert model.processor(jnp.array(0.5), u, None).shape == u.shape == (6,)
+    assert model.decoder(u).shape == (3,)
 
 
 def test_networks_refuse_samples_of_another_kind(key):

@@ -3,6 +3,7 @@
 Preparing is local, a step before the job: one process tests it.
 """
 
+import gzip
 import hashlib
 import json
 import shutil
@@ -20,7 +21,7 @@ from nodepint_mpi.io.datasets import check_finite, open_split
 from nodepint_mpi.io.prepare import prepare_dataset
 
 REPOSITORY_DATA = Path(__file__).parents[2] / "data"
-NAMES = ["burgers", "digits", "duffing", "hare_lynx", "lotka_volterra", "mnist"]
+NAMES = sorted(path.parent.name for path in REPOSITORY_DATA.glob("*/prepare.py"))
 pytestmark = pytest.mark.mpi(max_size=1)
 
 SMALL = {"n_train": 3, "n_test": 2, "n_obs": 11}
@@ -128,7 +129,53 @@ def test_duffing_by_default_settles_in_a_well(root):
     np.testing.assert_allclose(ends[:, 1], 0, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["duffing", "lotka_volterra"])
+def test_two_phases_of_one_frequency_meet_in_closed_form(root):
+    """Their distance d obeys d' = -coupling sin d, so tan(d / 2) decays exponentially."""
+    options = SMALL | {"n_phases": 2, "spread": 0.0, "coupling": 1.5}
+    place = prepare_dataset("kuramoto", root=root, options=options)
+    data = open_split(place, "train", ["t", "u"])
+    t, u = data.take("t", range(3))[:, None, :], data.take("u", range(3))
+    apart = np.tan((u[..., 1] - u[..., 0]) / 2)
+    np.testing.assert_allclose(apart, apart[:, :1] * np.exp(-1.5 * t[:, 0]), rtol=1e-8)
+    np.testing.assert_allclose(u.sum(-1), u[:, :1].sum(-1).repeat(11, 1), atol=1e-10)
+
+
+def test_kuramoto_drifts_by_its_frequencies(root):
+    options = SMALL | {"n_phases": 3, "coupling": 0.0}
+    data = open_split(prepare_dataset("kuramoto", root=root, options=options), "test", ["t", "u"])
+    t, u = data.take("t", [1])[0], data.take("u", [1])[0]
+    np.testing.assert_allclose(u - u[0], np.outer(t, [-1.0, 0.0, 1.0]), atol=1e-10)
+
+
+@pytest.mark.parametrize("name, tol", [("heat", 1e-3), ("heat2d", 1e-2)])
+def test_heat_is_what_finite_differences_make_of_it(root, name, tol):
+    options = SMALL | {"n_points": 31, "n_waves": 2, "kappa": 0.05}
+    data = open_split(prepare_dataset(name, root=root, options=options), "train", ["t", "u"])
+    t, u = data.take("t", [1])[0], data.take("u", [1])[0]
+    line = 0.05 * 32**2 * (np.eye(31, k=1) - 2 * np.eye(31) + np.eye(31, k=-1))
+    field = line if name == "heat" else np.kron(line, np.eye(31)) + np.kron(np.eye(31), line)
+    values, vectors = np.linalg.eigh(field)
+    wanted = (vectors.T @ u[0] * np.exp(np.outer(t, values))) @ vectors.T
+    np.testing.assert_allclose(u, wanted, atol=tol * np.abs(u).max())
+    assert np.abs(u[-1]).max() < 0.9 * np.abs(u[0]).max()
+
+
+def test_lorenz_begins_on_the_attractor_and_solves_the_equations(root):
+    place = prepare_dataset("lorenz", root=root, options=SMALL | {"lead": 5.0})
+    data = open_split(place, "test", ["t", "u"])
+    t, u = data.take("t", [0])[0], data.take("u", range(2))
+    u = u * 10 + [0.0, 0.0, 25.0]
+    assert (np.abs(u[..., 0]) < 25).all() and (u[..., 2] > 0).all() and (u[..., 2] < 55).all()
+
+    def field(t, u):
+        x, y, z = u
+        return [10 * (y - x), x * (28 - z) - y, x * y - 8 / 3 * z]
+
+    other = solve_ivp(field, (0, 1), u[0, 0], "LSODA", t, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(u[0], other.y.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["duffing", "heat", "lotka_volterra"])
 def test_a_trajectory_depends_on_seed_split_and_index_alone(root, name):
     def states(split, **options):
         place = prepare_dataset(name, root=root, options=SMALL | options, force=True)
@@ -182,6 +229,41 @@ def test_mnist_from_idx_files(root):
         for column, kind in (("image", "images-idx3"), ("label", "labels-idx1")):
             expected = arrays[f"{prefix}-{kind}-ubyte"]
             np.testing.assert_array_equal(data.take(column, range(n_rows)), expected)
+
+
+def pack(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), 1))
+
+
+def test_fashion_mnist_from_packed_files_in_any_folder(root):
+    arrays = write_idx(root / "elsewhere")
+    pack(root / "elsewhere")
+    options = {"source": str(root / "elsewhere"), "check_sums": False}
+    data = open_split(prepare_dataset("fashion_mnist", root=root, options=options), "test",
+                      ["image", "label"])  # fmt: skip
+    np.testing.assert_array_equal(data.take("image", range(5)), arrays["t10k-images-idx3-ubyte"])
+    assert not (root / "fashion_mnist" / "download").exists()
+    with pytest.raises(DataError, match="train-images.*not Fashion-MNIST's.*delete it"):
+        prepare_dataset("fashion_mnist", root=root, options=options | {"check_sums": True},
+                        force=True)  # fmt: skip
+    (root / "elsewhere" / "t10k-labels-idx1-ubyte.gz").write_bytes(b"\x1f\x8bx")
+    with pytest.raises(DataError, match="t10k-labels.*damaged.*replace it"):
+        prepare_dataset("fashion_mnist", root=root, options=options, force=True)
+
+
+def test_fashion_mnist_that_is_nowhere_says_what_to_do(root, monkeypatch):
+    monkeypatch.setenv("PATH", str(root))
+    recipe = root / "fashion_mnist" / "prepare.py"
+    recipe.write_text(recipe.read_text().replace('"usr/share', '"no/where'))
+    todo = "apt-get install dataset-fashion-mnist.*four files.*source=DIR.*hub:zalando"
+    with pytest.raises(DataError, match=f"no Debian.*{todo}"):
+        prepare_dataset("fashion_mnist", root=root)
+    for tool in ("apt-get", "dpkg-deb"):
+        (root / tool).write_text("#!/bin/sh\necho 'E: Unable to locate package' >&2; exit 100\n")
+        (root / tool).chmod(0o755)
+    with pytest.raises(DataError, match=f"failed .E: Unable to locate package.*{todo}"):
+        prepare_dataset("fashion_mnist", root=root)
 
 
 def test_mnist_refuses_files_that_are_not_mnist(root):
@@ -370,6 +452,11 @@ def test_a_broken_recipe_is_told_and_keeps_what_was_there(root, text, reason):
         ("digits", {"n_test": 1797}, "n_test must be 1 to 1796"),
         ("digits", {"seed": -1}, "seed not negative"),
         ("duffing", {"n_train": 0}, "at least 1"),
+        ("heat", {"n_test": 0}, "at least 1"),
+        ("heat", {"n_waves": 65}, "n_waves 1 to n_points"),
+        ("heat2d", {"kappa": 0.0}, "kappa must be positive"),
+        ("kuramoto", {"n_phases": 1}, "n_phases must be at least 2"),
+        ("lorenz", {"lead": -1.0}, "lead must not be negative"),
         ("duffing", {"start_max": 0.0}, "start_max must be positive"),
         ("lotka_volterra", {"horizon": 0.0}, "horizon positive"),
         ("lotka_volterra", {"n_obs": 1}, "n_obs at least 2"),

@@ -11,9 +11,10 @@ from nodepint_mpi.config import parse_config
 from nodepint_mpi.core.runge_kutta import RK4
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.parallel.comms import Comms, alone, make_comms
+from nodepint_mpi.run.evaluate import evaluate
 from nodepint_mpi.run.plain import make_plain_loss
 from nodepint_mpi.run.setup import fresh_state, set_up
-from nodepint_mpi.run.step import batched_field
+from nodepint_mpi.run.step import batched_field, make_prediction
 from nodepint_mpi.run.tracking import Tracker, make_stepper, relative_error
 
 TEXT = """
@@ -258,3 +259,24 @@ def test_relaxed_slices_start_between_the_last_end_and_the_data(
         assert float(taken.report.loss) == pytest.approx(float(loss), rel=bound)
         assert relative_error(taken.gradient, gradient) < bound
     assert stepper.n_compiled() == 1
+
+
+@pytest.mark.mpi(max_size=2)
+def test_the_relative_error_counts_every_rank_once(comms, source):
+    """Also those in whose slices nothing is observed."""
+    text = TEXT.format(source=source, options='method = "serial"')
+    text = text.replace("horizon = [0.0, 2.0]", "horizon = [0.0, 6.0]")  # seen until 2
+    experiment = set_up(parse_config(text), comms)
+    params = fresh_state(experiment).params
+    scores = evaluate(comms, experiment, params)
+    targets = experiment.test.take(np.arange(6))[1]
+    states = make_prediction(experiment.test_problem)(params, targets[:, 0])
+    parts = comms.control.allgather((experiment.test_problem.observations.indices, states))
+    squares = sum(
+        np.sum((np.asarray(part) - np.moveaxis(targets[:, indices], 1, 0)) ** 2)
+        for indices, part in parts
+    )
+    wanted = np.sqrt(squares / np.sum(targets[:, 1:] ** 2))
+    assert scores["relative_error"] == pytest.approx(wanted, rel=1e-12)
+    assert scores["loss"] == pytest.approx(squares / targets[:, 1:].size, rel=1e-12)
+    assert len(parts[-1][0]) == 0 or len(parts) == 1

@@ -92,7 +92,7 @@ def _predict(trained: TrainedRun, reduced: Reduced | None) -> Predicted:
         predictions=np.moveaxis(by_time, 0, 1),
         times=samples.times[np.asarray(order)],
         trained_until=float(experiment.train.times[-1]),
-        scores={name: float(mean.sum / mean.count) for name, mean in means.items()},
+        scores={name: mean.value() for name, mean in means.items()},
         snapshots=snapshots,
         bases=bases,
     )

@@ -1,0 +1,57 @@
+"""Heat: profiles on a rod that is cold at both ends, in closed form."""
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+from nodepint_mpi.errors import DataError
+from nodepint_mpi.io.trajectories import make_trajectories
+
+
+def prepare(
+    folder: Path,
+    *,
+    n_train: int = 64,
+    n_test: int = 16,
+    n_obs: int = 11,
+    n_points: int = 64,
+    horizon: float = 1.0,
+    kappa: float = 0.02,
+    n_waves: int = 6,
+    seed: int = 0,
+) -> datasets.DatasetDict:
+    """Make splits train and test with columns `t` (n_obs) and `u` (n_obs, n_points).
+
+    u_t = kappa u_xx for 0 < x < 1, u = 0 at both ends, from
+    u(x, 0) = sum over k = 1 ... n_waves of a_k sin(k pi x), a_k normal with deviation 1 / k.
+
+    Args:
+        folder: Not used.
+        n_train: Trajectories in train.
+        n_test: Trajectories in test.
+        n_obs: Observations of each, equally spaced from t = 0 to t = `horizon`.
+        n_points: Points inside the rod, x = 1 / (n_points + 1), ...
+        horizon: Time of the last observation.
+        kappa: Conductivity, positive.
+        n_waves: Waves at the start, at most n_points.
+        seed: Of the amplitudes.
+    """
+    if not kappa > 0 or not 1 <= n_waves <= n_points:
+        raise DataError(
+            "kappa must be positive and n_waves 1 to n_points, given "
+            f"{kappa}, {n_waves} and {n_points}"
+        )
+    x = np.arange(1, n_points + 1) / (n_points + 1)
+    k = np.arange(1, n_waves + 1)
+    waves = np.sin(np.pi * k[:, None] * x)
+
+    def make(draw: np.random.Generator, times: np.ndarray) -> np.ndarray:
+        start = draw.normal(size=n_waves) / k
+        return (start * np.exp(-kappa * np.outer(times, (np.pi * k) ** 2))) @ waves
+
+    return datasets.DatasetDict(
+        make_trajectories(
+            make, n_train=n_train, n_test=n_test, n_obs=n_obs, horizon=horizon, seed=seed
+        )
+    )
