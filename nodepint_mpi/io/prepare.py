@@ -4,6 +4,9 @@ A recipe is a file `data/NAME/prepare.py` with one function
 `prepare(folder: Path, **options) -> datasets.DatasetDict`; `folder` is the one the recipe is in,
 and downloads go to `folder/download`. The result appears as `data/NAME/prepared` by a rename, so
 that folder is complete whenever it exists.
+
+A recipe that computes with other files of the repository names them, relative to its folder, in
+`USES`: they count as parts of it where the checksum tells whether data are those of this recipe.
 """
 
 import hashlib
@@ -71,7 +74,7 @@ def prepare_dataset(
     origin = {
         "name": recipe.parent.name,
         "options": resolved,
-        "recipe_sha256": hashlib.sha256(source).hexdigest(),
+        "recipe_sha256": _checksum(source, function, recipe),
     }
     target = recipe.parent / PREPARED
     if target.exists() and not force:
@@ -120,6 +123,19 @@ def _load_function(recipe: Path, source: bytes) -> Callable[..., Any]:
     if not callable(function):
         raise DataError(f"recipe {recipe} has no function `prepare(folder, **options)`")
     return function
+
+
+def _checksum(source: bytes, function: Callable[..., Any], recipe: Path) -> str:
+    """SHA-256 of the recipe, followed by the files that it uses."""
+    digest = hashlib.sha256(source)
+    for used in getattr(function, "__globals__", {}).get("USES", ()):
+        try:
+            digest.update((recipe.parent / used).read_bytes())
+        except OSError as error:
+            raise DataError(
+                f"recipe {recipe} uses {used}, which cannot be read ({error}): put it there"
+            ) from error
+    return digest.hexdigest()
 
 
 def resolve_options(

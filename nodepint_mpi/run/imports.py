@@ -26,7 +26,7 @@ def import_object(path: str, key: str) -> Any:
     """
     home, _, name = path.rpartition(":")
     try:
-        module = _load_file(Path(home), key) if home.endswith(".py") else _load_module(home)
+        module = import_file(Path(home), key) if home.endswith(".py") else _load_module(home)
     except ConfigError:
         raise
     except Exception as error:
@@ -46,7 +46,12 @@ def _load_module(name: str) -> Any:
     return importlib.import_module(name)
 
 
-def _load_file(path: Path, key: str) -> Any:
+def import_file(path: Path, key: str) -> Any:
+    """The module in a Python file, imported once. Local.
+
+    Raises:
+        ConfigError: if there is no such file, in the name of the config key `key`.
+    """
     if not path.is_file():
         raise ConfigError(f"`{key}`: there is no file {path} (seen from {Path.cwd()}).")
     name = f"nodepint_user_{path.stem}_{abs(hash(path.resolve())):x}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import jax
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
@@ -21,6 +22,7 @@ from nodepint_mpi.io.datasets import check_finite, open_split
 from nodepint_mpi.io.prepare import prepare_dataset
 
 REPOSITORY_DATA = Path(__file__).parents[2] / "data"
+TOOLS = REPOSITORY_DATA.parent / "tools"
 NAMES = sorted(path.parent.name for path in REPOSITORY_DATA.glob("*/prepare.py"))
 pytestmark = pytest.mark.mpi(max_size=1)
 
@@ -43,6 +45,8 @@ def root(tmp_path) -> Path:
     for name in NAMES:
         (tmp_path / "data" / name).mkdir(parents=True)
         shutil.copy(REPOSITORY_DATA / name / "prepare.py", tmp_path / "data" / name)
+    (tmp_path / "tools").mkdir()
+    shutil.copy(TOOLS / "sph.py", tmp_path / "tools")  # which the recipe of that name uses
     return tmp_path / "data"
 
 
@@ -204,6 +208,28 @@ def test_hare_and_lynx(root):
     for year in (1900, 1920):
         with pytest.raises(DataError, match="1901 to 1919"):
             prepare_dataset("hare_lynx", root=root, options={"last_train_year": year}, force=True)
+
+
+def test_what_a_grid_sees_of_particles(root):
+    small = {"n_train": 2, "n_test": 1, "n_obs": 2, "n_side": 8, "n_grid": 4, "horizon": 0.01}
+    # As on the command line; the tests forbid broadcasting for the sake of the package.
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        place = prepare_dataset("sph_vortices", root=root, options=small)
+    seen = open_split(place, "train", ["t", "u"]).take("u", range(2))
+    first, second = seen.reshape(2, 2, 4, 4, 2)[:, 0]  # rows, times, x, y, components
+    line = (np.arange(4) + 0.5) / 4
+    x, y = 2 * np.pi * line[:, None], 2 * np.pi * line
+    # Rows differ by shears alone, (a sin y, b sin x); eight particles a side see them smoothed.
+    a, b = 2 * np.mean(
+        (first - second) * np.stack([np.sin(y + 0 * x), np.sin(x + 0 * y)], -1), (0, 1)
+    )
+    rest = first - second - np.stack([a * np.sin(y + 0 * x), b * np.sin(x + 0 * y)], -1)
+    assert max(abs(a), abs(b)) > 0.05
+    assert np.linalg.norm(rest) < 0.2 * np.linalg.norm(first - second)
+
+    (root.parent / "tools" / "sph.py").write_text("# another generator\n")
+    with pytest.raises(DataError, match="another version of its recipe.*--force"):
+        prepare_dataset("sph_vortices", root=root, options=small)
 
 
 def write_idx(folder: Path, n_train: int = 12, n_test: int = 5) -> dict[str, np.ndarray]:
