@@ -71,6 +71,14 @@ def test_the_solution_and_its_slope_are_those_of_scipy(found):
         np.testing.assert_allclose(rank["slope"], slope, rtol=1e-5)
 
 
+@pytest.fixture
+def defaults():
+    """Scripts run with JAX's defaults; elsewhere the tests forbid broadcasting."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.mark.usefixtures("defaults")
 def test_the_field_is_trained_with_the_gradient_of_a_plain_solve(found):
     script = (EXAMPLES / "own_field.py").read_text()
     names: dict[str, Any] = {}  # those of the script, without its training loop
