@@ -61,9 +61,11 @@ def test_tensorboard_gets_the_same_metrics_and_the_test_scores(trained, runs):
         found = {value.tag: value.simple_value for value in event.summary.value}
         assert found.keys() == record.keys() - {"step"}
         np.testing.assert_allclose(found["loss"], record["loss"], rtol=1e-6)  # single precision
-    (score,) = scores.summary.value
-    assert (scores.step, score.tag) == (20, "test_loss")
-    np.testing.assert_allclose(score.simple_value, read_json(runs / "2.json")["test_loss"], 1e-6)
+    found = {value.tag: value.simple_value for value in scores.summary.value}
+    result = read_json(runs / "2.json")
+    assert (scores.step, found.keys()) == (20, {"test_loss", "test_relative_error"})
+    for name, score in found.items():
+        np.testing.assert_allclose(score, result[name], 1e-6)
 
 
 def test_evaluate_gives_the_loss_that_train_gave(trained, runs, nodepint, tmp_path):
