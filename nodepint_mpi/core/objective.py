@@ -85,8 +85,8 @@ METRICS: dict[str, dict[str, Loss]] = {
 """What is reported beside the loss."""
 
 
-def nothing(loss: Loss, predictions: Array, targets: Array) -> Mean:
-    """What `loss` makes of no samples; of the given arrays only shapes and types are read."""
+def nothing(loss: Loss, predictions: Array | jax.ShapeDtypeStruct, targets: Array) -> Mean:
+    """What `loss` makes of no samples; of what is given only shapes and types are read."""
     made = jax.eval_shape(loss, predictions, targets)
     return jax.tree.map(lambda part: jnp.zeros(part.shape, part.dtype), made)
 
