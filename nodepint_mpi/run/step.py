@@ -352,6 +352,6 @@ def _compare(problem, params, result, targets, function: Loss) -> Mean:
     decode = per_sample(eqx.combine(params, problem.static).decoder)
     wanted = jnp.moveaxis(jnp.asarray(targets)[:, np.asarray(observations.indices)], 1, 0)
     if len(observations.indices) == 0:
-        like = jax.eval_shape(decode, result.end)
+        like = jax.eval_shape(decode, result.end[:1])
         return nothing(function, like, jnp.moveaxis(jnp.asarray(targets)[:, :1], 1, 0))
     return function(decode(observations.read(result)), wanted)
