@@ -284,8 +284,6 @@ class Config(Section):
             del identity["run"][key]
         if identity["loss"] is not None:
             del identity["loss"]["metrics"]
-        if identity["data"] is not None and not identity["data"]["options"]:
-            del identity["data"]["options"]  # so that checkpoints older than this key are resumed
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -1,38 +1,18 @@
 """A vector field of sine waves on a rod or a square plate, which vanishes along the edges.
 
+A perceptron from slopes of the waves to what flows between them.
+
 A network of one's own: `network.name = "data/heat/field.py:make_field"`.
 """
-
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
+from nodepint_mpi.core.waves import WaveField
 from nodepint_mpi.errors import ProblemError
-
-
-class SineField(eqx.Module):
-    """du/dt = S g(A u) with a perceptron g, from slopes of sine waves to what flows between them.
-
-    The matrices A and S are fixed. On a basis they take it up, so that a reduced model of this
-    field costs the same whatever the number of grid points.
-    """
-
-    mlp: eqx.nn.MLP
-    analysis: Float[Array, "waves state"]
-    synthesis: Float[Array, "state waves"]
-
-    def __call__(self, t: Any, u: Float[Array, " state"], args: Any) -> Float[Array, " state"]:
-        del t, args
-        analysis, synthesis = jax.lax.stop_gradient((self.analysis, self.synthesis))
-        return synthesis @ self.mlp(analysis @ u)
-
-    def on_basis(self, basis: Float[Array, "rank state"]) -> "SineField":
-        """The field V^T f(V c) of coordinates c. Local."""
-        return SineField(self.mlp, self.analysis @ basis.T, basis @ self.synthesis)
 
 
 def make_field(
@@ -44,7 +24,7 @@ def make_field(
     width: int,
     depth: int,
     dimensions: int = 1,
-) -> SineField:
+) -> WaveField:
     """A field that begins at rest, of `n_modes` waves in each of one or two dimensions. Local.
 
     With `depth = 0`, no hidden layer, it is linear.
@@ -64,4 +44,4 @@ def make_field(
     n_waves = len(k)
     mlp = eqx.nn.MLP(n_waves, n_waves, width, depth, activation=jnp.tanh, key=key)
     mlp = eqx.tree_at(lambda m: m.layers[-1], mlp, jax.tree.map(jnp.zeros_like, mlp.layers[-1]))
-    return SineField(mlp, jnp.asarray(k[:, None] * amplitudes), jnp.asarray(waves * k))
+    return WaveField(mlp, jnp.asarray(k[:, None] * amplitudes), jnp.asarray(waves * k))

@@ -150,6 +150,7 @@ def _optimise(
     with watchdog.phase("comparing parameters", collective=True, step=step):
         require_same_values(comms.control, state._asdict(), step, None)
     since = step
+    spent = 0.0 if records is None else records.last.get("training_s", 0.0)
     n_steps = config.run.n_steps
     growth = [] if config.growth is None else config.growth.steps
     with Progress(start, n_steps, shown=comms.control.rank == 0) as progress:
@@ -165,6 +166,7 @@ def _optimise(
                 taken = stepper.take(state, batch, step)
             report = taken.report
             seconds.steps.append(time.perf_counter() - began)
+            spent += seconds.steps[-1]
             if not report.finite:  # equal on all ranks; ends the run before it can be saved
                 with watchdog.phase("looking for NaN", collective=True, step=step):
                     raise_nonfinite(comms, experiment, state, batch, step, report)
@@ -185,7 +187,6 @@ def _optimise(
                 progress.report(step, report, seconds.steps[-1])
             # A gradient error that was found would else be lost: checks have a rhythm of their own.
             if records is not None and (reported or taken.error is not None):
-                spent = records.last.get("training_s", 0.0) + sum(seconds.steps)
                 times = {"step_s": seconds.steps[-1], "training_s": spent}
                 records.append(step, **taken.numbers(), **times)
             if saved:
