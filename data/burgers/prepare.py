@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 
 from nodepint_mpi.errors import DataError
+from nodepint_mpi.io.trajectories import make_trajectories
 
 
 def prepare(
@@ -44,11 +45,6 @@ def prepare(
         shift_max: s between minus this and this.
         seed: Of the draws; trajectory i of a split depends on (seed, split, i) alone.
     """
-    if min(n_train, n_test) < 1 or n_obs < 2 or not horizon > 0 or seed < 0:
-        raise DataError(
-            "n_train and n_test must be at least 1, n_obs at least 2, horizon positive and seed "
-            f"not negative, given {n_train}, {n_test}, {n_obs}, {horizon}, {seed}"
-        )
     if n_points < 64 or n_points % 2 or not 0 <= first_min <= first_max:
         raise DataError(
             "n_points must be even and at least 64, and 0 <= first_min <= first_max, given "
@@ -59,23 +55,18 @@ def prepare(
             f"nu = {nu} is too small for waves of height {first_max + abs(second_max)}: the closed "
             "form loses its digits; take a larger nu"
         )
-    times = np.linspace(0.0, horizon, n_obs)
     x = np.arange(n_points) / n_points
-    features = datasets.Features(
-        t=datasets.List(datasets.Value("float64"), length=n_obs),
-        u=datasets.Array2D((n_obs, n_points), "float64"),
+
+    def make(draw: np.random.Generator, times: np.ndarray) -> np.ndarray:
+        first = draw.uniform(first_min, first_max)
+        second, shift = draw.uniform(-1.0, 1.0, 2) * [second_max, shift_max]
+        return _solve(first, second, x - shift, times, nu)
+
+    return datasets.DatasetDict(
+        make_trajectories(
+            make, n_train=n_train, n_test=n_test, n_obs=n_obs, horizon=horizon, seed=seed
+        )
     )
-    splits = {}
-    for number, (split, n_rows) in enumerate({"train": n_train, "test": n_test}.items()):
-        rows = []
-        for index in range(n_rows):
-            draw = np.random.default_rng([seed, number, index])
-            first = draw.uniform(first_min, first_max)
-            second, shift = draw.uniform(-1.0, 1.0, 2) * [second_max, shift_max]
-            rows.append(_solve(first, second, x - shift, times, nu))
-        columns = {"t": np.tile(times, (n_rows, 1)), "u": np.stack(rows)}
-        splits[split] = datasets.Dataset.from_dict(columns, features=features)
-    return datasets.DatasetDict(splits)
 
 
 def _solve(first: float, second: float, x: np.ndarray, times: np.ndarray, nu: float) -> np.ndarray:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from scipy.integrate import solve_ivp
 
 from nodepint_mpi.errors import DataError
+from nodepint_mpi.io.trajectories import make_trajectories, solve
 
 
 def prepare(
@@ -38,35 +38,18 @@ def prepare(
         start_max: x and x' start uniformly between minus this and this.
         seed: Of the starting points; trajectory i of a split depends on (seed, split, i) alone.
     """
-    if min(n_train, n_test) < 1 or n_obs < 2 or not horizon > 0 or seed < 0:
-        raise DataError(
-            "n_train and n_test must be at least 1, n_obs at least 2, horizon positive and seed "
-            f"not negative, given {n_train}, {n_test}, {n_obs}, {horizon}, {seed}"
-        )
     if not start_max > 0:
         raise DataError(f"start_max must be positive, given {start_max}")
 
-    def field(t: float, u: np.ndarray) -> list[float]:
+    def field(t: float, u: np.ndarray) -> np.ndarray:
         x, v = u
-        return [v, -delta * v - alpha * x - beta * x**3]
+        return np.array([v, -delta * v - alpha * x - beta * x**3])
 
-    times = np.linspace(0.0, horizon, n_obs)
-    features = datasets.Features(
-        t=datasets.List(datasets.Value("float64"), length=n_obs),
-        u=datasets.Array2D((n_obs, 2), "float64"),
+    def make(draw: np.random.Generator, times: np.ndarray) -> np.ndarray:
+        return solve(field, draw.uniform(-start_max, start_max, 2), times)
+
+    return datasets.DatasetDict(
+        make_trajectories(
+            make, n_train=n_train, n_test=n_test, n_obs=n_obs, horizon=horizon, seed=seed
+        )
     )
-    splits = {}
-    for number, (split, n_rows) in enumerate({"train": n_train, "test": n_test}.items()):
-        rows = []
-        for index in range(n_rows):
-            draw = np.random.default_rng([seed, number, index])
-            start = draw.uniform(-start_max, start_max, 2)
-            solution = solve_ivp(
-                field, (0.0, horizon), start, "DOP853", times, rtol=1e-12, atol=1e-12
-            )
-            if not solution.success:
-                raise DataError(f"no solution from {start}: {solution.message}")
-            rows.append(solution.y.T)
-        columns = {"t": np.tile(times, (n_rows, 1)), "u": np.stack(rows)}
-        splits[split] = datasets.Dataset.from_dict(columns, features=features)
-    return datasets.DatasetDict(splits)

@@ -1,5 +1,6 @@
 """SPH vortices: decaying Taylor-Green vortices in a shear, by particles, seen on a grid."""
 
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nodepint_mpi.errors import DataError
+from nodepint_mpi.io.trajectories import make_trajectories
 from nodepint_mpi.run.imports import import_file
 
 USES = ("../../tools/sph.py",)
@@ -43,47 +45,35 @@ def prepare(
         shear_max: a and b are uniform between minus this and this.
         seed: Of the draws; trajectory i of a split depends on (seed, split, i) alone.
     """
-    if min(n_train, n_test, n_grid) < 1 or n_obs < 2 or not horizon > 0 or seed < 0:
+    if n_side < 8 or n_grid < 1 or not viscosity > 0 or not 0 <= shear_max <= 1:
         raise DataError(
-            "n_train, n_test and n_grid must be at least 1, n_obs at least 2, horizon positive and "
-            f"seed not negative, given {n_train}, {n_test}, {n_grid}, {n_obs}, {horizon}, {seed}"
-        )
-    if n_side < 8 or not viscosity > 0 or not 0 <= shear_max <= 1:
-        raise DataError(
-            "n_side must be at least 8, viscosity positive and shear_max from 0 to 1, given "
-            f"{n_side}, {viscosity}, {shear_max}"
+            "n_side must be at least 8, n_grid at least 1, viscosity positive and shear_max from 0 "
+            f"to 1, given {n_side}, {n_grid}, {viscosity}, {shear_max}"
         )
     sph = import_file(folder / USES[0], "USES")
     fluid = sph.Fluid(n_side, viscosity)
-    times = np.linspace(0.0, horizon, n_obs)
-    n_steps = sph.steps_between(fluid, times)
     points = sph.grid(n_grid)
-
     settled = sph.settle(jax.random.key(seed), n_side)
 
-    @jax.jit
-    def observe(shear):
+    @partial(jax.jit, static_argnames="n_steps")
+    def observe(shear, times, n_steps):
         def velocity(x):
             return sph.taylor_green(x, 0.0, viscosity) + shear[None] * jnp.sin(
                 2 * jnp.pi * x[:, ::-1]
             )
 
         start = sph.begin(fluid, settled, velocity)
-        states = sph.simulate(fluid, start, jnp.asarray(times), n_steps=n_steps)
+        states = sph.simulate(fluid, start, times, n_steps=n_steps)
         on_grid = jax.lax.map(lambda u: sph.velocity_at(points, u, fluid.spacing), states)
         return on_grid.reshape(n_obs, -1)
 
-    features = datasets.Features(
-        t=datasets.List(datasets.Value("float64"), length=n_obs),
-        u=datasets.Array2D((n_obs, 2 * n_grid**2), "float32"),
+    def make(draw: np.random.Generator, times: np.ndarray) -> np.ndarray:
+        shear = jnp.asarray(shear_max * draw.uniform(-1, 1, 2))
+        n_steps = sph.steps_between(fluid, times)
+        return np.asarray(observe(shear, jnp.asarray(times), n_steps), np.float32)
+
+    return datasets.DatasetDict(
+        make_trajectories(
+            make, n_train=n_train, n_test=n_test, n_obs=n_obs, horizon=horizon, seed=seed
+        )
     )
-    splits = {}
-    for number, (split, n_rows) in enumerate({"train": n_train, "test": n_test}.items()):
-        rows = []
-        for index in range(n_rows):
-            draw = np.random.default_rng([seed, number, index])
-            shear = jnp.asarray(shear_max * draw.uniform(-1, 1, 2))
-            rows.append(np.asarray(observe(shear), np.float32))
-        columns = {"t": np.tile(times, (n_rows, 1)), "u": np.stack(rows)}
-        splits[split] = datasets.Dataset.from_dict(columns, features=features)
-    return datasets.DatasetDict(splits)

@@ -46,7 +46,7 @@ def make_trajectories(
         )
         features = datasets.Features(
             t=datasets.List(datasets.Value("float64"), length=n_obs),
-            u=datasets.Array2D(states.shape[1:], "float64"),
+            u=datasets.Array2D(states.shape[1:], states.dtype.name),
         )
         columns = {"t": np.tile(times, (n_rows, 1)), "u": states}
         splits[split] = datasets.Dataset.from_dict(columns, features=features)
