@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 
 from nodepint_mpi import cli_report
 from nodepint_mpi.errors import ConfigError, DataError, NodepintError, OutputError
@@ -98,6 +99,15 @@ def test_a_page_shows_what_the_run_has_recorded(make_run):
     config = page.table("key")
     assert (config["network.width"], config["time.coarse.solver"]) == (["8"], ["euler"])
     assert config["data.source"] == ["no<where>"] and "<b>last</b>" in page.text
+
+
+def test_pictures_put_into_the_run_are_shown(make_run):
+    folder = make_run()
+    (folder / "pictures").mkdir()
+    imsave(folder / "pictures" / "digits.png", np.eye(24))
+    assert "Pictures" in make_report(folder, None)["sections"]
+    assert (folder / "report_figures" / "picture_digits.png").is_file()
+    assert "pictures/digits.png" in Page(folder / "report.html").text
 
 
 def test_sections_follow_what_there_is(make_run):

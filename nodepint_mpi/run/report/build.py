@@ -6,7 +6,15 @@ from typing import Any
 
 from nodepint_mpi.errors import NodepintError
 from nodepint_mpi.parallel.comms import Comms
-from nodepint_mpi.run.report import classification, energy, reduced, tables, training, trajectories
+from nodepint_mpi.run.report import (
+    classification,
+    energy,
+    pictures,
+    reduced,
+    tables,
+    training,
+    trajectories,
+)
 from nodepint_mpi.run.report.facts import Facts, final_numbers, read_facts
 from nodepint_mpi.run.report.model import Model, look_at_model
 from nodepint_mpi.run.report.page import check_page, write_page
@@ -30,6 +38,7 @@ FROM_MODEL: tuple[Callable[[Model], Section | None], ...] = (
     reduced.reduced_model,
 )
 AT_THE_END: tuple[Callable[[Facts], Section | None], ...] = (
+    pictures.own_pictures,
     tables.starts,
     tables.resolved_config,
     tables.checkpoints,

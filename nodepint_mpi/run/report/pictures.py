@@ -1,0 +1,24 @@
+"""The section on pictures that other programs have put into the run directory."""
+
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from nodepint_mpi.run.report.facts import Facts
+from nodepint_mpi.run.report.parts import Picture, Section
+
+FOLDER = "pictures"
+DPI = 120
+
+
+def own_pictures(facts: Facts) -> Section | None:
+    """Every PNG file in `pictures/`, by name."""
+    files = sorted((facts.folder / FOLDER).glob("*.png"))
+    shown = []
+    for file in files:
+        pixels = imread(file)
+        figure = Figure(figsize=(pixels.shape[1] / DPI, pixels.shape[0] / DPI))
+        panel = figure.add_axes((0, 0, 1, 1))
+        panel.imshow(pixels, interpolation="none", cmap="gray")
+        panel.set_axis_off()
+        shown.append(Picture(f"picture_{file.stem}", figure, f"{FOLDER}/{file.name}"))
+    return Section("Pictures", shown) if shown else None
