@@ -20,7 +20,7 @@ class ClassField(eqx.Module):
 
     def __call__(self, t: Array, u: Float[Array, " state"], args) -> Float[Array, " state"]:
         del args
-        phases = jnp.pi * t.astype(u.dtype) * jnp.arange(1, N_WAVES + 1)
+        phases = jnp.pi * t.astype(u.dtype) * jnp.arange(1, N_WAVES + 1, dtype=u.dtype)
         velocity = self.mlp(jnp.concatenate([u, jnp.cos(phases), jnp.sin(phases)]))
         return jnp.concatenate([velocity, jnp.zeros(N_CLASSES, u.dtype)])
 

@@ -28,7 +28,7 @@ def images(root):
     features = datasets.Features(
         image=datasets.Array2D((7, 7), "uint8"), label=datasets.Value("int64")
     )
-    splits = {
+    splits: dict[str | datasets.NamedSplit, datasets.Dataset] = {
         name: datasets.Dataset.from_dict({"image": train[:n], "label": labels[:n]}, features)
         for name, n in (("train", 12), ("test", 6))
     }
