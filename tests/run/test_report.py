@@ -110,6 +110,19 @@ def test_pictures_put_into_the_run_are_shown(make_run):
     assert "pictures/digits.png" in Page(folder / "report.html").text
 
 
+@pytest.mark.parametrize(
+    "damage", [lambda data: b"", lambda data: b"no PNG", lambda data: data[:60]]
+)
+def test_a_damaged_picture_is_named_and_the_page_made_all_the_same(make_run, damage):
+    folder = make_run()
+    (folder / "pictures").mkdir()
+    file = folder / "pictures" / "digits.png"
+    imsave(file, np.random.default_rng(0).random((24, 24)))
+    file.write_bytes(damage(file.read_bytes()))
+    make_report(folder, None)
+    assert "pictures/digits.png cannot be read" in Page(folder / "report.html").text
+
+
 def test_sections_follow_what_there_is(make_run):
     checked = [record(k, gradient_error_estimate=1e-3) for k in (10, 20)]
     checked[1]["gradient_error"] = 5e-4
