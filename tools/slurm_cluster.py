@@ -92,6 +92,8 @@ class Cluster:
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
         self.environment["SLURM_CONF"] = str(self.conf)
         self.daemons: dict[int, str] = {}
+        # Python buries those that nobody holds whenever it starts another process.
+        self.held: list[subprocess.Popen] = []
         control_port, *ports = _free_ports(1 + n_nodes)
         text = CONF.format(
             folder=folder, host=socket.gethostname().partition(".")[0], control_port=control_port
@@ -131,12 +133,13 @@ class Cluster:
 
     def run(self, command: list[str]) -> int:
         """Run a command in the cluster; its exit status."""
-        pid = subprocess.Popen(command, env=self.environment).pid
+        process = subprocess.Popen(command, env=self.environment)
+        self.held.append(process)
         while True:
             ended, status = os.wait()  # also buries the orphans of jobs, as init would
             if ended in self.daemons:
                 raise self._failure(f"{self.daemons.pop(ended)} has ended by itself")
-            if ended == pid:
+            if ended == process.pid:
                 return os.waitstatus_to_exitcode(status) % 256
 
     def stop(self) -> None:
@@ -170,6 +173,7 @@ class Cluster:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for COMMAND
             )
+        self.held.append(process)
         self.daemons[process.pid] = name
 
     def _ask(self, *command: str) -> str:
