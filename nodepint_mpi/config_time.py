@@ -17,10 +17,15 @@ class TableauSection(Section):
 
 
 class StepsSection(Section):
-    """How one slice is stepped through: `n_steps` equal steps, or `rtol` and `atol`."""
+    """How one slice is stepped through: `n_steps` equal steps, or `rtol` and `atol`.
+
+    `n_stages` belongs to the solver "chebyshev": a step is stable up to about 0.7 n_stages^2 over the
+    largest rate of decay.
+    """
 
     solver: str | None = None
     tableau: TableauSection | None = None
+    n_stages: int | None = Field(default=None, ge=2)
     n_steps: PositiveInt | None = None
     rtol: PositiveFloat | None = None
     atol: PositiveFloat | None = None
@@ -34,6 +39,8 @@ class StepsSection(Section):
             raise ValueError("needs either `n_steps`, or both `rtol` and `atol`")
         if (self.solver is None) == (self.tableau is None):
             raise ValueError("needs either `solver` or `tableau`")
+        if (self.solver == "chebyshev") != (self.n_stages is not None):
+            raise ValueError("takes `n_stages` with `solver = 'chebyshev'`, which needs it")
         return self
 
 
@@ -126,16 +133,20 @@ class TrackingSection(Section):
 class RelaxationSection(Section):
     """Training whose slices start between the last one's end and the data, for `steps` steps.
 
-    The weight of continuity rises linearly from `start` to 1; see `core.relaxation`. For
-    trajectories.
+    The weight of continuity goes linearly from `start` to `end`, where it stays; see
+    `core.relaxation`. For trajectories. With both 0 every slice begins at what was observed, for ever:
+    slices do not depend on each other, and what is trained is the field, not a trajectory.
     """
 
     steps: PositiveInt
     start: NonNegativeFloat = Field(default=0.0, lt=1)
+    end: NonNegativeFloat = Field(default=1.0, le=1)
 
     def weight_at(self, step: int) -> float:
         """Of continuity in an optimiser step. Local."""
-        return min(1.0, self.start + (1 - self.start) * step / self.steps)
+        if step >= self.steps:
+            return self.end
+        return self.start + (self.end - self.start) * step / self.steps
 
 
 class TimeSection(Section):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from nodepint_mpi.config import parse_config, read_config
+from nodepint_mpi.config_time import RelaxationSection
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.run.directory import config_text
 
@@ -46,6 +47,8 @@ def test_every_config_in_the_repository_survives_being_written_out(path):
         ("time.stopping.rule=sweeps", "takes `sweeps` and nothing else"),
         ("time.fine.rtol=1e-3", "either `n_steps`, or both"),
         ("time.fine.tableau={a=[], b=[1], order=1}", "either `solver` or `tableau`"),
+        ("time.fine.n_stages=4", "`n_stages` with `solver = 'chebyshev'`"),
+        ("time.coarse.solver=chebyshev", "`n_stages` with `solver = 'chebyshev'`"),
         ("time.horizon=[1, 0]", "must run forward"),
         ("time.edges=[0, 1]", "n_slices \\+ 1 times"),
         ("run.n_steps=0", "greater than 0"),
@@ -54,6 +57,7 @@ def test_every_config_in_the_repository_survives_being_written_out(path):
         ("time.warm_start=true", "unknown key `time.warm_start`"),
         ("time.relaxation={steps=3}", "it needs `data.times`"),
         ("time.relaxation={steps=3, start=1.0}", "less than 1"),
+        ("time.relaxation={steps=3, end=1.5}", "less than or equal to 1"),
         ("network={name='conv', layers=3}", "horizon. must run from 0 to it"),
         ("optim.learning_rate=nan", "finite"),
         ("optim.schedule=cosine", "needs `decay_steps`"),
@@ -65,6 +69,14 @@ def test_every_config_in_the_repository_survives_being_written_out(path):
 def test_what_makes_no_sense_is_refused_with_the_key(override, message):
     with pytest.raises(ConfigError, match=message):
         parse_config(TEXT, [override])
+
+
+@pytest.mark.parametrize(
+    "options, weights", [({}, [0.0, 0.25, 1.0, 1.0]), ({"start": 0.5, "end": 0.0}, [0.5, 0.375, 0, 0])]
+)
+def test_the_weight_of_continuity_goes_from_start_to_end_and_stays(options, weights):
+    section = RelaxationSection(steps=4, **options)
+    assert [section.weight_at(step) for step in (0, 1, 4, 1000)] == weights
 
 
 def test_a_key_set_twice_is_refused():

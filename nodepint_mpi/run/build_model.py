@@ -19,14 +19,14 @@ from nodepint_mpi.core.propagators import (
     AdjointKind,
     FixedSteps,
 )
-from nodepint_mpi.core.runge_kutta import RK4, explicit_runge_kutta
+from nodepint_mpi.core.runge_kutta import RK4, chebyshev, explicit_runge_kutta
 from nodepint_mpi.errors import ConfigError, ProblemError
 from nodepint_mpi.run.imports import import_object, is_import_path
 
 _EXPLICIT = "euler heun midpoint ralston bosh3 tsit5 dopri5 dopri8"
 _IMPLICIT = "implicit_euler kvaerno3 kvaerno4 kvaerno5"
 _CLASS_NAMES = {"implicit_euler": "ImplicitEuler"}
-SOLVERS = sorted([*_EXPLICIT.split(), *_IMPLICIT.split(), "rk4"])
+SOLVERS = sorted([*_EXPLICIT.split(), *_IMPLICIT.split(), "chebyshev", "rk4"])
 
 
 def build_solver(section: StepsSection, key: str) -> diffrax.AbstractSolver:
@@ -46,6 +46,9 @@ def build_solver(section: StepsSection, key: str) -> diffrax.AbstractSolver:
         return solver
     if name == "rk4":
         return RK4()
+    if name == "chebyshev":
+        assert section.n_stages is not None  # checked by the config
+        return chebyshev(section.n_stages)
     if name not in SOLVERS:
         raise ConfigError(unknown_name(f"{key}.solver", name, SOLVERS))
     solver_class = getattr(diffrax, _CLASS_NAMES.get(name, name.capitalize()))

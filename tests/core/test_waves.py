@@ -24,8 +24,8 @@ def test_on_a_basis_it_is_the_projected_field(key):
     assert np.linalg.norm(wanted) > 0.1
 
 
-def test_only_the_perceptron_is_trained(key):
+def test_only_what_is_between_the_matrices_is_trained(key):
     field, _ = make_field(key)
     slope = eqx.filter_grad(lambda f: jnp.sum(f(0.0, jnp.ones(6), None) ** 2))(field)
     assert not np.any(slope.analysis) and not np.any(slope.synthesis)
-    assert all(np.any(leaf) for leaf in jax.tree.leaves(slope.mlp))
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(slope.inner))
