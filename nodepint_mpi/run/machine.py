@@ -37,8 +37,8 @@ def describe_machine() -> str:
     return f"{name}, {n_cores} {'core' if n_cores == 1 else 'cores'}"
 
 
-def busy_cores(cores: Collection[int], seconds: float = 2.0) -> float:
-    """How many of these cores something keeps busy, watched for some seconds. Local.
+def busy_share(cores: Collection[int], seconds: float = 1.0) -> float:
+    """The share of these cores that something keeps busy, watched for some seconds. Local.
 
     A load average would count for minutes what this process itself has just ended. It is what is
     returned where cores cannot be watched.
@@ -46,13 +46,10 @@ def busy_cores(cores: Collection[int], seconds: float = 2.0) -> float:
     before = _read_times(cores)
     time.sleep(seconds)
     after = _read_times(cores)
-    if not before or not after:
-        return os.getloadavg()[0]
-    busy = 0.0
-    for core, (idle, total) in after.items():
-        idled, passed = idle - before[core][0], total - before[core][1]
-        busy += 1 - idled / passed if passed > 0 else 0.0
-    return busy
+    if not before or before.keys() != after.keys():
+        return os.getloadavg()[0] / max(1, len(cores))
+    idle, total = (sum(now[i] - before[core][i] for core, now in after.items()) for i in (0, 1))
+    return 1 - idle / total if total > 0 else 0.0
 
 
 def _read_times(cores: Collection[int]) -> dict[int, tuple[int, int]]:
