@@ -16,8 +16,8 @@ def plain_config(config: Config) -> Config:
     relaxation = config.time.relaxation
     if relaxation is not None and relaxation.weight_at(config.run.n_steps) < 1:
         raise ConfigError(
-            "There is no serial training of this loss: by `time.relaxation` the slices do not join "
-            "before the last step."
+            "no serial training has this loss: by `time.relaxation` the slices do not join before "
+            "the last step"
         )
     time = config.time.model_copy(update={"method": "serial", "tracking": None, "relaxation": None})
     run = config.run.model_copy(update={"data_ranks": 1})

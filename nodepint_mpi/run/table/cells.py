@@ -155,11 +155,11 @@ def _cells_of(problem: TableProblem, out: Path, chosen: bool) -> list[Cell]:
     cells = []
     if problem.serial:
         place = out / problem.name / "serial"
+        differs = "" if config.time.relaxation is None else "without relaxation"
         try:
             plain, why = plain_config(config), ""
         except ConfigError as error:
-            plain, why = None, str(error)
-        differs = "" if config.time.relaxation is None else "without relaxation"
+            plain, why, differs = None, str(error), ""
         cells.append(Cell(problem, "serial", 1, most, plain, place, chosen, why, differs))
     for n in problem.ranks:
         method = f"ranks-{n}"

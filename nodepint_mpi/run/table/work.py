@@ -84,7 +84,7 @@ def sole_use(out: Path) -> Iterator[int]:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        file = (out / ".lock").open("w")
+        file = (out / ".lock").open("a")
     except OSError as error:
         raise OutputError(f"Cannot write {out}: {error.strerror}.") from error
     with file:
