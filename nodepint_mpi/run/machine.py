@@ -46,7 +46,7 @@ def busy_share(cores: Collection[int], seconds: float = 1.0) -> float:
     before = _read_times(cores)
     time.sleep(seconds)
     after = _read_times(cores)
-    if not before or before.keys() != after.keys():
+    if not cores or not before.keys() == after.keys() == set(cores):
         return os.getloadavg()[0] / max(1, len(cores))
     idle, total = (sum(now[i] - before[core][i] for core, now in after.items()) for i in (0, 1))
     return 1 - idle / total if total > 0 else 0.0

@@ -99,8 +99,14 @@ def _score(row: dict[str, Any]) -> list[str]:
         return ["-"] * 3
     name = next((name for name in scores["test"] if name != "loss"), "loss")
     values = (scores[split][name] for split in ("train", "test"))
-    form = (lambda x: f"{100 * x:.2f} %") if name == "accuracy" else (lambda x: f"{x:.2g}")
+    form = (lambda x: f"{100 * x:.2f} %") if name == "accuracy" else _two_digits
     return [name.replace("_", " "), *map(form, values)]
+
+
+def _two_digits(value: float) -> str:
+    """0.0042, but 4.2e-6."""
+    digits, _, exponent = f"{value:.1e}".partition("e")
+    return f"{digits}e{int(exponent)}" if value < 1e-3 else f"{value:.2g}"
 
 
 def _quiet(row: dict[str, Any]) -> str:
