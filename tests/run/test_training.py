@@ -290,5 +290,5 @@ def test_the_training_split_is_scored_without_relaxation(comms, on_one_rank, sou
     untested = experiment._replace(test=None, test_problem=None)  # only the other split is read
     scores = evaluate(comms, untested, params, split="train")
     samples = experiment.train.take(np.arange(experiment.train.n_rows))
-    serial = on_one_rank(lambda: float(make_plain_loss(experiment)(params, *samples)))
+    serial = on_one_rank(lambda: float(jax.jit(make_plain_loss(experiment))(params, *samples)))
     assert scores["loss"] == pytest.approx(serial, rel=1e-9)
