@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from nodepint_mpi.config_table import TableList, read_table_list
-from nodepint_mpi.errors import NodepintError, OutputError
+from nodepint_mpi.errors import DataError, NodepintError, OutputError
 from nodepint_mpi.run.table import work
 from nodepint_mpi.run.table.cells import plan_cells
 from nodepint_mpi.run.table.page import format_table
@@ -132,6 +132,14 @@ def test_what_is_finished_is_left_alone_and_what_changed_is_done_anew(place):
     assert after["one/ranks-2/DONE"] == before["one/ranks-2/DONE"]
     assert after["two/ranks-2/DONE"] != before["two/ranks-2/DONE"]
     assert after["two/ranks-2.stale/DONE"] == before["two/ranks-2/DONE"]
+
+
+def test_a_finished_run_that_cannot_be_read_is_named(place):
+    table = place.listed("one")
+    place.do(table)
+    (place.out / "one" / "ranks-1" / "DONE").write_text("{}")
+    with pytest.raises(DataError, match=r"one/ranks-1 is damaged \(KeyError: 'n_parameters'\)"):
+        read_rows(plan_cells(table, place.out))
 
 
 def test_serial_training_has_as_many_cores_as_the_most_ranks(place):

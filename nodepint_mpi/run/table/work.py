@@ -155,7 +155,7 @@ def _do(
         if ended.why:
             return _fail(cell, note, ended)
         note["busy_share"] = max(note["busy_share"], busy_share(launch.cores))
-        cell.write_note(note)
+    cell.write_note(note)
     if cell.problem.scored:
         scores = str(cell.folder / TRAIN_SCORES)
         words = ["evaluate", str(cell.folder), "--split", "train", "--json", scores]
@@ -167,19 +167,23 @@ def _do(
 
 def _begin(cell: Cell, launch: Launch, goes_on: bool) -> dict[str, Any]:
     """Note what is begun; remove a run that has no checkpoint to go on from."""
-    before = {}
-    if goes_on or cell.is_trained():
-        before = cell.note() or {}
-    else:
+    before = cell.note() or {}
+    if cell.is_trained():  # and only lacks its score
+        return before | {"reason": ""}
+    if not goes_on:
+        before = {}
         shutil.rmtree(cell.folder, ignore_errors=True)
+    machine = describe_machine()
+    if before.get("machine", machine) != machine:
+        machine = f"{before['machine']}, then {machine}"
     note = {
         "digest": cell.digest(),
-        "machine": before.get("machine") or describe_machine(),
+        "machine": machine,
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit(),
         "busy_share": max(before.get("busy_share", 0.0), busy_share(launch.cores)),
         "load_average": os.getloadavg()[0],
-        "n_starts": before.get("n_starts", 0) + (not cell.is_trained()),
+        "n_starts": before.get("n_starts", 0) + 1,
         "reason": "",
     }
     cell.write_note(note)
