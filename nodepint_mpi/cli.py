@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -21,11 +22,12 @@ from nodepint_mpi.cli_common import (
     write_json,
 )
 from nodepint_mpi.cli_report import compare, report
-from nodepint_mpi.config import read_config
+from nodepint_mpi.config import Config, read_config
 from nodepint_mpi.errors import ConfigError, NodepintError
 from nodepint_mpi.parallel.guard import run_guarded
 from nodepint_mpi.parallel.signals import StopFlag
 from nodepint_mpi.run.doctor_ranks import in_job
+from nodepint_mpi.run.plain_config import plain_config
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,17 +50,29 @@ def cli(log_level: str) -> None:
 @set_option
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory [runs/NAME].")
 @click.option("--resume", metavar="auto|PATH", help="Go on from the newest or a named checkpoint.")
+@click.option(
+    "--plain", is_flag=True,
+    help="By one diffrax solve, jax.grad and optax instead, on one rank: for comparison.",
+)  # fmt: skip
 @json_option
 def train(
     config_file: Path,
     overrides: tuple[str, ...],
     out: Path | None,
     resume: str | None,
+    plain: bool,
     json_file: Path | None,
 ) -> None:
     """Train the experiment of CONFIG."""
     flag = StopFlag().install()
-    comms, config = start_run(lambda: read_config(config_file, overrides))
+
+    def read() -> Config:
+        config = read_config(config_file, overrides)
+        return plain_config(config) if plain else config
+
+    comms, config = start_run(read)
+    if plain and comms.control.size > 1:
+        raise ConfigError("`--plain` is serial: start it without mpirun; it takes all cores.")
     folder = out if out is not None else Path(config.output.dir) / config.run.name
     from nodepint_mpi.parallel.comms import free_comms, make_comms, world
     from nodepint_mpi.run.train import train as run
@@ -66,21 +80,25 @@ def train(
     if config.run.data_ranks > 1:
         free_comms(comms)
         comms = make_comms(world(), n_groups=config.run.data_ranks)
-    finish(comms.control, run(config, folder, comms, flag, resume=resume), json_file)
+    finish(comms.control, run(config, folder, comms, flag, resume=resume, plain=plain), json_file)
     flag.ignore()
 
 
 @cli.command()
 @click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option(
+    "--split", default="test", show_default=True, type=click.Choice(["test", "train"]),
+    help="The samples to score it on.",
+)  # fmt: skip
 @json_option
-def evaluate(run_dir: Path, json_file: Path | None) -> None:
-    """Score the newest checkpoint of RUN_DIR on the test split."""
+def evaluate(run_dir: Path, split: Literal["test", "train"], json_file: Path | None) -> None:
+    """Score the newest checkpoint of RUN_DIR."""
     from nodepint_mpi.run.directory import read_run
 
     comms, _ = start_run(lambda: read_run(run_dir))
     from nodepint_mpi.run.evaluate import evaluate_run
 
-    scores = evaluate_run(run_dir, comms)
+    scores = evaluate_run(run_dir, comms, split=split)
     say(comms.control, "\n".join(f"{name}: {value:.6g}" for name, value in scores.items()))
     finish(comms.control, scores, json_file)
 

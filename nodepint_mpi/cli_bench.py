@@ -1,7 +1,6 @@
 """`nodepint bench ...`: the commands that measure."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -10,27 +9,16 @@ from nodepint_mpi.cli_common import (
     config_argument,
     finish,
     json_option,
+    parse_ranks,
     say,
     set_float64,
     set_option,
     start_ranks,
     write_json,
 )
+from nodepint_mpi.cli_table import table
 from nodepint_mpi.config import read_config
 from nodepint_mpi.parallel.guard import together
-
-
-def _parse_ranks(context: Any, option: Any, text: str) -> tuple[int, ...]:
-    """Numbers of ranks, separated by commas; none if there may be none and none are given."""
-    if not text and option.name == "data_ranks":
-        return ()
-    try:
-        ranks = tuple(int(word) for word in text.split(","))
-    except ValueError:
-        ranks = ()
-    if not ranks or min(ranks) < 1:
-        raise click.BadParameter(f"'{text}' is no list of numbers such as 1,2")
-    return ranks
 
 
 @click.group()
@@ -126,11 +114,11 @@ def checkpoint(megabytes: float, repeats: int, folder: Path, json_file: Path | N
 @config_argument
 @set_option
 @click.option(
-    "--ranks", default="1,2", show_default=True, metavar="N,...", callback=_parse_ranks,
+    "--ranks", default="1,2", show_default=True, metavar="N,...", callback=parse_ranks,
     help="Numbers of ranks along time, a core each.",
 )  # fmt: skip
 @click.option(
-    "--data-ranks", default="", metavar="N,...", callback=_parse_ranks,
+    "--data-ranks", default="", metavar="N,...", callback=parse_ranks,
     help="Also numbers of ranks that share the samples instead.",
 )  # fmt: skip
 @click.option("--steps", default=300, show_default=True, type=click.IntRange(10))
@@ -242,3 +230,6 @@ def sweeps(
             if comms.control.rank == 0:
                 plot_sweeps(out, result)
     finish(comms.control, result, json_file)
+
+
+bench.add_command(table)

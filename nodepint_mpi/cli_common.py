@@ -27,6 +27,19 @@ def check_file(context: Any, option: Any, file: Path | None) -> Path | None:
     return file
 
 
+def parse_ranks(context: Any, option: Any, text: str) -> tuple[int, ...]:
+    """Numbers of ranks, separated by commas; none if none is what there is by default."""
+    if not text and not option.default:
+        return ()
+    try:
+        ranks = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        ranks = ()
+    if not ranks or min(ranks) < 1:
+        raise click.BadParameter(f"'{text}' is no list of numbers such as 1,2")
+    return ranks
+
+
 json_option = click.option(
     "--json",
     "json_file",

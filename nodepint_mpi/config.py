@@ -293,11 +293,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: if the file cannot be read, is no TOML, or makes no sense.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"Cannot read the config file {path}: {reason}.") from error
+    text = read_text(path)
     if is_python(path):
         text = extract_config(text, str(path))
         return parse_config(text, overrides, source=f"CONFIG in {path}", home=str(path))
@@ -315,10 +311,7 @@ def parse_config(
         source: For messages.
         home: The Python file that `":name"` is looked for in.
     """
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{source} is not valid TOML: {error}.") from error
+    data = parse_toml(text, source)
     seen: set[str] = set()
     for override in overrides:
         key, value = _parse_override(override)
@@ -332,6 +325,31 @@ def parse_config(
         return Config.model_validate(data)
     except ValidationError as error:
         raise ConfigError(explain_validation(error, Config, source)) from None
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a config file. Local.
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"Cannot read the config file {path}: {reason}.") from error
+
+
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """The tables of a TOML text. Local.
+
+    Raises:
+        ConfigError: if it is no TOML; `source` is its name.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is not valid TOML: {error}.") from error
 
 
 def _parse_override(text: str) -> tuple[str, Any]:

@@ -68,6 +68,8 @@ def _section(model: type[BaseModel], loc: Sequence) -> type[BaseModel] | None:
     """The model at a place in the config, walking through optional and tagged sections."""
     current: list[type[BaseModel]] = [model]
     for part in loc:
+        if isinstance(part, int):  # a place in a list of sections
+            continue
         if part in _TAGS:
             wanted = [m for m in current if _accepts_tag(m, part)]
             current = wanted or current
@@ -86,7 +88,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     """Section classes in a type annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated):
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated, list):
         return [m for option in typing.get_args(annotation) for m in _models(option)]
     return []
 

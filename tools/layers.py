@@ -38,6 +38,9 @@ LAYERS: dict[str, Layer] = {
         frozenset({"errors", "config_embedded", "config_errors", "config_section", "config_time"}),
         frozenset({"pydantic"}),
     ),
+    "config_table": Layer(
+        frozenset({"errors", "config", "config_errors", "config_section"}), frozenset({"pydantic"})
+    ),
     "config_time": Layer(frozenset({"config_section"}), frozenset({"pydantic"})),
     "config_section": Layer(frozenset(), frozenset({"pydantic"})),
     "config_errors": Layer(frozenset({"errors"}), frozenset({"pydantic"})),
@@ -49,7 +52,8 @@ LAYERS: dict[str, Layer] = {
         NUMERICS | {"h5py", "datasets", "pyarrow", "mpi4py", "xxhash"},
     ),
     "run": Layer(
-        frozenset({"core", "errors", "config", "config_embedded", "config_time", "parallel", "io"}),
+        frozenset({"core", "errors", "config", "config_embedded", "config_table", "config_time"})
+        | {"parallel", "io"},
         NUMERICS
         | {"mpi4py", "mpi4jax", "h5py", "pydantic", "tomli_w", "tqdm", "matplotlib"}
         | {"jinja2", "tensorboardX"},
@@ -63,8 +67,12 @@ LAYERS: dict[str, Layer] = {
         NUMERICS | {"click"},
     ),
     "cli_bench": Layer(
-        frozenset({"core", "errors", "config", "parallel", "run", "cli_common"}),
+        frozenset({"core", "errors", "config", "parallel", "run", "cli_common", "cli_table"}),
         NUMERICS | {"click"},
+    ),
+    "cli_table": Layer(
+        frozenset({"errors", "config_table", "run", "cli_common"}),
+        frozenset({"click"}),
     ),
     "cli": Layer(
         frozenset({"core", "errors", "config", "parallel", "io", "run", "cli_common", "cli_bench"})

@@ -6,8 +6,6 @@ whatever else the machine does meets all of them. Importing this module loads ne
 
 import itertools
 import json
-import os
-import shutil
 import statistics
 import sys
 import tempfile
@@ -17,7 +15,7 @@ from typing import Any, NamedTuple
 
 from nodepint_mpi.config import Config
 from nodepint_mpi.errors import ConfigError, NodepintError
-from nodepint_mpi.run.child import run_for_json
+from nodepint_mpi.run.child import cores_for, find_mpirun, run_for_json
 from nodepint_mpi.run.contestant import COMPILED_STEPS
 from nodepint_mpi.run.directory import config_text
 from nodepint_mpi.run.doctor_ranks import in_job
@@ -65,15 +63,9 @@ def run_bench_train(
         ConfigError: inside a job, or for more ranks than cores.
         NodepintError: if a contestant fails.
     """
-    cores = sorted(os.sched_getaffinity(0))
     if in_job():
         raise ConfigError("`nodepint bench train` starts its own jobs: run it without mpirun.")
-    most = max(*ranks, *data_ranks, 0)
-    if most > len(cores):
-        raise ConfigError(
-            f"`--ranks {most}`: this machine has {len(cores)} cores for this process, and "
-            "ranks that share one tell nothing."
-        )
+    cores = cores_for(max(*ranks, *data_ranks, 0))
     contestants = [
         Contestant("plain diffrax, one core", "plain"),
         Contestant("plain diffrax, all cores", "plain", pinned=False),
@@ -209,10 +201,7 @@ def _train(
         if one.pinned:
             command.append(",".join(map(str, cores[: one.n_ranks])))
         if one.n_ranks > 1:
-            launcher = shutil.which("mpirun") or shutil.which("mpiexec")
-            if launcher is None:
-                raise ConfigError("There is no mpirun on the PATH to start several ranks with.")
-            command = [launcher, "-n", str(one.n_ranks), *command]
+            command = [find_mpirun(), "-n", str(one.n_ranks), *command]
         result, why = run_for_json(command, timeout_s)
     if result is None:
         raise NodepintError(f"{one.name} failed: {why}")

@@ -6,7 +6,6 @@ prints the result as JSON. With cores, each rank takes the one of its local rank
 
 import json
 import os
-import resource
 import sys
 import time
 from contextlib import nullcontext
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nodepint_mpi.parallel.launcher import local_rank
+from nodepint_mpi.run.machine import peak_bytes
 
 COMPILED_STEPS = 3
 """The first steps compile: they count as the median step."""
@@ -34,7 +34,7 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
     from nodepint_mpi.parallel.comms import make_comms, world
     from nodepint_mpi.run.evaluate import evaluate
     from nodepint_mpi.run.peers import Torch
-    from nodepint_mpi.run.plain import Plain, make_plain_loss
+    from nodepint_mpi.run.plain import make_plain_loss, make_plain_stepper
     from nodepint_mpi.run.setup import fresh_state, set_up
     from nodepint_mpi.run.shares import MessageTimes, time_coarse
     from nodepint_mpi.run.tracking import make_stepper, relative_error
@@ -45,7 +45,7 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
     experiment = set_up(config, comms)
     state = fresh_state(experiment)
     ours = request["kind"] == "ours"
-    steppers = {"ours": make_stepper, "plain": Plain, "torchdiffeq": Torch}
+    steppers = {"ours": make_stepper, "plain": make_plain_stepper, "torchdiffeq": Torch}
     stepper = steppers[request["kind"]](experiment)
     exact = jax.jit(jax.grad(make_plain_loss(experiment)))  # compiled at the first check
     relaxation = config.time.relaxation  # till its end the gradient is that of another loss
@@ -58,7 +58,7 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
         batch = experiment.batch(k)
         wanted = None
         if k in checked and (relaxation is None or relaxation.weight_at(k) == 1):
-            peak = peak or _peak_bytes()  # before the serial solve takes its share
+            peak = peak or peak_bytes()  # before the serial solve takes its share
             wanted = jax.device_get(exact(state.params, *experiment.train.take(batch.rows)))
         comms.control.Barrier()
         with nullcontext() if k < COMPILED_STEPS else messages.listen():
@@ -71,7 +71,7 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
         n_serial += taken.serial
         if wanted is not None:
             errors.append(relative_error(taken.gradient, wanted))
-    peaks = comms.control.allgather(peak or _peak_bytes())
+    peaks = comms.control.allgather(peak or peak_bytes())
     waits = comms.control.allgather(messages.seconds / sum(seconds[COMPILED_STEPS:]))
     coarse_s = time_coarse(experiment, experiment.batch(0).inputs) if ours else None
     return {
@@ -86,11 +86,6 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
         "peak_bytes": max(peaks),
         "n_ranks": comms.control.size,
     }
-
-
-def _peak_bytes() -> int:
-    """The most memory this rank has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main(arguments: list[str]) -> None:

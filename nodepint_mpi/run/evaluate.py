@@ -1,9 +1,9 @@
-"""Scores on the test split, and predictions to look at."""
+"""Scores on a split, and predictions to look at."""
 
 import operator
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from nodepint_mpi.parallel.dealing import own_part
 from nodepint_mpi.parallel.guard import together
 from nodepint_mpi.run.directory import CHECKPOINTS, read_run
 from nodepint_mpi.run.figures import draw_labels, draw_trajectories, save_figure
-from nodepint_mpi.run.setup import Experiment, at_step, set_up, slice_rows
+from nodepint_mpi.run.setup import Experiment, at_step, make_whole_problem, set_up, slice_rows
 from nodepint_mpi.run.step import make_evaluation, make_prediction
 from nodepint_mpi.run.tracking import kept_like
 
@@ -24,10 +24,19 @@ BATCH = 500
 N_SHOWN = {"labels": 24, "trajectories": 4}
 
 
-def evaluate(comms: Comms, experiment: Experiment, params: EncodeProcessDecode) -> dict[str, float]:
-    """Loss and metrics over the whole test split. Collective over `comms`; equal on all ranks."""
-    run = make_evaluation(experiment.test_problem)
-    samples, totals = experiment.test, {}
+Split = Literal["test", "train"]
+"""What a model is scored on."""
+
+
+def evaluate(
+    comms: Comms, experiment: Experiment, params: EncodeProcessDecode, *, split: Split = "test"
+) -> dict[str, float]:
+    """Loss and metrics over a whole split. Collective over `comms`; equal on all ranks."""
+    samples, problem = experiment.test, experiment.test_problem
+    if split == "train":
+        samples = experiment.train
+        problem = make_whole_problem(experiment.config, comms.time, experiment.model, samples)
+    run, totals = make_evaluation(problem), {}
     for own, counted in deal_rows(comms.time, samples.n_rows, BATCH):
         for name, mean in run(params, *samples.take(own), counted).items():
             part, before = jax.tree.map(float, mean), totals.get(name)
@@ -50,14 +59,15 @@ def deal_rows(comm: TimeComm, n_rows: int, size: int) -> Iterator[tuple[np.ndarr
         yield np.arange(n_dealt, n_rows), comm.group == 0
 
 
-def evaluate_run(folder: Path, comms: Comms) -> dict[str, float]:
+def evaluate_run(folder: Path, comms: Comms, *, split: Split = "test") -> dict[str, float]:
     """Scores of the newest good checkpoint of a run. Collective over `comms`.
 
     Raises:
         NodepintError: on all ranks, if the run or its data cannot be read.
     """
     trained = open_run(folder, comms)
-    return {"step": trained.step, **evaluate(comms, trained.experiment, trained.params)}
+    scores = evaluate(comms, trained.experiment, trained.params, split=split)
+    return {"step": trained.step, **scores}
 
 
 class TrainedRun(NamedTuple):

@@ -12,9 +12,9 @@ import numpy as np
 from nodepint_mpi.config import Config, DenseNetwork
 
 if TYPE_CHECKING:
-    from nodepint_mpi.run.plain import PlainTaken
     from nodepint_mpi.run.setup import Batch, Experiment
     from nodepint_mpi.run.step import TrainState
+    from nodepint_mpi.run.tracking import Taken
 
 
 def can_torchdiffeq(config: Config) -> bool:
@@ -64,12 +64,14 @@ class Torch:
 
         self._update = jax.jit(update)
 
-    def take(self, state: "TrainState", batch: "Batch", step: int) -> "PlainTaken":
+    def take(self, state: "TrainState", batch: "Batch", step: int) -> "Taken":
         """Take one step. Local."""
         import jax
+        import optax
 
-        from nodepint_mpi.run.plain import PlainReport, PlainTaken
+        from nodepint_mpi.run.plain import plain_report
         from nodepint_mpi.run.step import TrainState
+        from nodepint_mpi.run.tracking import Taken
 
         del step
         leaves, tree = jax.tree.flatten(state.params)
@@ -82,7 +84,8 @@ class Torch:
         loss.backward()
         gradient = jax.tree.unflatten(tree, [np.asarray(tensor.grad) for tensor in tensors])
         updated = self._update(state.params, state.opt_state, gradient)
-        return PlainTaken(TrainState(*updated), PlainReport(float(loss.detach())))
+        report = plain_report(float(loss.detach()), optax.tree.norm(gradient))
+        return Taken(TrainState(*updated), report, gradient, serial=True)
 
     def _loss(self, mlp: Any, inputs: np.ndarray, targets: np.ndarray) -> Any:
         """Mean squared error over what is observed after the start."""

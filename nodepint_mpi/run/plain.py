@@ -5,7 +5,6 @@ over the whole horizon and `jax.grad`.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, ArrayLike
 
 from nodepint_mpi.core.networks import as_numbers
 from nodepint_mpi.core.objective import per_sample
@@ -20,25 +20,17 @@ from nodepint_mpi.core.observations import place_observations
 from nodepint_mpi.core.propagators import AdaptiveSteps, FixedSteps
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.run.build_model import build_edges
-from nodepint_mpi.run.setup import Batch, Experiment
-from nodepint_mpi.run.step import TrainState, batched_field
+from nodepint_mpi.run.setup import Experiment
+from nodepint_mpi.run.step import Stepped, StepReport, TrainState, batched_field
+from nodepint_mpi.run.tracking import Anew
 
 
-class PlainReport(NamedTuple):
-    """The loss, and no sweeps."""
-
-    loss: float
-    sweeps: int = 0
-    adjoint_sweeps: int = 0
-
-
-class PlainTaken(NamedTuple):
-    """A step done."""
-
-    state: TrainState
-    report: PlainReport
-    gradient: None = None
-    serial: bool = True
+def plain_report(loss: ArrayLike, grad_norm: ArrayLike) -> StepReport:
+    """Loss and gradient's norm of a step without sweeps. Local."""
+    loss, grad_norm, none = jnp.asarray(loss), jnp.asarray(grad_norm), jnp.array(0)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    report = StepReport(*(none for _ in StepReport._fields))
+    return report._replace(loss=loss, grad_norm=grad_norm, finite=finite)
 
 
 def make_plain_loss(experiment: Experiment) -> Callable:
@@ -73,7 +65,7 @@ def make_plain_loss(experiment: Experiment) -> Callable:
             controller = diffrax.PIDController(rtol=rtol, atol=atol)
             max_steps, where, on_steps = limit * section.n_slices, None, False
         case _:
-            raise ConfigError("`bench train` needs steps that are fixed or chosen by tolerances.")
+            raise ConfigError("Plain diffrax needs steps that are fixed or chosen by tolerances.")
     ends_only = len(times) == 1 and np.isclose(times[0], edges[-1])
     if ends_only:
         saveat = diffrax.SaveAt(t1=True)
@@ -109,21 +101,15 @@ def make_plain_loss(experiment: Experiment) -> Callable:
     return loss
 
 
-class Plain:
-    """Steps by plain diffrax and optax, taken as those of `run.tracking`."""
+def make_plain_stepper(experiment: Experiment) -> Anew:
+    """Steps by plain diffrax and optax, taken and kept as those of `run.tracking`. Local."""
+    loss, optimiser = make_plain_loss(experiment), experiment.optimiser
 
-    def __init__(self, experiment: Experiment):
-        loss, optimiser = make_plain_loss(experiment), experiment.optimiser
+    def step(state: TrainState, inputs: Array, targets: Array, weight: None) -> Stepped:
+        del weight
+        value, gradient = jax.value_and_grad(loss)(state.params, inputs, targets)
+        updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
+        updated = TrainState(optax.apply_updates(state.params, updates), opt_state)
+        return Stepped(updated, None, plain_report(value, optax.tree.norm(gradient)))
 
-        def step(params, opt_state, inputs, targets):
-            value, gradient = jax.value_and_grad(loss)(params, inputs, targets)
-            updates, opt_state = optimiser.update(gradient, opt_state, params)
-            return optax.apply_updates(params, updates), opt_state, value
-
-        self._step = jax.jit(step, donate_argnums=(0, 1))
-
-    def take(self, state: TrainState, batch: Batch, step: int) -> PlainTaken:
-        """Take one step; it consumes the state. Local."""
-        del step
-        params, opt_state, loss = self._step(*state, batch.inputs, batch.targets)
-        return PlainTaken(TrainState(params, opt_state), PlainReport(float(loss)))
+    return Anew(jax.jit(step), None)

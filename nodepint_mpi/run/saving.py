@@ -1,6 +1,7 @@
 """What a run's checkpoint holds, and how a run goes on from one, on any grid of ranks."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,7 +59,12 @@ def save_run(
     )
 
 
-def resume_run(experiment: Experiment, folder: Path, resume: str) -> Resumed:
+def resume_run(
+    experiment: Experiment,
+    folder: Path,
+    resume: str,
+    make: Callable[[Experiment], Stepper] = make_stepper,
+) -> Resumed:
     """A run as a checkpoint has it, on this grid of ranks whatever the one that saved it.
 
     Collective over `experiment.comms`.
@@ -67,6 +73,7 @@ def resume_run(experiment: Experiment, folder: Path, resume: str) -> Resumed:
         experiment: Its config made ready.
         folder: The run directory.
         resume: "auto" for the newest good checkpoint, or the path of one.
+        make: Makes what takes the steps.
 
     Raises:
         CheckpointError: on all ranks, if there is none that can be read and belongs to it.
@@ -84,7 +91,7 @@ def resume_run(experiment: Experiment, folder: Path, resume: str) -> Resumed:
     )
     _log.info("resumed from %s at step %d", loaded.path, loaded.step)
     experiment = at_step(experiment, loaded.step - 1)
-    stepper = make_stepper(experiment)
+    stepper = make(experiment)
     stepper.restore(loaded.replicated, split_samples(comms.time, loaded.rows))
     kept = {name: loaded.replicated[name] for name in TrainState._fields}
     state = TrainState(**jax.tree.map(jnp.asarray, kept))

@@ -105,8 +105,7 @@ def _assemble(
     """Everything that depends on the network. Local."""
     model = _build(config, train, step)
     train_problem = make_problem(config, comms.time, model, train)
-    whole = config.model_copy(update={"time": config.time.model_copy(update={"relaxation": None})})
-    test_problem = make_problem(whole, comms.time, model, test)  # scored as a whole trajectory
+    test_problem = make_whole_problem(config, comms.time, model, test)
     n_samples = share_batch(config, train.n_rows, comms.time.n_groups)
     shape = (n_samples, *check_model(model, train))
     state = jax.ShapeDtypeStruct(shape, config.run.precision)
@@ -160,6 +159,14 @@ def make_problem(
     weights = edge_weights(samples.times, edges)
     relaxed = relax(solver, edges)
     return LineProblem(comm, static, relaxed, observations, loss, metrics, weights)
+
+
+def make_whole_problem(
+    config: Config, comm: TimeComm, model: EncodeProcessDecode, samples: Samples
+) -> LineProblem:
+    """The same without relaxation: a split is scored as whole trajectories. Local."""
+    time = config.time.model_copy(update={"relaxation": None})
+    return make_problem(config.model_copy(update={"time": time}), comm, model, samples)
 
 
 def reduction_of(static: PyTree, field: Field) -> AbstractReduction:

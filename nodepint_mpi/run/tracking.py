@@ -74,11 +74,10 @@ class _Control(NamedTuple):
 
 
 class Anew:
-    """Steps that solve anew, each to the tolerances of the config."""
+    """Steps that keep nothing from one to the next, as `run.step.make_train_step` makes them."""
 
-    def __init__(self, experiment: Experiment):
-        self._relaxation = experiment.config.time.relaxation
-        self._step: Any = make_train_step(experiment.train_problem, experiment.optimiser)
+    def __init__(self, step: Any, relaxation: RelaxationSection | None):
+        self._step, self._relaxation = step, relaxation
 
     def take(self, state: TrainState, batch: Batch, step: int) -> Taken:
         """Take optimiser step `step`. Collective over the grid."""
@@ -195,7 +194,10 @@ Stepper = Anew | Tracker
 def make_stepper(experiment: Experiment) -> Stepper:
     """What takes the steps that the config asks for. Local."""
     section = _section(experiment)
-    return Anew(experiment) if section is None else Tracker(experiment, section)
+    if section is not None:
+        return Tracker(experiment, section)
+    step = make_train_step(experiment.train_problem, experiment.optimiser)
+    return Anew(step, experiment.config.time.relaxation)
 
 
 def kept_like(experiment: Experiment) -> dict[str, PyTree]:

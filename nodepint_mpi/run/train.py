@@ -6,8 +6,11 @@ import logging
 import socket
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from nodepint_mpi.config import Config
 from nodepint_mpi.io.records import Records
@@ -27,7 +30,9 @@ from nodepint_mpi.run.directory import (
 from nodepint_mpi.run.evaluate import evaluate, save_predictions
 from nodepint_mpi.run.figures import plot_losses
 from nodepint_mpi.run.growth import grow
+from nodepint_mpi.run.machine import peak_bytes
 from nodepint_mpi.run.nonfinite import raise_nonfinite
+from nodepint_mpi.run.plain import make_plain_stepper
 from nodepint_mpi.run.progress import Progress
 from nodepint_mpi.run.sameness import require_same_values
 from nodepint_mpi.run.saving import resume_run, save_run
@@ -46,6 +51,7 @@ def train(
     flag: StopFlag,
     *,
     resume: str | None = None,
+    plain: bool = False,
 ) -> dict[str, Any]:
     """Train, checkpoint, evaluate and draw. Collective over `comms`.
 
@@ -55,14 +61,16 @@ def train(
         comms: The run's communicators.
         flag: Asked to stop by a signal on any rank, the run checkpoints and returns early.
         resume: "auto" for the newest good checkpoint of `folder`, or the path of one.
+        plain: Take the steps by plain diffrax and optax; on one rank, with a `plain_config`.
 
     Returns:
-        What `--json` writes: status, step, losses, test metrics, times. Equal on all ranks.
+        What `--json` writes: status, step, losses, test metrics, times, memory. Equal on all ranks.
 
     Raises:
         NodepintError: on all ranks, for anything the user can mend.
     """
     control = comms.control
+    make = make_plain_stepper if plain else make_stepper
     with (
         Watchdog(control, limit_s=config.run.hang_timeout_s) as watchdog,
         contextlib.ExitStack() as opened,
@@ -77,8 +85,8 @@ def train(
             config = experiment.config
             state, start, stepper = fresh_state(experiment), 0, None
             if resume is not None:
-                experiment, state, start, stepper = resume_run(experiment, folder, resume)
-            stepper = stepper or make_stepper(experiment)
+                experiment, state, start, stepper = resume_run(experiment, folder, resume, make)
+            stepper = stepper or make(experiment)
             hosts = control.allgather(socket.gethostname())
             with together(control):
                 if control.rank == 0:
@@ -94,7 +102,7 @@ def train(
             comms, folder, start if resume is not None else None, opened, config.output.tensorboard
         )
         experiment, state, step, report, seconds = _optimise(
-            comms, experiment, state, start, stepper, folder, records, flag, watchdog
+            comms, experiment, state, start, stepper, make, folder, records, flag, watchdog
         )
         result = {
             "status": "finished" if step >= config.run.n_steps else "stopped",
@@ -105,6 +113,8 @@ def train(
             "step_s": statistics.median(seconds.steps) if seconds.steps else None,
             "training_s": sum(seconds.steps),
             "saving_s": sum(seconds.saving),
+            "n_parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            "peak_bytes": control.allgather(peak_bytes()),
             "run_directory": str(folder),
         }
         _log.info(
@@ -137,6 +147,7 @@ def _optimise(
     state: TrainState,
     start: int,
     stepper: Stepper,
+    make: Callable[[Experiment], Stepper],
     folder: Path,
     records: Records | None,
     flag: StopFlag,
@@ -160,7 +171,7 @@ def _optimise(
             if step in growth:
                 with watchdog.phase("enlarging the network", step=step, limit_s=600.0):
                     experiment, state = grow(comms, experiment, state, batch.rows, step)
-                stepper = make_stepper(experiment)
+                stepper = make(experiment)
             began = time.perf_counter()
             with watchdog.phase("training step", collective=True, step=step):
                 taken = stepper.take(state, batch, step)

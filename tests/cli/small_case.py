@@ -73,16 +73,21 @@ def sets(**keys: object) -> list[str]:
     return [word for pair in pairs for word in ("--set", pair)]
 
 
-def alone(*arguments, cwd) -> subprocess.CompletedProcess[str]:
-    """Run `nodepint` as a user does who types it without mpirun."""
+def free_env() -> dict[str, str]:
+    """The environment of a user who types a command without mpirun."""
     own = ("OMPI_", "PMIX_", "PMI_")  # of the MPI that pytest itself has started
     clean = {k: v for k, v in os.environ.items() if not k.startswith(own)}
     if os.geteuid() == 0:  # `doctor` starts two ranks
         clean |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return clean | QUICK
+
+
+def alone(*arguments, cwd) -> subprocess.CompletedProcess[str]:
+    """Run `nodepint` as a user does who types it without mpirun."""
     return subprocess.run(
         [Path(sys.executable).with_name("nodepint"), *map(str, arguments)],
         cwd=cwd,
-        env=clean | QUICK,
+        env=free_env(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

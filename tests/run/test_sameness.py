@@ -17,7 +17,7 @@ from nodepint_mpi.run import train as training
 from nodepint_mpi.run.nonfinite import raise_nonfinite
 from nodepint_mpi.run.sameness import require_same_values
 from nodepint_mpi.run.setup import fresh_state, set_up, slice_rows
-from nodepint_mpi.run.step import StepReport
+from nodepint_mpi.run.step import StepReport, make_train_step
 from nodepint_mpi.run.tracking import Anew
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.timeout_s(300)]
@@ -194,7 +194,7 @@ class Drifting(Anew):
 @SEVERAL
 def test_a_drift_ends_the_run_before_it_is_saved(comms, source, shared_tmp_path, monkeypatch):
     def drifting(experiment):
-        stepper = Drifting(experiment)
+        stepper = Drifting(make_train_step(experiment.train_problem, experiment.optimiser), None)
         stepper.guilty = comms.control.rank == 0
         return stepper
 

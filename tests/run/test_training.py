@@ -280,3 +280,15 @@ def test_the_relative_error_counts_every_rank_once(comms, source):
     assert scores["relative_error"] == pytest.approx(wanted, rel=1e-12)
     assert scores["loss"] == pytest.approx(squares / targets[:, 1:].size, rel=1e-12)
     assert len(parts[-1][0]) == 0 or len(parts) == 1
+
+
+def test_the_training_split_is_scored_without_relaxation(comms, on_one_rank, source):
+    experiment = set_up(
+        parse_config(TEXT.format(source=source, options="relaxation = { steps = 4 }")), comms
+    )
+    params = fresh_state(experiment).params
+    untested = experiment._replace(test=None, test_problem=None)  # only the other split is read
+    scores = evaluate(comms, untested, params, split="train")
+    samples = experiment.train.take(np.arange(experiment.train.n_rows))
+    serial = on_one_rank(lambda: float(jax.jit(make_plain_loss(experiment))(params, *samples)))
+    assert scores["loss"] == pytest.approx(serial, rel=1e-9)
