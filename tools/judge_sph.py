@@ -41,7 +41,8 @@ sph = import_file(Path(__file__).with_name("sph.py"), "tools/judge_sph.py")
 class Flows(NamedTuple):
     """Velocities (flows, times, places, 2), the first of the times that of the start.
 
-    `seen` is on a square grid, `carried` what has energy and momentum: the same, or the particles'.
+    `seen` is on a square grid, `carried` what energy and momentum are taken of: the same, or that
+    of the particles.
     """
 
     seen: np.ndarray
@@ -142,9 +143,10 @@ def learned_basis(run: TrainedRun) -> np.ndarray | None:
     return np.asarray(decoder.matrix) if isinstance(decoder, LinearMap) else None
 
 
-def energy(velocities: np.ndarray) -> np.ndarray:
-    """Kinetic energy of every flow at every time; the mass is 1. Local."""
-    return 0.5 * np.mean(np.sum(np.square(velocities), axis=-1), axis=-1)
+def energy_left(velocities: np.ndarray) -> np.ndarray:
+    """Kinetic energy of every flow at every time, over that at its start. Local."""
+    sums = np.sum(np.square(velocities, dtype=float), axis=(2, 3))
+    return sums / sums[:, :1]
 
 
 def momentum(velocities: np.ndarray) -> np.ndarray:
@@ -182,9 +184,9 @@ def draw_energy(times: np.ndarray, flows: dict[str, Flows]) -> Figure:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for style, (name, each) in zip(("k-", "C0--", "C1-.", "C2:"), flows.items(), strict=False):
-        left.plot(times, energy(each.carried).mean(axis=0), style, label=name)
+        left.plot(times, energy_left(each.carried).mean(axis=0), style, label=name)
         right.plot(times, momentum(each.carried).max(axis=0), style, label=name)
-    left.set(xlabel="time", ylabel="kinetic energy, mean of flows", ylim=(0, None))
+    left.set(xlabel="time", ylabel="energy left, mean of flows", ylim=(0, None))
     right.set(xlabel="time", ylabel="momentum, largest of flows", ylim=(0, None))
     left.legend(fontsize="small")
     return figure
@@ -204,9 +206,9 @@ def judge(folders: list[Path], comms: Comms) -> dict[str, Scores]:
         shown = ["      -" if s is None else f"{s:7.1%}" for s in scores[name]]
         print(f"{name:28s}  {shown[0]} {shown[1]}      {shown[2]}")
     names = "".join(f"  {name:>26s}" for name in flows)
-    print(f"\n  time{names}\n      " + f"  {'energy':>12s}  {'momentum':>12s}" * len(flows))
+    print(f"\n  time{names}\n      " + f"  {'energy left':>12s}  {'momentum':>12s}" * len(flows))
     carried = [
-        (energy(each.carried).mean(axis=0), momentum(each.carried).max(axis=0))
+        (energy_left(each.carried).mean(axis=0), momentum(each.carried).max(axis=0))
         for each in flows.values()
     ]
     for i in np.linspace(0, len(times) - 1, 6).round().astype(int):
