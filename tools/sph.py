@@ -114,6 +114,13 @@ def taylor_green(
     return decay * jnp.stack([-jnp.cos(a) * jnp.sin(b), jnp.sin(a) * jnp.cos(b)], axis=-1)
 
 
+def sheared_vortices(
+    x: Float[Array, "points 2"], shear: Float[Array, "2"]
+) -> Float[Array, "points 2"]:
+    """The vortices at t = 0 in the shear flow (a sin 2 pi y, b sin 2 pi x). Local."""
+    return taylor_green(x, 0.0, 0.0) + shear[None] * jnp.sin(2 * jnp.pi * x[:, ::-1])
+
+
 def kinetic_energy(v: Float[Array, "particles 2"]) -> Float[Array, ""]:
     """Of all particles together; their mass is 1. Local."""
     return 0.5 * jnp.mean(jnp.sum(v**2, axis=-1))

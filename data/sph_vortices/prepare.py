@@ -57,12 +57,7 @@ def prepare(
 
     @partial(jax.jit, static_argnames="n_steps")
     def observe(shear, times, n_steps):
-        def velocity(x):
-            return sph.taylor_green(x, 0.0, viscosity) + shear[None] * jnp.sin(
-                2 * jnp.pi * x[:, ::-1]
-            )
-
-        start = sph.begin(fluid, settled, velocity)
+        start = sph.begin(fluid, settled, lambda x: sph.sheared_vortices(x, shear))
         states = sph.simulate(fluid, start, times, n_steps=n_steps)
         on_grid = jax.lax.map(lambda u: sph.velocity_at(points, u, fluid.spacing), states)
         return on_grid.reshape(n_obs, -1)

@@ -1,0 +1,86 @@
+"""SPH particles: the flows of `sph_vortices`, each by particles of its own, all of them given."""
+
+from functools import partial
+from pathlib import Path
+
+import datasets
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nodepint_mpi.errors import DataError
+from nodepint_mpi.io.trajectories import make_trajectories
+from nodepint_mpi.run.imports import import_file
+
+USES = ("../../tools/sph.py",)
+
+
+def prepare(
+    folder: Path,
+    *,
+    n_train: int = 24,
+    n_test: int = 12,
+    n_obs: int = 11,
+    n_side: int = 16,
+    n_grid: int = 16,
+    horizon: float = 0.2,
+    viscosity: float = 0.01,
+    shear_max: float = 0.5,
+    seed: int = 0,
+) -> datasets.DatasetDict:
+    """Make splits train and test with columns `t` (n_obs), `u` (n_obs, 4 n_side^2) and `seen`
+    (n_obs, 2 n_grid^2).
+
+    The flows of `sph_vortices`, each from particles that were shaken and settled for it alone.
+    A state is all positions, not wrapped, then all velocities; `seen` is the velocity on a grid.
+
+    Args:
+        folder: That of this file; the generator is found from it.
+        n_train: Trajectories in train.
+        n_test: Trajectories in test.
+        n_obs: Observations of each, equally spaced from t = 0 to t = `horizon`, at least 2.
+        n_side: Particles along a side, at least 8.
+        n_grid: Grid points along a side.
+        horizon: Time of the last observation.
+        viscosity: Kinematic viscosity, positive.
+        shear_max: The shear's two amplitudes are uniform between minus this and this.
+        seed: Of the draws; trajectory i of a split depends on (seed, split, i) alone.
+    """
+    if n_side < 8 or n_grid < 1 or not viscosity > 0 or not 0 <= shear_max <= 1:
+        raise DataError(
+            "n_side must be at least 8, n_grid at least 1, viscosity positive and shear_max from 0 "
+            f"to 1, given {n_side}, {n_grid}, {viscosity}, {shear_max}"
+        )
+    sph = import_file(folder / USES[0], "USES")
+    fluid = sph.Fluid(n_side, viscosity)
+    points = sph.grid(n_grid)
+
+    @partial(jax.jit, static_argnames="n_steps")
+    def move(key, shear, times, n_steps):
+        settled = sph.settle(key, n_side)
+        start = sph.begin(fluid, settled, lambda x: sph.sheared_vortices(x, shear))
+        states = sph.simulate(fluid, start, times, n_steps=n_steps)
+        return jnp.stack(states, axis=1).reshape(len(times), -1)
+
+    @jax.jit
+    def see(states):
+        particles = sph.Particles(*jnp.moveaxis(states.reshape(n_obs, 2, -1, 2), 1, 0))
+        seen = jax.lax.map(lambda u: sph.velocity_at(points, u, fluid.spacing), particles)
+        return seen.reshape(n_obs, -1)
+
+    def make(draw: np.random.Generator, times: np.ndarray) -> np.ndarray:
+        key = jax.random.key(int(draw.integers(2**31)))
+        shear = jnp.asarray(shear_max * draw.uniform(-1, 1, 2))
+        n_steps = sph.steps_between(fluid, times)
+        return np.asarray(move(key, shear, jnp.asarray(times), n_steps), np.float32)
+
+    made = make_trajectories(
+        make, n_train=n_train, n_test=n_test, n_obs=n_obs, horizon=horizon, seed=seed
+    )
+    feature = datasets.Array2D((n_obs, 2 * n_grid**2), "float32")
+    for split, part in made.items():
+        features = datasets.Features(part.features | {"seen": feature})
+        states = part.with_format("numpy")["u"][:]
+        columns = part.to_dict() | {"seen": np.stack([np.asarray(see(u)) for u in states])}
+        made[split] = datasets.Dataset.from_dict(columns, features=features)
+    return datasets.DatasetDict(made)
