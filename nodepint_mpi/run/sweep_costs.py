@@ -8,11 +8,9 @@ from typing import Any, NamedTuple
 import diffrax
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from nodepint_mpi.core.propagators import AbstractIntegrator, FixedSteps, Propagator
 from nodepint_mpi.core.runge_kutta import AbstractExplicitRungeKutta
-from nodepint_mpi.core.sensitivity import DIRECTIONS_AT_ONCE
 from nodepint_mpi.core.types import Params
 from nodepint_mpi.parallel.methods import AbstractSweeps, Parareal
 from nodepint_mpi.parallel.reduced import Reduced
@@ -113,8 +111,3 @@ def method_cost(method: AbstractSweeps | None, weights: Mapping[Any, float]) -> 
             slopes = 0.0 if both else reduced * (1 + (method.basis.rank or 0))
             return Cost(weight, passes, passes, 0.0, both * passes, slopes)
     return Cost(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-
-
-def tangent_passes(n_directions: np.ndarray) -> np.ndarray:
-    """Passes that directions take: one each, and one for the state of every group. Local."""
-    return n_directions + np.ceil(n_directions / DIRECTIONS_AT_ONCE)
