@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from nodepint_mpi.core.scopes import scope
+from nodepint_mpi.core.scopes import channel, scope
 
 Value = TypeVar("Value")
 Count = int | Array
@@ -95,11 +95,11 @@ def work(name: str, tally: Tally) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def message(name: str, *sent: Array) -> Iterator[None]:
-    """Name the phase of a message traced in the body, and count the arrays it hands over. Local."""
+def message(name: str, among: str, *sent: Array) -> Iterator[None]:
+    """Name phase and channel of a message traced in the body; count what it hands over. Local."""
     for array in sent:
         count(Tally(messages=1, words=-(-array.nbytes // WORD_BYTES)))
-    with scope(name):
+    with scope(name), channel(among):
         yield
 
 

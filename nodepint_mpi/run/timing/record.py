@@ -1,0 +1,144 @@
+"""The record of a start's times and counts, over the ranks: `phases.json` in the run directory."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nodepint_mpi.core.scopes import SCOPES
+from nodepint_mpi.parallel.comms import Comms
+from nodepint_mpi.parallel.differentiate import TimeSolver
+from nodepint_mpi.parallel.tally import WORD_BYTES
+from nodepint_mpi.run.directory import write_text
+from nodepint_mpi.run.sweep_costs import work_equivalents
+from nodepint_mpi.run.timing.sampling import Sample
+from nodepint_mpi.run.timing.timers import Timers
+from nodepint_mpi.run.timing.trace import OTHER
+from nodepint_mpi.run.timing.waits import WAIT, split_waits
+
+PHASES = "phases.json"
+STEP_PHASES = (*SCOPES, WAIT, OTHER)
+"""Phases of a step, as the record has them."""
+HOST_PHASES = {
+    "data": "reading a batch",
+    "checkpoint": "saving a checkpoint",
+    "agreement": "agreeing on the next step",
+    "comparison": "comparing parameters",
+}
+"""Phases of the loop besides the step, and what the watchdog calls them."""
+
+
+class Own(NamedTuple):
+    """What a rank knows of itself at the end of a start."""
+
+    n_steps: int
+    warm_s: list[float]
+    host_s: dict[str, float]
+    counts: dict[str, float | None]
+    samples: list[Sample]
+    cost_s: float
+    why: str
+
+
+def record_times(
+    comms: Comms, timers: Timers, spent: Mapping[str, float], solver: TimeSolver
+) -> dict[str, Any]:
+    """What all ranks have found, reduced. Collective over `comms.control`; equal on all ranks.
+
+    Args:
+        comms: The run's communicators.
+        timers: Of this rank's steps.
+        spent: Seconds in the phases the watchdog knows, by name.
+        solver: What a slice's propagation costs, for the fine-solve equivalents.
+    """
+    tally, sampler = timers.tally, timers.sampler
+    host_s = {name: spent.get(phase, 0.0) for name, phase in HOST_PHASES.items()}
+    host_s |= {"compile": timers.compiling.seconds, "steps": sum(timers.seconds.steps, 0.0)}
+    counts: dict[str, Any] = tally._asdict()
+    counts["bytes"] = counts.pop("words") * WORD_BYTES
+    forward, back = work_equivalents(solver, tally)
+    counts |= {"fine_equivalents": forward, "pull_back_equivalents": back}
+    own = Own(
+        len(timers.seconds.steps), timers.warm_s, host_s, counts, sampler.samples,
+        sampler.cost_s, sampler.why,
+    )  # fmt: skip
+    return reduce_times(comms.control.allgather(own), comms.time.n_groups)
+
+
+def reduce_times(ranks: Sequence[Own], n_groups: int) -> dict[str, Any]:
+    """Minimum, mean and maximum over the ranks of all they know. Local; pure."""
+    step_s = [statistics.median(own.warm_s) if own.warm_s else None for own in ranks]
+    return {
+        "n_ranks": len(ranks),
+        "data_ranks": n_groups,
+        "n_steps": ranks[0].n_steps,
+        "n_warm_steps": min(len(own.warm_s) for own in ranks),
+        "step_s": reduced(step_s),
+        "phases_s": _phases(ranks, n_groups, step_s),
+        "host_s": {name: reduced([own.host_s[name] for own in ranks]) for name in ranks[0].host_s},
+        "counts": {
+            name: summed([own.counts[name] for own in ranks]) for name in ranks[0].counts
+        },
+        "profiles": {
+            "steps": _common(ranks),
+            "cost_s": max(own.cost_s for own in ranks),
+            "missing": None if _common(ranks) else next(own.why for own in ranks),
+        },
+    }  # fmt: skip
+
+
+def write_times(folder: Path, times: Mapping[str, Any]) -> None:
+    """Write the record into the run directory. Local; rank 0 only. Raises OutputError."""
+    write_text(folder / PHASES, json.dumps(times, indent=1) + "\n")
+
+
+def reduced(values: Sequence[float | None]) -> dict[str, Any] | None:
+    """Minimum, mean and maximum, and the values of all ranks; None if one is not known."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return {"min": min(known), "mean": sum(known) / len(known), "max": max(known), "ranks": known}
+
+
+def summed(values: Sequence[float | None]) -> dict[str, Any] | None:
+    """The same with the sum."""
+    found = reduced(values)
+    return found if found is None else found | {"sum": sum(found["ranks"])}
+
+
+def _common(ranks: Sequence[Own]) -> list[int]:
+    """Steps that all ranks have profiled."""
+    steps = [{sample.step for sample in own.samples} for own in ranks]
+    return sorted(set.intersection(*steps))
+
+
+def _phases(
+    ranks: Sequence[Own], n_groups: int, step_s: Sequence[float | None]
+) -> dict[str, Any] | None:
+    """Seconds of a step by phase: its shares of profiled steps, of a step that is not profiled.
+
+    A profile makes a step longer, so it is asked for shares only. What no operation of XLA's is
+    known to have taken is `other`.
+    """
+    shares: list[dict[str, list[float]]] = [{name: [] for name in STEP_PHASES} for _ in ranks]
+    for step in _common(ranks):
+        samples = [next(s for s in own.samples if s.step == step) for own in ranks]
+        split = split_waits([sample.profile for sample in samples], n_groups)
+        for share, sample, phases in zip(shares, samples, split, strict=True):
+            known = {name: phases.get(name, 0.0) / sample.seconds for name in STEP_PHASES[:-1]}
+            for name, part in known.items():
+                share[name].append(part)
+            share[OTHER].append(1 - sum(known.values()))
+    if not shares[0][OTHER] or None in step_s:
+        return None
+    return {
+        name: reduced(
+            [
+                statistics.fmean(share[name]) * seconds
+                for share, seconds in zip(shares, step_s, strict=True)
+                if seconds is not None
+            ]
+        )
+        for name in STEP_PHASES
+    }
