@@ -29,13 +29,16 @@ HOST_PHASES = {
 """Phases of the loop besides the step, and what the watchdog calls them."""
 
 
+Number = int | float
+
+
 class Own(NamedTuple):
     """What a rank knows of itself at the end of a start."""
 
     n_steps: int
     warm_s: list[float]
     host_s: dict[str, float]
-    counts: dict[str, float | None]
+    counts: dict[str, Number | None]
     samples: list[Sample]
     cost_s: float
     why: str
@@ -83,7 +86,7 @@ def reduce_times(ranks: Sequence[Own], n_groups: int) -> dict[str, Any]:
         "profiles": {
             "steps": _common(ranks),
             "cost_s": max(own.cost_s for own in ranks),
-            "missing": None if _common(ranks) else next(own.why for own in ranks),
+            "missing": None if _common(ranks) else _why_none(ranks),
         },
     }  # fmt: skip
 
@@ -93,7 +96,7 @@ def write_times(folder: Path, times: Mapping[str, Any]) -> None:
     write_text(folder / PHASES, json.dumps(times, indent=1) + "\n")
 
 
-def reduced(values: Sequence[float | None]) -> dict[str, Any] | None:
+def reduced(values: Sequence[Number | None]) -> dict[str, Any] | None:
     """Minimum, mean and maximum, and the values of all ranks; None if one is not known."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
@@ -101,7 +104,7 @@ def reduced(values: Sequence[float | None]) -> dict[str, Any] | None:
     return {"min": min(known), "mean": sum(known) / len(known), "max": max(known), "ranks": known}
 
 
-def summed(values: Sequence[float | None]) -> dict[str, Any] | None:
+def summed(values: Sequence[Number | None]) -> dict[str, Any] | None:
     """The same with the sum."""
     found = reduced(values)
     return found if found is None else found | {"sum": sum(found["ranks"])}
@@ -111,6 +114,12 @@ def _common(ranks: Sequence[Own]) -> list[int]:
     """Steps that all ranks have profiled."""
     steps = [{sample.step for sample in own.samples} for own in ranks]
     return sorted(set.intersection(*steps))
+
+
+def _why_none(ranks: Sequence[Own]) -> str:
+    """Why no step was profiled by all."""
+    lacking = [own.why for own in ranks if not own.samples]
+    return lacking[0] if lacking else "no step was profiled by all ranks"
 
 
 def _phases(

@@ -1,5 +1,6 @@
 """What a rank does with its time in the training loop, which takes its steps through here."""
 
+import math
 import time
 from types import TracebackType
 
@@ -25,7 +26,7 @@ class CompileClock:
     @property
     def seconds(self) -> float:
         """So far."""
-        return sum(end - start for start, end in self._spans)
+        return math.fsum(end - start for start, end in self._spans)
 
     def hear(self, event: str, duration_secs: float, **about: str | int) -> None:
         """Take note of an event of JAX's that has just ended; what lies within it counts once."""
