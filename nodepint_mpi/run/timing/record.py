@@ -10,14 +10,13 @@ from nodepint_mpi.core.scopes import SCOPES
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.differentiate import TimeSolver
 from nodepint_mpi.parallel.tally import WORD_BYTES
-from nodepint_mpi.run.directory import write_text
+from nodepint_mpi.run.directory import PHASES, write_text
 from nodepint_mpi.run.sweep_costs import work_equivalents
 from nodepint_mpi.run.timing.sampling import Sample
 from nodepint_mpi.run.timing.timers import Timers
 from nodepint_mpi.run.timing.trace import OTHER
 from nodepint_mpi.run.timing.waits import WAIT, split_waits
 
-PHASES = "phases.json"
 STEP_PHASES = (*SCOPES, WAIT, OTHER)
 """Phases of a step, as the record has them."""
 HOST_PHASES = {
