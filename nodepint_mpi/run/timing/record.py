@@ -29,6 +29,7 @@ HOST_PHASES = {
 
 
 Number = int | float
+Shares = list[dict[str, float]]
 
 
 class Own(NamedTuple):
@@ -71,21 +72,33 @@ def record_times(
 def reduce_times(ranks: Sequence[Own], n_groups: int) -> dict[str, Any]:
     """Minimum, mean and maximum over the ranks of all they know. Local; pure."""
     step_s = [statistics.median(own.warm_s) if own.warm_s else None for own in ranks]
+    samples = [own.samples for own in ranks]
+    shares, steps = phase_shares(samples, n_groups), _common(samples)
+    phases_s = None
+    if shares is not None and None not in step_s:
+        # A profile makes a step longer, so it is asked for shares only.
+        phases_s = {
+            name: reduced([
+                share[name] * seconds for share, seconds in zip(shares, step_s, strict=True)
+                if seconds is not None
+            ])
+            for name in STEP_PHASES
+        }  # fmt: skip
     return {
         "n_ranks": len(ranks),
         "data_ranks": n_groups,
         "n_steps": ranks[0].n_steps,
         "n_warm_steps": min(len(own.warm_s) for own in ranks),
         "step_s": reduced(step_s),
-        "phases_s": _phases(ranks, n_groups, step_s),
+        "phases_s": phases_s,
         "host_s": {name: reduced([own.host_s[name] for own in ranks]) for name in ranks[0].host_s},
         "counts": {
             name: summed([own.counts[name] for own in ranks]) for name in ranks[0].counts
         },
         "profiles": {
-            "steps": _common(ranks),
+            "steps": steps,
             "cost_s": max(own.cost_s for own in ranks),
-            "missing": None if _common(ranks) else _why_none(ranks),
+            "missing": None if steps else _why_none(ranks),
         },
     }  # fmt: skip
 
@@ -109,9 +122,33 @@ def summed(values: Sequence[Number | None]) -> dict[str, Any] | None:
     return found if found is None else found | {"sum": sum(found["ranks"])}
 
 
-def _common(ranks: Sequence[Own]) -> list[int]:
+def phase_shares(samples: Sequence[Sequence[Sample]], n_groups: int) -> Shares | None:
+    """Shares of a step by phase, for every rank: the mean over the steps that all have profiled.
+
+    Local; pure. None if there is no such step. What no operation of XLA's is known to have taken is
+    `other`.
+
+    Args:
+        samples: Of every rank, in the order of the grid.
+        n_groups: How many lines of ranks.
+    """
+    shares: list[dict[str, list[float]]] = [{name: [] for name in STEP_PHASES} for _ in samples]
+    for step in _common(samples):
+        those = [next(sample for sample in own if sample.step == step) for own in samples]
+        split = split_waits([sample.profile for sample in those], n_groups)
+        for share, sample, phases in zip(shares, those, split, strict=True):
+            known = {name: phases.get(name, 0.0) / sample.seconds for name in STEP_PHASES[:-1]}
+            for name, part in known.items():
+                share[name].append(part)
+            share[OTHER].append(1 - sum(known.values()))
+    if not shares[0][OTHER]:
+        return None
+    return [{name: statistics.fmean(parts) for name, parts in share.items()} for share in shares]
+
+
+def _common(samples: Sequence[Sequence[Sample]]) -> list[int]:
     """Steps that all ranks have profiled."""
-    steps = [{sample.step for sample in own.samples} for own in ranks]
+    steps = [{sample.step for sample in own} for own in samples]
     return sorted(set.intersection(*steps))
 
 
@@ -119,34 +156,3 @@ def _why_none(ranks: Sequence[Own]) -> str:
     """Why no step was profiled by all."""
     lacking = [own.why for own in ranks if not own.samples]
     return lacking[0] if lacking else "no step was profiled by all ranks"
-
-
-def _phases(
-    ranks: Sequence[Own], n_groups: int, step_s: Sequence[float | None]
-) -> dict[str, Any] | None:
-    """Seconds of a step by phase: its shares of profiled steps, of a step that is not profiled.
-
-    A profile makes a step longer, so it is asked for shares only. What no operation of XLA's is
-    known to have taken is `other`.
-    """
-    shares: list[dict[str, list[float]]] = [{name: [] for name in STEP_PHASES} for _ in ranks]
-    for step in _common(ranks):
-        samples = [next(s for s in own.samples if s.step == step) for own in ranks]
-        split = split_waits([sample.profile for sample in samples], n_groups)
-        for share, sample, phases in zip(shares, samples, split, strict=True):
-            known = {name: phases.get(name, 0.0) / sample.seconds for name in STEP_PHASES[:-1]}
-            for name, part in known.items():
-                share[name].append(part)
-            share[OTHER].append(1 - sum(known.values()))
-    if not shares[0][OTHER] or None in step_s:
-        return None
-    return {
-        name: reduced(
-            [
-                statistics.fmean(share[name]) * seconds
-                for share, seconds in zip(shares, step_s, strict=True)
-                if seconds is not None
-            ]
-        )
-        for name in STEP_PHASES
-    }
