@@ -125,6 +125,7 @@ def test_a_moment_belongs_to_what_computes_then_to_messages_then_to_loops():
         (1.0, 3.0, FINE_FORWARD, None, False),
         (2.0, 6.0, RECEIVE, RIGHT, False),  # for one second beside the fine solve
         (7.0, 8.0, None, None, False),  # nameless, in the loop
+        (9.0, 9.0, FINE_FORWARD, None, False),  # too short for the clock
         (12.0, 13.0, None, None, False),  # nameless, and in none
     ))  # fmt: skip
     assert profile.phases == {COARSE: 1 + 4, FINE_FORWARD: 2, RECEIVE: 3, "other": 1}

@@ -5,7 +5,6 @@ each of them ran. At every moment one phase counts: what is computed; else a mes
 what the innermost loop or branch belongs to, which is then between two operations.
 """
 
-import itertools
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,8 +15,6 @@ import jax
 from nodepint_mpi.core.scopes import MESSAGES, channel_of, scope_of
 
 OTHER = "other"
-N_STATS = 3
-"""What an event tells of itself first: instruction, module and program."""
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = ")
 _CONTAINER = re.compile(r" (?:while|conditional|call)\(")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
@@ -86,7 +83,7 @@ def read_spans(file: Path, programs: Mapping[str, Iterable[Program]]) -> list[Sp
             for event in line.events:
                 if event.name.startswith("end: "):
                     continue
-                about = dict(itertools.islice(event.stats, N_STATS))
+                about = dict(event.stats)
                 if "hlo_op" in about:
                     program = str(about.get("hlo_module")), int(about.get("program_id", 0))
                     times = event.start_ns * 1e-9, event.end_ns * 1e-9
@@ -110,9 +107,9 @@ def attribute(spans: Iterable[Span]) -> Profile:
     spans = sorted(spans, key=lambda span: (span.start, -span.end))
     exposed: dict[int, float] = {}
     phases: dict[str, float] = {}
+    lasting = [(i, span) for i, span in enumerate(spans) if span.end > span.start]
     turns = sorted(
-        [(span.start, 1, i) for i, span in enumerate(spans)]
-        + [(span.end, 0, i) for i, span in enumerate(spans)]
+        [(span.start, 1, i) for i, span in lasting] + [(span.end, 0, i) for i, span in lasting]
     )
     running: dict[int, Span] = {}  # in the order they began
     before = 0.0
