@@ -72,7 +72,8 @@ def test_what_makes_no_sense_is_refused_with_the_key(override, message):
 
 
 @pytest.mark.parametrize(
-    "options, weights", [({}, [0.0, 0.25, 1.0, 1.0]), ({"start": 0.5, "end": 0.0}, [0.5, 0.375, 0, 0])]
+    "options, weights",
+    [({}, [0.0, 0.25, 1.0, 1.0]), ({"start": 0.5, "end": 0.0}, [0.5, 0.375, 0, 0])],
 )
 def test_the_weight_of_continuity_goes_from_start_to_end_and_stays(options, weights):
     section = RelaxationSection(steps=4, **options)

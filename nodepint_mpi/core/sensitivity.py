@@ -1,8 +1,11 @@
 """Tangents of a block: what directions at the slices' starts give at their ends."""
 
+from typing import TypeVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Inexact
 
 from nodepint_mpi.core.partition import OwnedSlices
@@ -10,8 +13,18 @@ from nodepint_mpi.core.propagators import Propagator
 from nodepint_mpi.core.sweeps import slice_times
 from nodepint_mpi.core.types import Block, Params
 
+Numbers = TypeVar("Numbers", Array, np.ndarray)
+
 DIRECTIONS_AT_ONCE = 8
 """Directions pushed through together; groups of zero rows cost nothing."""
+
+
+def tangent_passes(n_directions: Numbers) -> Numbers:
+    """Passes through a slice that directions take: one each, and one for the state of every group.
+
+    Local.
+    """
+    return n_directions - (-n_directions // DIRECTIONS_AT_ONCE)
 
 
 def propagate_directions(

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.propagators import Propagator, SliceResult
+from nodepint_mpi.core.scopes import FINE_ADJOINT, FINE_FORWARD
 from nodepint_mpi.core.sweeps import BlockStates, chain_block, slice_distance
 from nodepint_mpi.core.transposed import BlockCotangents, PullBack
 from nodepint_mpi.core.types import Block, Params, State
@@ -28,6 +29,7 @@ from nodepint_mpi.parallel.exchange import (
 )
 from nodepint_mpi.parallel.methods import AbstractSweeps, Line, Memory, with_lefts
 from nodepint_mpi.parallel.solve import PATIENCE
+from nodepint_mpi.parallel.tally import Tally, cond, while_loop, work
 
 
 class AdjointRecord(NamedTuple):
@@ -123,7 +125,8 @@ def solve_adjoint(
 
     def sweep(iterate: _Iterate) -> _Iterate:
         old = iterate.cotangents
-        params_bar, outs = pull_back(SliceResult(sources.saves, sources.end + old.rights))
+        with work(FINE_ADJOINT, Tally(fine_pulled=owned.n_owned)):
+            params_bar, outs = pull_back(SliceResult(sources.saves, sources.end + old.rights))
         record = _judge_residual(comm, iterate, outs, sources, owned)
         stop = (record.residual <= tol) | (record.n_sweeps >= limit) | ~record.finite
         better = record.residual < iterate.best_residual
@@ -142,17 +145,17 @@ def solve_adjoint(
             if fallback is None:
                 corrected = own()
             else:
-                corrected = jax.lax.cond(n_stalled >= PATIENCE, other, own)
+                corrected = cond(n_stalled >= PATIENCE, other, own)
             return corrected, record._replace(n_sweeps=record.n_sweeps + 1)
 
         def keep():
             return BlockCotangents(outs, old.rights), record
 
-        cotangents, record = jax.lax.cond(stop, keep, correct)
+        cotangents, record = cond(stop, keep, correct)
         best = jnp.minimum(record.residual, iterate.best_residual)
         return _Iterate(cotangents, params_bar, record, stop, best, n_stalled)
 
-    final = jax.lax.while_loop(lambda iterate: ~iterate.solved, sweep, first)
+    final = while_loop(lambda iterate: ~iterate.solved, sweep, first)
     lefts = final.cotangents.lefts
     return Gradient(final.params_bar, lefts[0], lefts, final.record)
 
@@ -175,7 +178,8 @@ def linearise_serially(
         return result, starts
 
     incoming = recv_left(comm, initial)
-    result, pull_back, starts = jax.vjp(propagate, params, incoming, has_aux=True)
+    with work(FINE_FORWARD, Tally(fine=owned.n_owned)):
+        result, pull_back, starts = jax.vjp(propagate, params, incoming, has_aux=True)
     send_right(comm, result.end[-1])
     return SerialLine(BlockStates(starts, result.end), result, pull_back)
 
@@ -184,7 +188,8 @@ def pull_back_serially(comm: TimeComm, line: SerialLine, sources: SliceResult) -
     """Pull back rank after rank, from the last to the first. Collective."""
     incoming = recv_right(comm, jnp.zeros_like(sources.end[-1]))
     end = sources.end.at[-1].add(incoming)
-    params_bar, left = line.pull_back(SliceResult(sources.saves, end))
+    with work(FINE_ADJOINT, Tally(fine_pulled=len(end))):
+        params_bar, left = line.pull_back(SliceResult(sources.saves, end))
     send_left(comm, left)
     broken = max_over_ranks(comm, (~jnp.all(jnp.isfinite(left))).astype(left.dtype))
     record = AdjointRecord(jnp.array(0), jnp.zeros((), left.dtype), broken == 0)

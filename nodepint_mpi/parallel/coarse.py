@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int
 
 from nodepint_mpi.core.partition import OwnedSlices
+from nodepint_mpi.core.scopes import COARSE, scope
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.exchange import bcast_from, gather_to_first, scatter_from_first
 
@@ -55,7 +56,8 @@ def solve_coordinates(
             end, cut = _bounded(end, vector, radius)
             return end, (c, cut)
 
-        _, (every, cut) = jax.lax.scan(advance, jnp.zeros_like(vectors[0]), (matrices, vectors))
+        with scope(COARSE):
+            _, (every, cut) = jax.lax.scan(advance, jnp.zeros_like(vectors[0]), (matrices, vectors))
         n_damped = jnp.sum(cut)
     return Coordinates(scatter_from_first(comm, every, residuals, owned.n_slices), n_damped)
 
@@ -93,7 +95,8 @@ def solve_cocoordinates(
             return left, (left, e)
 
         first = jnp.zeros_like(vectors[0])
-        _, (lefts, rights) = jax.lax.scan(retreat, first, (matrices, vectors), reverse=True)
+        with scope(COARSE):
+            _, (lefts, rights) = jax.lax.scan(retreat, first, (matrices, vectors), reverse=True)
     return Cocoordinates(
         scatter_from_first(comm, lefts, residuals, owned.n_slices),
         scatter_from_first(comm, rights, residuals, owned.n_slices),

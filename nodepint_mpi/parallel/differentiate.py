@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.propagators import Propagator, SliceResult
+from nodepint_mpi.core.scopes import FINE_FORWARD
 from nodepint_mpi.core.stopping import AbstractStopping
 from nodepint_mpi.core.sweeps import BlockStates, propagate_block
 from nodepint_mpi.core.transposed import linearise_block
@@ -32,6 +33,7 @@ from nodepint_mpi.parallel.solve import (
     serial_record,
     solve_interface,
 )
+from nodepint_mpi.parallel.tally import Tally, work
 
 
 class TimeSolver(eqx.Module):
@@ -138,7 +140,10 @@ def solve_block(
     if is_serial(solver, owned):
         return _linearise_serially(comm, solver, params, initial, owned).result
     states = iterate(comm, solver, params, initial, None, owned).states
-    return propagate_block(solver.fine, params, states.starts, owned, at_once=solver.slices_at_once)
+    with work(FINE_FORWARD, Tally(fine=owned.n_owned)):
+        return propagate_block(
+            solver.fine, params, states.starts, owned, at_once=solver.slices_at_once
+        )
 
 
 def linearise_at(
@@ -157,9 +162,10 @@ def linearise_at(
         return _linearise_serially(comm, solver, params, starts[0], owned)
     method = solver.method
     assert isinstance(method, AbstractSweeps)  # the serial one has been dealt with
-    result, pull_back = linearise_block(
-        solver.fine, params, starts, owned, at_once=solver.slices_at_once
-    )
+    with work(FINE_FORWARD, Tally(fine=owned.n_owned)):
+        result, pull_back = linearise_block(
+            solver.fine, params, starts, owned, at_once=solver.slices_at_once
+        )
 
     def solve_cotangents(sources: SliceResult, guess: Block | None) -> Gradient:
         return solve_adjoint(

@@ -14,29 +14,33 @@ from jaxtyping import Array, PyTree
 from mpi4py import MPI
 
 from nodepint_mpi.core.partition import owned_range
+from nodepint_mpi.core.scopes import GRID, LEFTWARDS, LINE, RECEIVE, REDUCE, RIGHTWARDS, SEND
 from nodepint_mpi.parallel.comms import TimeComm
+from nodepint_mpi.parallel.tally import message
 
 
 def recv_left(comm: TimeComm, fill: Array) -> Array:
     """What the left neighbour sends; `fill` on the first rank. Collective with `send_right`."""
-    return fill if comm.rank == 0 else mpi4jax.recv(fill, comm.rank - 1, comm=comm.mpi)
+    return fill if comm.rank == 0 else _receive(comm, fill, comm.rank - 1, RIGHTWARDS)
 
 
 def send_right(comm: TimeComm, state: Array) -> None:
     """Send to the right neighbour; nothing on the last rank. Collective with `recv_left`."""
     if comm.rank < comm.size - 1:
-        mpi4jax.send(state, comm.rank + 1, comm=comm.mpi)
+        _send(comm, state, comm.rank + 1, RIGHTWARDS)
 
 
 def recv_right(comm: TimeComm, fill: Array) -> Array:
     """What the right neighbour sends; `fill` on the last rank. Collective with `send_left`."""
-    return fill if comm.rank == comm.size - 1 else mpi4jax.recv(fill, comm.rank + 1, comm=comm.mpi)
+    if comm.rank == comm.size - 1:
+        return fill
+    return _receive(comm, fill, comm.rank + 1, LEFTWARDS)
 
 
 def send_left(comm: TimeComm, state: Array) -> None:
     """Send to the left neighbour; nothing on the first rank. Collective with `recv_right`."""
     if comm.rank > 0:
-        mpi4jax.send(state, comm.rank - 1, comm=comm.mpi)
+        _send(comm, state, comm.rank - 1, LEFTWARDS)
 
 
 def in_order(comm: TimeComm, value: Array) -> Array:
@@ -61,17 +65,29 @@ def shift_left(comm: TimeComm, state: Array, fill: Array) -> Array:
 def _shift(comm: TimeComm, state: Array, fill: Array, *, to: int, source: int) -> Array:
     sends, receives = 0 <= to < comm.size, 0 <= source < comm.size
     if sends and receives:
-        return mpi4jax.sendrecv(state, fill, source, to, comm=comm.mpi)
+        with message(SEND, LINE, state):
+            return mpi4jax.sendrecv(state, fill, source, to, comm=comm.mpi)
     if sends:
+        _send(comm, state, to, LINE)
+    return _receive(comm, fill, source, LINE) if receives else fill
+
+
+def _send(comm: TimeComm, state: Array, to: int, among: str) -> None:
+    with message(SEND, among, state):
         mpi4jax.send(state, to, comm=comm.mpi)
-    return mpi4jax.recv(fill, source, comm=comm.mpi) if receives else fill
+
+
+def _receive(comm: TimeComm, fill: Array, source: int, among: str) -> Array:
+    with message(RECEIVE, among):
+        return mpi4jax.recv(fill, source, comm=comm.mpi)
 
 
 def max_over_ranks(comm: TimeComm, values: Array) -> Array:
     """Elementwise maximum over the ranks of all lines, equal on all. Collective over the grid."""
     if comm.size * comm.n_groups == 1:
         return values
-    return mpi4jax.allreduce(values, MPI.MAX, comm=comm.grid)
+    with message(REDUCE, GRID, values):
+        return mpi4jax.allreduce(values, MPI.MAX, comm=comm.grid)
 
 
 def sum_over_ranks(comm: TimeComm, tree: PyTree[Array]) -> PyTree[Array]:
@@ -85,20 +101,26 @@ def sum_over_ranks(comm: TimeComm, tree: PyTree[Array]) -> PyTree[Array]:
     flat, unravel = ravel_pytree(tree)
     if flat.size == 0:
         return tree
-    total = mpi4jax.reduce(flat, MPI.SUM, 0, comm=comm.grid)
-    return unravel(mpi4jax.bcast(total, 0, comm=comm.grid))
+    with message(REDUCE, GRID, flat):  # the first rank hands over the sum, the others their part
+        total = mpi4jax.reduce(flat, MPI.SUM, 0, comm=comm.grid)
+        return unravel(mpi4jax.bcast(total, 0, comm=comm.grid))
 
 
 def bcast_from(comm: TimeComm, value: Array, rank: int) -> Array:
     """The value of one rank of the line, on all its ranks. Collective."""
-    return value if comm.size == 1 else mpi4jax.bcast(value, rank, comm=comm.mpi)
+    if comm.size == 1:
+        return value
+    with message(REDUCE, LINE, *([value] if comm.rank == rank else [])):
+        return mpi4jax.bcast(value, rank, comm=comm.mpi)
 
 
 def gather_slices(comm: TimeComm, block: Array, n_slices: int) -> Array:
     """The blocks of all ranks in the order of the slices, on all ranks. Collective."""
     if comm.size == 1:
         return block
-    blocks = mpi4jax.allgather(_widened(comm, block, n_slices), comm=comm.mpi)
+    block = _widened(comm, block, n_slices)
+    with message(REDUCE, LINE, block):
+        blocks = mpi4jax.allgather(block, comm=comm.mpi)
     return jnp.concatenate([blocks[r, : len(own)] for r, own in _layout(comm, n_slices)])
 
 
@@ -109,7 +131,9 @@ def gather_to_first(comm: TimeComm, block: Array, n_slices: int) -> Array | None
     """
     if comm.size == 1:
         return block
-    blocks = mpi4jax.gather(_widened(comm, block, n_slices), 0, comm=comm.mpi)
+    block = _widened(comm, block, n_slices)
+    with message(REDUCE, LINE, *([block] if comm.rank > 0 else [])):
+        blocks = mpi4jax.gather(block, 0, comm=comm.mpi)
     if comm.rank > 0:
         return None
     return jnp.concatenate([blocks[r, : len(own)] for r, own in _layout(comm, n_slices)])
@@ -128,13 +152,14 @@ def scatter_from_first(comm: TimeComm, rows: Array | None, like: Array, n_slices
         assert rows is not None
         return rows
     widest = len(owned_range(n_slices, comm.size, 0))
-    message = jnp.zeros((widest, *like.shape[1:]), like.dtype)
+    dealt = jnp.zeros((widest, *like.shape[1:]), like.dtype)
     if comm.rank == 0:
         assert rows is not None
         blocks = [rows[own.start : own.stop] for _, own in _layout(comm, n_slices)]
         padding = [(0, 0)] * (rows.ndim - 1)
-        message = jnp.stack([jnp.pad(b, [(0, widest - len(b)), *padding]) for b in blocks])
-    return mpi4jax.scatter(message, 0, comm=comm.mpi)[: like.shape[0]]
+        dealt = jnp.stack([jnp.pad(b, [(0, widest - len(b)), *padding]) for b in blocks])
+    with message(REDUCE, LINE, *([dealt[1:]] if comm.rank == 0 else [])):
+        return mpi4jax.scatter(dealt, 0, comm=comm.mpi)[: like.shape[0]]
 
 
 def _layout(comm: TimeComm, n_slices: int) -> list[tuple[int, range]]:

@@ -21,11 +21,17 @@ from nodepint_mpi.core.types import Field
 from nodepint_mpi.errors import NonFiniteError, ProblemError
 from nodepint_mpi.parallel.comms import TimeComm, world_time_comm
 from nodepint_mpi.parallel.differentiate import TimeSolver, iterate, linearise_at
-from nodepint_mpi.parallel.exchange import bcast_from, gather_slices, sum_over_ranks
+from nodepint_mpi.parallel.exchange import (
+    bcast_from,
+    gather_slices,
+    max_over_ranks,
+    sum_over_ranks,
+)
 from nodepint_mpi.parallel.methods import AbstractMethod, Parareal, Picard, Serial
 from nodepint_mpi.parallel.reduced import Reduced
 from nodepint_mpi.parallel.shared_basis import SharedBasis
 from nodepint_mpi.parallel.solve import SweepRecord
+from nodepint_mpi.parallel.tally import Tally, counting
 from nodepint_mpi.parallel.tangent import Tangent
 
 
@@ -47,12 +53,13 @@ class Solution(eqx.Module):
     """Interface states of a time-parallel solve, equal on all ranks.
 
     `interface` has one state per slice boundary, (n_slices + 1, *state), the initial state first.
-    The other properties read the record of the iteration and so need concrete values: use them
-    outside jit.
+    `work` has the largest count of any rank. The other properties read the record of the iteration
+    and so need concrete values: use them outside jit.
     """
 
     interface: PyTree[Inexact[Array, "edges ..."]]
     record: SweepRecord
+    work: Tally
 
     @property
     def sweeps(self) -> int:
@@ -177,10 +184,11 @@ def solve(
     )
     check_layout(len(edges) - 1, comm.size)
     params, static = eqx.partition(args, eqx.is_inexact_array)
-    interface, record = _solve_replicated(
+    interface, record, counts = _solve_replicated(
         comm, solver, tuple(edges.tolist()), static, params, initial, flat_guess
     )
-    return Solution(interface if unravel is None else jax.vmap(unravel)(interface), record)
+    interface = interface if unravel is None else jax.vmap(unravel)(interface)
+    return Solution(interface, record, Tally(*counts))
 
 
 def _as_array(field: Field, u0: PyTree) -> tuple[Array, Callable | None, Field]:
@@ -313,21 +321,23 @@ def _solve_replicated(comm, solver, edges, static, params, initial, guess):
     guess = None if guess is None else jax.lax.stop_gradient(guess[1:][owned.indices])
 
     def whole(params, initial):
-        states, record, memory = iterate(comm, solver, params, initial, guess, owned)
-        ends = gather_slices(comm, states.ends, owned.n_slices)
-        return jnp.concatenate([initial[None], ends]), record, memory
+        with counting() as ledger:
+            states, record, memory = iterate(comm, solver, params, initial, guess, owned)
+            ends = gather_slices(comm, states.ends, owned.n_slices)
+        counts = max_over_ranks(comm, ledger.tally.as_array())
+        return jnp.concatenate([initial[None], ends]), record, counts, memory
 
     @jax.custom_vjp
     def run(params, initial):
-        return whole(params, initial)[:2]
+        return whole(params, initial)[:3]
 
     def forward(params, initial):
-        interface, record, memory = whole(params, initial)
-        return (interface, record), (params, interface, memory)
+        interface, record, counts, memory = whole(params, initial)
+        return (interface, record, counts), (params, interface, memory)
 
     def backward(residuals, bars):
         params, interface, memory = residuals
-        interface_bar, _ = bars
+        interface_bar, *_ = bars
         line = linearise_at(comm, solver, params, interface[owned.indices], owned, memory)
         sources = SliceResult(jnp.zeros_like(line.result.saves), interface_bar[owned.indices + 1])
         gradient = line.pull_back(sources, None)

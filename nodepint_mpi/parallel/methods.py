@@ -17,6 +17,7 @@ from jaxtyping import Array, Int
 
 from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.propagators import Propagator, SliceResult
+from nodepint_mpi.core.scopes import COARSE
 from nodepint_mpi.core.sweeps import (
     BlockStates,
     coarse_block,
@@ -41,6 +42,7 @@ from nodepint_mpi.parallel.exchange import (
     shift_left,
     shift_right,
 )
+from nodepint_mpi.parallel.tally import Tally, work
 
 Memory = Any
 """What a method keeps between sweeps: a tree of arrays, or None."""
@@ -58,12 +60,11 @@ class Counts(NamedTuple):
     """What a sweep did on this rank.
 
     `guarded` slices stepped around a non-finite value, `damped` ones had their correction cut
-    (known to the first rank), `tangents` directions were pushed through every owned slice.
+    (known to the first rank).
     """
 
     guarded: Int[Array, ""]
     damped: Int[Array, ""]
-    tangents: Int[Array, ""]
 
 
 class Corrected(NamedTuple):
@@ -226,22 +227,25 @@ class Parareal(AbstractSweeps):
         del memory
         if guess is not None:
             states = with_ends(line, initial, guess)
-            coarse_ends = coarse_block(self.coarse, line.params, states.starts, line.owned)
+            with work(COARSE, Tally(coarse=line.owned.n_owned)):
+                coarse_ends = coarse_block(self.coarse, line.params, states.starts, line.owned)
             return Corrected(states, coarse_ends, no_counts())
         states, guarded = coarse_states(line, self.coarse, initial)
         return Corrected(states, states.ends, no_counts()._replace(guarded=guarded))
 
     def correct(self, line, initial, old, fine_ends, front, memory):
-        states, coarse_ends, guarded = correct_block(
-            self.coarse,
-            line.params,
-            recv_left(line.comm, initial),
-            fine_ends=fine_ends,
-            old=old,
-            coarse_ends=memory,
-            front=front,
-            owned=line.owned,
-        )
+        incoming = recv_left(line.comm, initial)
+        with work(COARSE, Tally(coarse=line.owned.n_owned)):
+            states, coarse_ends, guarded = correct_block(
+                self.coarse,
+                line.params,
+                incoming,
+                fine_ends=fine_ends,
+                old=old,
+                coarse_ends=memory,
+                front=front,
+                owned=line.owned,
+            )
         send_right(line.comm, states.ends[-1])
         return Corrected(states, coarse_ends, no_counts()._replace(guarded=guarded))
 
@@ -252,15 +256,17 @@ class Parareal(AbstractSweeps):
         return coarse_cotangents(line, self.coarse, starts, sources)
 
     def correct_cotangents(self, line, linear, starts, outs, old):
-        cotangents = correct_cotangents(
-            self.coarse,
-            line.params,
-            starts,
-            outs=outs,
-            old=old,
-            incoming=recv_right(line.comm, jnp.zeros_like(outs[-1])),
-            owned=line.owned,
-        )
+        incoming = recv_right(line.comm, jnp.zeros_like(outs[-1]))
+        with work(COARSE, Tally(coarse_pulled=line.owned.n_owned)):
+            cotangents = correct_cotangents(
+                self.coarse,
+                line.params,
+                starts,
+                outs=outs,
+                old=old,
+                incoming=incoming,
+                owned=line.owned,
+            )
         send_left(line.comm, cotangents.lefts[0])
         return cotangents
 
@@ -268,9 +274,10 @@ class Parareal(AbstractSweeps):
         """From the coarse solution with the defects of F against G, which change little."""
         del memory
         incoming = recv_left(line.comm, initial)
-        states, coarse_ends, guarded = coarse_chain_block(
-            self.coarse, line.params, incoming, line.owned, track
-        )
+        with work(COARSE, Tally(coarse=line.owned.n_owned)):
+            states, coarse_ends, guarded = coarse_chain_block(
+                self.coarse, line.params, incoming, line.owned, track
+            )
         send_right(line.comm, states.ends[-1])
         states = states._replace(starts=in_order(line.comm, states.starts))
         return Corrected(states, coarse_ends, no_counts()._replace(guarded=guarded))
@@ -296,7 +303,7 @@ def _finite_or_zero(values: Array) -> Array:
 
 def no_counts() -> Counts:
     """A sweep in which nothing had to be counted. Local."""
-    return Counts(jnp.array(0), jnp.array(0), jnp.array(0))
+    return Counts(jnp.array(0), jnp.array(0))
 
 
 def constant_states(line: Line, initial: State) -> BlockStates:
@@ -311,7 +318,8 @@ def coarse_states(
 ) -> tuple[BlockStates, Int[Array, ""]]:
     """The coarse solution, and on how many slices it was not finite. Collective."""
     incoming = recv_left(line.comm, initial)
-    states, _, guarded = coarse_chain_block(coarse, line.params, incoming, line.owned)
+    with work(COARSE, Tally(coarse=line.owned.n_owned)):
+        states, _, guarded = coarse_chain_block(coarse, line.params, incoming, line.owned)
     send_right(line.comm, states.ends[-1])
     return states, guarded
 
@@ -337,8 +345,9 @@ def coarse_cotangents(
 ) -> BlockCotangents:
     """The coarse adjoint solution. Collective."""
     incoming = recv_right(line.comm, jnp.zeros_like(starts[-1]))
-    cotangents = coarse_pull_back_chain(
-        coarse, line.params, starts, sources, incoming, line.owned, defects
-    )
+    with work(COARSE, Tally(coarse_pulled=line.owned.n_owned)):
+        cotangents = coarse_pull_back_chain(
+            coarse, line.params, starts, sources, incoming, line.owned, defects
+        )
     send_left(line.comm, cotangents.lefts[0])
     return cotangents

@@ -51,7 +51,7 @@ class Phase:
     Entering and leaving only write attributes: this is done many times a second.
     """
 
-    __slots__ = ("clock", "collective", "limit_s", "name", "outer", "start", "step")
+    __slots__ = ("began", "clock", "collective", "limit_s", "name", "outer", "start", "step")
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Phase:
     def __enter__(self) -> None:
         clock = self.clock
         self.outer = clock.now
-        self.start = time.monotonic()
+        self.began = self.start = time.monotonic()
         clock.now = self
         if self.limit_s is not None:
             clock.announce()
@@ -78,6 +78,7 @@ class Phase:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         clock = self.clock
         end = time.monotonic()
+        clock.spent[self.name] = clock.spent.get(self.name, 0.0) + end - self.began
         if self.collective and kind is None:
             clock.note(self.name, end - self.start)
         self.outer.start = end  # what surrounds it has moved on
@@ -106,6 +107,7 @@ class PhaseClock:
             announce: Called at both ends of a phase that has its own limit.
         """
         self.announce = announce
+        self.spent: dict[str, float] = {}  # seconds by name; of a phase with those within it
         self.now = Phase(self, UNNAMED)
         self.now.start = time.monotonic()
         self._limit_s = limit_s

@@ -16,6 +16,7 @@ from jaxtyping import Array, Inexact, Int
 from nodepint_mpi.core.basis import in_complement, lift, project
 from nodepint_mpi.core.galerkin import AbstractReduction
 from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator
+from nodepint_mpi.core.scopes import COARSE, TANGENTS
 from nodepint_mpi.core.sweeps import (
     coarse_block,
     finite_coarse_end,
@@ -30,7 +31,6 @@ from nodepint_mpi.parallel.exchange import gather_to_first, scatter_from_first
 from nodepint_mpi.parallel.methods import (
     AbstractSweeps,
     Corrected,
-    Counts,
     Line,
     Parareal,
     Picard,
@@ -42,6 +42,7 @@ from nodepint_mpi.parallel.methods import (
     with_lefts,
 )
 from nodepint_mpi.parallel.shared_basis import SharedBasis
+from nodepint_mpi.parallel.tally import Tally, count, work
 
 
 class ReducedMemory(NamedTuple):
@@ -127,7 +128,10 @@ class Reduced(AbstractSweeps):
         if self.use_complement:
             both = self._completed(line, basis)
             parareal = Parareal(both)
-            coarse_ends = coarse_block(both, line.params, old.starts, line.owned)
+            n_owned = line.owned.n_owned
+            with work(COARSE, Tally(coarse=n_owned, reduced=n_owned)):
+                coarse_ends = coarse_block(both, line.params, old.starts, line.owned)
+            count(Tally(reduced=n_owned))  # parareal counts the other half of it
             corrected = parareal.correct(line, initial, old, fine_ends, front, coarse_ends)
             return corrected._replace(memory=ReducedMemory(basis, k + 1))
         targets = jnp.where(_column(index < front, old.ends), old.ends, fine_ends)
@@ -136,7 +140,7 @@ class Reduced(AbstractSweeps):
         sane = slices_finite(ends)
         ends = jnp.where(_column(sane & (index > front), ends), ends, targets)
         guarded = guarded + jnp.sum((index > front) & ~(finite & sane))
-        counts = Counts(guarded, jnp.array(0), jnp.array(0))
+        counts = no_counts()._replace(guarded=guarded)
         return Corrected(with_ends(line, initial, ends), ReducedMemory(basis, k + 1), counts)
 
     def linearise(self, line, starts, memory):
@@ -157,7 +161,8 @@ class Reduced(AbstractSweeps):
 
             return jax.vmap(push, out_axes=axis)(jnp.eye(rank, dtype=c.dtype))
 
-        matrices = jax.vmap(one)(project(basis, starts), t0, t1, ts[:, :0])
+        with work(TANGENTS, Tally(reduced=line.owned.n_owned * (1 + rank))):
+            matrices = jax.vmap(one)(project(basis, starts), t0, t1, ts[:, :0])
         return ReducedLinear(basis, jnp.where(jnp.isfinite(matrices), matrices, 0.0))
 
     def first_cotangents(self, line, linear, starts, sources):
@@ -167,6 +172,7 @@ class Reduced(AbstractSweeps):
 
     def correct_cotangents(self, line, linear, starts, outs, old):
         if self.use_complement:
+            count(Tally(reduced_pulled=line.owned.n_owned))  # parareal counts the other half
             return Parareal(linear).correct_cotangents(line, None, starts, outs, old)
         pulled = with_lefts(line, outs)
         misfits = project(linear.basis, pulled.rights - old.rights)
@@ -207,7 +213,8 @@ class Reduced(AbstractSweeps):
         owned, reduced = line.owned, self._propagator()
         params = self.reduction.reduce(line.params, basis)
         old = project(basis, starts)
-        old_ends = coarse_block(reduced, params, old, owned)
+        with work(COARSE, Tally(reduced=owned.n_owned)):
+            old_ends = coarse_block(reduced, params, old, owned)
         given = project(basis, targets) - old_ends
         first_coordinates = gather_to_first(line.comm, old, owned.n_slices)
         given = gather_to_first(line.comm, given, owned.n_slices)
@@ -224,7 +231,8 @@ class Reduced(AbstractSweeps):
             no_times = jnp.zeros((owned.n_slices, 0), old.dtype)
             times = (edges[:-1], edges[1:], no_times)
             rows = (jnp.arange(owned.n_slices), times, first_coordinates, given)
-            _, (every, broken) = jax.lax.scan(advance, first_coordinates[0], rows)
+            with work(COARSE, Tally(reduced=owned.n_slices)):
+                _, (every, broken) = jax.lax.scan(advance, first_coordinates[0], rows)
             guarded = jnp.sum(broken)
         ends = scatter_from_first(line.comm, every, old_ends, owned.n_slices)
         return ends - old_ends, guarded

@@ -8,12 +8,12 @@ made from numbers that all ranks agreed on.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.propagators import Propagator, SliceResult
+from nodepint_mpi.core.scopes import FINE_FORWARD
 from nodepint_mpi.core.stopping import AbstractStopping
 from nodepint_mpi.core.sweeps import (
     BlockStates,
@@ -27,6 +27,7 @@ from nodepint_mpi.core.types import Block, Params, State
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.exchange import max_over_ranks, recv_left, send_right
 from nodepint_mpi.parallel.methods import AbstractMethod, AbstractSweeps, Line, Memory, Serial
+from nodepint_mpi.parallel.tally import Tally, cond, while_loop, work
 
 PATIENCE = 4
 """Sweeps in a row without a new smallest jump after which the fallback takes over."""
@@ -40,8 +41,7 @@ class SweepRecord(NamedTuple):
 
     `n_guarded` is the largest number of slices on one rank where a sweep stepped around a
     non-finite value, `n_damped` the largest number whose correction was cut in a sweep,
-    `n_fallbacks` the number of sweeps that another method took over. `n_fine` counts fine solves
-    of slices on the busiest rank, `n_tangents` directions pushed through each slice.
+    `n_fallbacks` the number of sweeps that another method took over.
     """
 
     n_sweeps: Int[Array, ""]
@@ -51,8 +51,6 @@ class SweepRecord(NamedTuple):
     n_guarded: Int[Array, ""]
     n_damped: Int[Array, ""]
     n_fallbacks: Int[Array, ""]
-    n_fine: Int[Array, ""]
-    n_tangents: Int[Array, ""]
     finite: Bool[Array, ""]
 
 
@@ -113,7 +111,8 @@ def solve_interface(
     """
     if isinstance(method, Serial):
         incoming = recv_left(comm, initial)
-        starts, result = chain_block(fine, params, incoming, owned)
+        with work(FINE_FORWARD, Tally(fine=owned.n_owned)):
+            starts, result = chain_block(fine, params, incoming, owned)
         send_right(comm, result.end[-1])
         record = serial_record(comm, result.end, owned)
         return Interface(BlockStates(starts, result.end), record, None)
@@ -124,11 +123,12 @@ def solve_interface(
 
     def sweep(iterate: _Iterate) -> _Iterate:
         front = _front(iterate.record)
-        fine_ends = propagate_unsolved(
-            fine, params, iterate.states, front, owned, at_once=slices_at_once
-        )
         n_fine = count_unsolved(front, owned, at_once=slices_at_once)
-        iterate = _judge_jumps(line, iterate, fine_ends, n_fine, stopping)
+        with work(FINE_FORWARD, Tally(fine=n_fine)):
+            fine_ends = propagate_unsolved(
+                fine, params, iterate.states, front, owned, at_once=slices_at_once
+            )
+        iterate = _judge_jumps(line, iterate, fine_ends, stopping)
         record = iterate.record
 
         def correct():
@@ -140,17 +140,17 @@ def solve_interface(
         def corrected():
             if fallback is None:
                 return correct()
-            return jax.lax.cond(iterate.n_stalled >= PATIENCE, fall_back, correct)
+            return cond(iterate.n_stalled >= PATIENCE, fall_back, correct)
 
         unsolved = record.finite & (_front(record) < owned.n_slices)
-        return jax.lax.cond(unsolved, corrected, lambda: iterate)
+        return cond(unsolved, corrected, lambda: iterate)
 
     def unsolved(iterate: _Iterate):
         record = iterate.record
         limit = stopping.sweep_limit(owned.n_slices)
         return record.finite & (_front(record) < owned.n_slices) & (record.n_sweeps < limit)
 
-    last = jax.lax.while_loop(unsolved, sweep, first)
+    last = while_loop(unsolved, sweep, first)
     return Interface(last.states, last.record, last.memory)
 
 
@@ -163,9 +163,7 @@ def _first_iterate(line, initial, guess, memory, method, stopping) -> _Iterate:
     """Iteration 0 of the method."""
     started = method.start(line, initial, guess, memory)
     record = _empty_record(stopping.sweep_limit(line.owned.n_slices), initial.dtype)
-    counts = jnp.stack([started.counts.guarded, started.counts.tangents])
-    n_guarded, n_tangents = max_over_ranks(line.comm, counts)
-    record = record._replace(n_guarded=n_guarded, n_tangents=n_tangents)
+    record = record._replace(n_guarded=max_over_ranks(line.comm, started.counts.guarded))
     best = jnp.full((), jnp.inf, record.jumps.dtype)
     return _Iterate(started.states, started.memory, record, best, jnp.array(0))
 
@@ -201,11 +199,10 @@ def _judge_updates(line, iterate, corrected, stopping) -> SweepRecord:
         -_first_unsolved(unsolved, _front(record) + 1, owned),
         corrected.counts.guarded,
         corrected.counts.damped,
-        corrected.counts.tangents,
     ]
     local = jnp.stack([value.astype(end_updates.dtype) for value in local])
     update, minus_front, *counts = max_over_ranks(line.comm, local)
-    guarded, damped, tangents = (count.astype(record.n_guarded.dtype) for count in counts)
+    guarded, damped = (count.astype(record.n_guarded.dtype) for count in counts)
     k = record.n_sweeps + 1
     return record._replace(
         n_sweeps=k,
@@ -213,11 +210,10 @@ def _judge_updates(line, iterate, corrected, stopping) -> SweepRecord:
         fronts=record.fronts.at[k].set((-minus_front).astype(record.fronts.dtype)),
         n_guarded=jnp.maximum(record.n_guarded, guarded),
         n_damped=jnp.maximum(record.n_damped, damped),
-        n_tangents=record.n_tangents + tangents,
     )
 
 
-def _judge_jumps(line, iterate, fine_ends, n_fine, stopping) -> _Iterate:
+def _judge_jumps(line, iterate, fine_ends, stopping) -> _Iterate:
     """Measure the jumps of an iterate; all ranks agree on the front and on whether it is sane."""
     record, owned = iterate.record, line.owned
     front = _front(record)
@@ -225,14 +221,13 @@ def _judge_jumps(line, iterate, fine_ends, n_fine, stopping) -> _Iterate:
     at_front = jnp.asarray(owned.indices) == front
     broken = jnp.any(at_front & ~slices_finite(fine_ends))
     unsolved = stopping.unsolved_by_jump(jumps)
-    local = [jnp.max(jumps), -_first_unsolved(unsolved, front, owned), broken, n_fine]
+    local = [jnp.max(jumps), -_first_unsolved(unsolved, front, owned), broken]
     local = jnp.stack([value.astype(jumps.dtype) for value in local])
-    jump, minus_front, broken, n_fine = max_over_ranks(line.comm, local)
+    jump, minus_front, broken = max_over_ranks(line.comm, local)
     k = record.n_sweeps
     record = record._replace(
         jumps=record.jumps.at[k].set(jump),
         fronts=record.fronts.at[k].set((-minus_front).astype(record.fronts.dtype)),
-        n_fine=record.n_fine + n_fine.astype(record.n_fine.dtype),
         finite=broken == 0,
     )
     better = jump < iterate.best_jump
@@ -264,8 +259,6 @@ def _empty_record(limit: int, dtype) -> SweepRecord:
         n_guarded=none,
         n_damped=none,
         n_fallbacks=none,
-        n_fine=none,
-        n_tangents=none,
         finite=jnp.array(True),
     )
 
@@ -277,6 +270,5 @@ def serial_record(comm: TimeComm, ends: Block, owned: OwnedSlices) -> SweepRecor
     return record._replace(
         jumps=jnp.zeros_like(record.jumps),
         fronts=jnp.full_like(record.fronts, owned.n_slices),
-        n_fine=jnp.array(owned.n_slices),
         finite=broken == 0,
     )

@@ -17,7 +17,8 @@ from jaxtyping import Array, Inexact, Int
 from nodepint_mpi.core.basis import along, combine, lift, project, transfers
 from nodepint_mpi.core.complement import Split, walk_cocorrections, walk_corrections
 from nodepint_mpi.core.propagators import Propagator
-from nodepint_mpi.core.sensitivity import propagate_directions
+from nodepint_mpi.core.scopes import COARSE, TANGENTS
+from nodepint_mpi.core.sensitivity import propagate_directions, tangent_passes
 from nodepint_mpi.core.sweeps import BlockStates, slices_finite
 from nodepint_mpi.core.transposed import BlockCotangents
 from nodepint_mpi.core.types import Block
@@ -45,6 +46,7 @@ from nodepint_mpi.parallel.methods import (
     with_lefts,
 )
 from nodepint_mpi.parallel.shared_basis import SharedBasis, count_in_use
+from nodepint_mpi.parallel.tally import Tally, work
 
 
 class TangentMemory(NamedTuple):
@@ -97,7 +99,6 @@ class Tangent(AbstractSweeps):
             tangents = self._none(line, states.starts, basis)
             if self.recycle and self.basis.kind != "jumps":
                 tangents = self._tangents(line, states.starts, basis)
-                counts = counts._replace(tangents=count_in_use(basis))
             memory = TangentMemory(basis, tangents, jnp.array(0))
         elif memory.tangents is None:
             memory = memory._replace(tangents=self._none(line, states.starts, memory.basis))
@@ -109,7 +110,7 @@ class Tangent(AbstractSweeps):
         usable = _column((index >= front) & finite, fine_ends)
         jumps = jnp.where(usable, fine_ends - old.ends, 0.0)
         radius = self._radius(line, old)
-        memory, n_tangents = self._turn(line, old, jumps, radius, memory)
+        memory = self._turn(line, old, jumps, radius, memory)
         changes, damped, guarded = self._corrections(line, old, jumps, radius, memory)
         ends = old.ends + changes
         ends = jnp.where(_column(index == front, ends), fine_ends, ends)
@@ -117,7 +118,7 @@ class Tangent(AbstractSweeps):
         sane = slices_finite(ends) | (index <= front)
         ends = jnp.where(_column(sane, ends), ends, old.ends)
         guarded = guarded + jnp.sum((index > front) & ~(finite & sane))
-        counts = Counts(guarded, damped, n_tangents)
+        counts = Counts(guarded, damped)
         memory = memory._replace(n_sweeps=memory.n_sweeps + 1)
         return Corrected(with_ends(line, initial, ends), memory, counts)
 
@@ -137,9 +138,10 @@ class Tangent(AbstractSweeps):
         if self.use_complement:
             assert self.coarse is not None  # checked when made
             incoming = recv_right(line.comm, jnp.zeros_like(outs[-1]))
-            lefts, rights = walk_cocorrections(
-                self.coarse, line.params, starts, outs - old.lefts, linear, incoming, line.owned
-            )
+            with work(COARSE, Tally(coarse_pulled=line.owned.n_owned)):
+                lefts, rights = walk_cocorrections(
+                    self.coarse, line.params, starts, outs - old.lefts, linear, incoming, line.owned
+                )
             send_left(line.comm, lefts[0])
             return BlockCotangents(old.lefts + lefts, old.rights + rights)
         n_sample_axes = linear.basis.ndim - 1
@@ -187,14 +189,17 @@ class Tangent(AbstractSweeps):
         return jnp.zeros((line.owned.n_owned, basis.shape[0], *starts.shape[1:]), starts.dtype)
 
     def _tangents(self, line: Line, starts: Block, directions: Array) -> Array:
-        return propagate_directions(
-            self.propagator.for_tangents(),
-            line.params,
-            starts,
-            directions,
-            line.owned,
-            precision=self.precision,
-        )
+        n, n_owned = count_in_use(directions), line.owned.n_owned
+        pushed = Tally(tangents=n * n_owned, tangent_passes=tangent_passes(n) * n_owned)
+        with work(TANGENTS, pushed):
+            return propagate_directions(
+                self.propagator.for_tangents(),
+                line.params,
+                starts,
+                directions,
+                line.owned,
+                precision=self.precision,
+            )
 
     def _radius(self, line: Line, old: BlockStates) -> Array | None:
         """The longest correction to be trusted: a share of the longest state."""
@@ -204,11 +209,12 @@ class Tangent(AbstractSweeps):
         longest = jnp.sqrt(jnp.max(jnp.sum(old.starts**2, axis=axes)))
         return self.trust * max_over_ranks(line.comm, longest)
 
-    def _turn(self, line: Line, old: BlockStates, jumps: Block, radius, memory: TangentMemory):
+    def _turn(
+        self, line: Line, old: BlockStates, jumps: Block, radius, memory: TangentMemory
+    ) -> TangentMemory:
         """New directions for what the tangents in hand do not put right."""
         basis, tangents, k = memory
         assert tangents is not None  # there are some within a solve
-        n_tangents = jnp.array(0)
         if self.basis.n_new:
             predicted, _, _ = self._corrections(line, old, jumps, radius, memory)
             key = jax.random.fold_in(jax.random.key(self.basis.seed), k)
@@ -216,13 +222,11 @@ class Tangent(AbstractSweeps):
             basis, mix = self.basis.turn(new, basis)
             if self.recycle:
                 fresh = self._tangents(line, old.starts, new)
-                n_tangents = count_in_use(new)
                 both = jnp.concatenate([fresh, tangents], axis=1)
                 tangents = jnp.moveaxis(jnp.tensordot(mix, both, axes=(1, 1)), 0, 1)
         if not self.recycle:
             tangents = self._tangents(line, old.starts, basis)
-            n_tangents = count_in_use(basis)
-        return TangentMemory(basis, tangents, k), n_tangents
+        return TangentMemory(basis, tangents, k)
 
     def _corrections(self, line: Line, old: BlockStates, jumps: Block, radius, memory):
         """Corrections at the ends of the owned slices; slices damped, and slices guarded."""
@@ -231,15 +235,16 @@ class Tangent(AbstractSweeps):
         if self.use_complement:
             assert self.coarse is not None  # checked when made
             incoming = recv_left(line.comm, jnp.zeros_like(jumps[0]))
-            changes, guarded = walk_corrections(
-                self.coarse,
-                line.params,
-                old.starts,
-                jumps,
-                Split(basis, tangents),
-                incoming,
-                line.owned,
-            )
+            with work(COARSE, Tally(coarse=2 * line.owned.n_owned)):  # before and after the change
+                changes, guarded = walk_corrections(
+                    self.coarse,
+                    line.params,
+                    old.starts,
+                    jumps,
+                    Split(basis, tangents),
+                    incoming,
+                    line.owned,
+                )
             send_right(line.comm, changes[-1])
             return changes, jnp.array(0), guarded
         solved = solve_coordinates(

@@ -22,12 +22,14 @@ from jaxtyping import Array, Float, Inexact
 
 from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.propagators import SliceResult
+from nodepint_mpi.core.scopes import FINE_ADJOINT, FINE_FORWARD
 from nodepint_mpi.core.transposed import linearise_block
 from nodepint_mpi.core.types import Block, Params, State
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.differentiate import TimeSolver
 from nodepint_mpi.parallel.exchange import in_order
 from nodepint_mpi.parallel.methods import AbstractSweeps, Line, Memory
+from nodepint_mpi.parallel.tally import Tally, work
 
 
 class Tracks(NamedTuple):
@@ -95,14 +97,16 @@ def follow(
     assert isinstance(method, AbstractSweeps)  # the serial one has nothing to follow
     begun = method.resume(line, initial, tracks.states, tracks.memory)
     states = begun.states
-    result, pull_back = linearise_block(
-        solver.fine, params, states.starts, owned, at_once=solver.slices_at_once
-    )
+    with work(FINE_FORWARD, Tally(fine=owned.n_owned)):
+        result, pull_back = linearise_block(
+            solver.fine, params, states.starts, owned, at_once=solver.slices_at_once
+        )
     result = result._replace(end=in_order(comm, result.end))
     sources, found = read_loss(result)
     linear = method.linearise(line, states.starts, begun.memory)
     old = method.resume_cotangents(line, linear, states.starts, sources, tracks.cotangents)
-    params_bar, outs = pull_back(SliceResult(sources.saves, sources.end + old.rights))
+    with work(FINE_ADJOINT, Tally(fine_pulled=owned.n_owned)):
+        params_bar, outs = pull_back(SliceResult(sources.saves, sources.end + old.rights))
     track, memory = method.track(line, initial, states, result.end, begun.memory)
     cotrack = method.track_cotangents(line, linear, states.starts, outs, old, tracks.cotangents)
     indices = jnp.asarray(owned.indices).reshape(-1, *[1] * (outs.ndim - 1))

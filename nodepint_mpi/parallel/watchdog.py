@@ -133,6 +133,10 @@ class Watchdog:
         """
         return Phase(self._clock, name, collective, step, limit_s)
 
+    def spent(self) -> dict[str, float]:
+        """Seconds of this rank in the phases that are over, by name. Local."""
+        return dict(self._clock.spent)
+
     def _announce(self) -> None:
         if self._peers is not None:
             self._peers.send(["beat", *self._clock.report()])

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from nodepint_mpi.core.partition import OwnedSlices, own_slices
 from nodepint_mpi.core.propagators import Propagator, SliceResult
+from nodepint_mpi.core.sensitivity import tangent_passes
 from nodepint_mpi.core.sweeps import propagate_unsolved, slice_distance
 from nodepint_mpi.core.transposed import linearise_block
 from nodepint_mpi.core.types import Block, Params, State
@@ -21,6 +22,7 @@ from nodepint_mpi.parallel.exchange import bcast_from, max_over_ranks, sum_over_
 from nodepint_mpi.parallel.methods import AbstractSweeps, Line
 from nodepint_mpi.parallel.shared_basis import count_in_use
 from nodepint_mpi.parallel.solve import PATIENCE
+from nodepint_mpi.parallel.tally import cond, counting
 from nodepint_mpi.parallel.tangent import Tangent
 from nodepint_mpi.run.build_model import unknown_name
 from nodepint_mpi.run.sweep_cases import SWEEP_CASES, SweepCase, make_methods
@@ -29,7 +31,6 @@ from nodepint_mpi.run.sweep_costs import (
     Cost,
     fine_equivalents,
     method_cost,
-    tangent_passes,
 )
 
 
@@ -167,14 +168,15 @@ def sweep_method(
             done = fallback.correct(line, initial, states, fine_ends, k, guess.memory)
             return done._replace(memory=memory)
 
-        done = correct() if fallback is None else jax.lax.cond(falls_back, fall_back, correct)
-        damped, tangents = max_over_ranks(
-            comm, jnp.stack([done.counts.damped, done.counts.tangents])
-        )
+        with counting() as ledger:
+            done = correct() if fallback is None else cond(falls_back, fall_back, correct)
+        damped = max_over_ranks(comm, done.counts.damped)
+        tangents = jnp.asarray(ledger.tally.tangents // owned.n_owned)
         row = (distance(done.states.ends), tangents, damped, falls_back, done.memory)
         return ((done.states, done.memory), jnp.minimum(jump, best_jump), n_stalled), row
 
-    begun = method.start(line, initial, None, None)
+    with counting() as ledger:
+        begun = method.start(line, initial, None, None)
     first = ((begun.states, begun.memory), jnp.full_like(largest, jnp.inf), jnp.array(0))
     rows = jax.lax.scan(sweep, first, jnp.arange(case.n_sweeps))[1]
     errors, tangents, damped, fell_back, memories = rows
@@ -182,7 +184,7 @@ def sweep_method(
     memory = jax.tree.map(lambda values: values[learned], memories)
     return Sweeps(
         jnp.append(distance(begun.states.ends), errors),
-        jnp.append(max_over_ranks(comm, begun.counts.tangents), tangents),
+        jnp.append(jnp.asarray(ledger.tally.tangents // owned.n_owned), tangents),
         damped,
         fell_back,
         _adjoint_errors(line, case, method, exact, memory),

@@ -138,10 +138,8 @@ def judge(
             "serial_steps": statistics.fmean(run["serial_steps"] for run in some),
             "gradient_error": statistics.median(errors) if errors else None,
             "worst_gradient_error": errors[-1] if errors else None,
-            "message_share": statistics.median(run["message_share"] for run in some),
-            "coarse_share": None if some[0]["coarse_s"] is None else statistics.median(
-                run["coarse_s"] / _step_seconds(run) for run in some
-            ),
+            "message_share": _median_share(some, "message_share"),
+            "coarse_share": _median_share(some, "coarse_share"),
             "scores": {
                 name: statistics.median(run["scores"][name] for run in some)
                 for name in some[0]["scores"]
@@ -182,7 +180,7 @@ def format_bench_train(result: dict[str, Any]) -> str:
             _shown(row["time_ratio_to_serial"], ".2f"),
             _shown(row["time_ratio_to_one_rank"], ".2f"),
             f"{row['worst_loss_ratio']:.4f}", f"{row['scores'][score]:.4g}", sweeps, error,
-            f"{row['message_share']:.1%}", _shown(row["coarse_share"], ".1%"),
+            _shown(row["message_share"], ".1%"), _shown(row["coarse_share"], ".1%"),
             f"{row['peak_bytes'] / 1e6:.0f}",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
@@ -206,6 +204,12 @@ def _train(
     if result is None:
         raise NodepintError(f"{one.name} failed: {why}")
     return result
+
+
+def _median_share(runs: list[dict[str, Any]], name: str) -> float | None:
+    """Of the runs whose steps could be profiled."""
+    known = [run[name] for run in runs if run[name] is not None]
+    return statistics.median(known) if known else None
 
 
 def _step_seconds(run: dict[str, Any]) -> float:

@@ -8,15 +8,21 @@ import json
 import os
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nodepint_mpi.parallel.launcher import local_rank
 from nodepint_mpi.run.machine import peak_bytes
 
+if TYPE_CHECKING:
+    from nodepint_mpi.run.setup import Experiment
+    from nodepint_mpi.run.step import TrainState
+    from nodepint_mpi.run.tracking import Stepper
+
 COMPILED_STEPS = 3
 """The first steps compile: they count as the median step."""
+PROFILED_STEPS = 4
+"""Steps after those that are timed, for the shares of messages and coarse steps."""
 
 
 def contend(request: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +42,6 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
     from nodepint_mpi.run.peers import Torch
     from nodepint_mpi.run.plain import make_plain_loss, make_plain_stepper
     from nodepint_mpi.run.setup import fresh_state, set_up
-    from nodepint_mpi.run.shares import MessageTimes, time_coarse
     from nodepint_mpi.run.tracking import make_stepper, relative_error
 
     config = parse_config(request["config"])
@@ -53,7 +58,6 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
     # Not where tracking looks at the serial gradient itself.
     checked = {round((i + 0.5) * (n_steps - 1) / n_checks) for i in range(n_checks)}
     losses, seconds, sweeps, errors, peak, n_serial = [], [], [], [], 0, 0
-    messages = MessageTimes()
     for k in range(n_steps):
         batch = experiment.batch(k)
         wanted = None
@@ -61,10 +65,9 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
             peak = peak or peak_bytes()  # before the serial solve takes its share
             wanted = jax.device_get(exact(state.params, *experiment.train.take(batch.rows)))
         comms.control.Barrier()
-        with nullcontext() if k < COMPILED_STEPS else messages.listen():
-            began = time.perf_counter()
-            taken = stepper.take(state, batch, k)
-            seconds.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        taken = stepper.take(state, batch, k)
+        seconds.append(time.perf_counter() - began)
         state, report = taken.state, taken.report
         losses.append(float(report.loss))
         sweeps.append([int(report.sweeps), int(report.adjoint_sweeps)])
@@ -72,20 +75,47 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
         if wanted is not None:
             errors.append(relative_error(taken.gradient, wanted))
     peaks = comms.control.allgather(peak or peak_bytes())
-    waits = comms.control.allgather(messages.seconds / sum(seconds[COMPILED_STEPS:]))
-    coarse_s = time_coarse(experiment, experiment.batch(0).inputs) if ours else None
+    message_share, coarse_share = (
+        _shares(experiment, stepper, state, n_steps) if ours else (0.0, None)
+    )
     return {
         "losses": losses,
         "seconds": comms.control.bcast(seconds),
         "sweeps": np.mean(sweeps[n_steps // 2 :], axis=0).tolist(),
         "serial_steps": n_serial,
         "gradient_errors": errors,
-        "message_share": sum(waits) / len(waits),
-        "coarse_s": coarse_s,
+        "message_share": message_share,
+        "coarse_share": coarse_share,
         "scores": evaluate(comms, experiment, state.params),
         "peak_bytes": max(peaks),
         "n_ranks": comms.control.size,
     }
+
+
+def _shares(experiment: "Experiment", stepper: "Stepper", state: "TrainState", step: int):
+    """Shares of a step in messages, a mean over the ranks, and in the coarse steps of a line.
+
+    Collective. None where no step could be profiled.
+    """
+    from nodepint_mpi.core.scopes import COARSE, MESSAGES
+    from nodepint_mpi.run.timing.record import phase_shares
+    from nodepint_mpi.run.timing.sampling import Sampler
+    from nodepint_mpi.run.timing.waits import WAIT
+
+    comms = experiment.comms
+    sampler = Sampler(comms.control)
+    for k in range(step, step + PROFILED_STEPS):
+        batch = experiment.batch(k)
+        taken = sampler.profiled(lambda k=k, batch=batch: stepper.take(state, batch, k), k)
+        if taken.serial:  # a check of the gradient
+            sampler.forget(k)
+    samples, n_groups = comms.control.allgather(sampler.samples), comms.time.n_groups
+    shares = phase_shares(samples, n_groups)
+    if shares is None:
+        return None, None
+    in_messages = sum(share[name] for share in shares for name in (*MESSAGES, WAIT))
+    # Ranks of a line take their coarse steps one after the other.
+    return in_messages / len(shares), sum(share[COARSE] for share in shares) / n_groups
 
 
 def main(arguments: list[str]) -> None:
@@ -95,7 +125,6 @@ def main(arguments: list[str]) -> None:
         cores = [int(core) for core in arguments[1].split(",")]
         os.sched_setaffinity(0, {cores[(local_rank(os.environ) or 0) % len(cores)]})
         os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    os.environ["MPI4JAX_DEBUG"] = "1"  # has it tell how long messages take: see `run.shares`
     from nodepint_mpi.parallel.guard import run_guarded
 
     def run() -> int:

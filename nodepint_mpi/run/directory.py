@@ -1,4 +1,4 @@
-"""The run directory: config.toml, provenance.json, log.txt, metrics, figures, checkpoints, DONE."""
+"""The run directory: config, provenance, log, metrics, phases, figures, checkpoints, DONE."""
 
 import importlib.metadata
 import json
@@ -15,8 +15,8 @@ import tomli_w
 from nodepint_mpi.config import Config, read_config
 from nodepint_mpi.errors import CheckpointError, ConfigError, OutputError
 
-CONFIG, PROVENANCE, LOG, CHECKPOINTS, DONE = (
-    "config.toml", "provenance.json", "log.txt", "ckpt", "DONE",
+CONFIG, PROVENANCE, LOG, PHASES, CHECKPOINTS, DONE = (
+    "config.toml", "provenance.json", "log.txt", "phases.json", "ckpt", "DONE",
 )  # fmt: skip
 
 PACKAGES = ("jax", "equinox", "diffrax", "optax", "mpi4py", "mpi4jax", "h5py", "datasets")

@@ -69,6 +69,7 @@ class Torch:
         import jax
         import optax
 
+        from nodepint_mpi.parallel.tally import Tally
         from nodepint_mpi.run.plain import plain_report
         from nodepint_mpi.run.step import TrainState
         from nodepint_mpi.run.tracking import Taken
@@ -85,7 +86,7 @@ class Torch:
         gradient = jax.tree.unflatten(tree, [np.asarray(tensor.grad) for tensor in tensors])
         updated = self._update(state.params, state.opt_state, gradient)
         report = plain_report(float(loss.detach()), optax.tree.norm(gradient))
-        return Taken(TrainState(*updated), report, gradient, serial=True)
+        return Taken(TrainState(*updated), report, gradient, Tally(), serial=True)
 
     def _loss(self, mlp: Any, inputs: np.ndarray, targets: np.ndarray) -> Any:
         """Mean squared error over what is observed after the start."""

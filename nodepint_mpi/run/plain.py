@@ -19,6 +19,7 @@ from nodepint_mpi.core.objective import per_sample
 from nodepint_mpi.core.observations import place_observations
 from nodepint_mpi.core.propagators import AdaptiveSteps, FixedSteps
 from nodepint_mpi.errors import ConfigError
+from nodepint_mpi.parallel.tally import Tally
 from nodepint_mpi.run.build_model import build_edges
 from nodepint_mpi.run.setup import Experiment
 from nodepint_mpi.run.step import Stepped, StepReport, TrainState, batched_field
@@ -105,11 +106,13 @@ def make_plain_stepper(experiment: Experiment) -> Anew:
     """Steps by plain diffrax and optax, taken and kept as those of `run.tracking`. Local."""
     loss, optimiser = make_plain_loss(experiment), experiment.optimiser
 
+    nothing = Tally().as_array()  # of what time-parallel code counts
+
     def step(state: TrainState, inputs: Array, targets: Array, weight: None) -> Stepped:
         del weight
         value, gradient = jax.value_and_grad(loss)(state.params, inputs, targets)
         updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
         updated = TrainState(optax.apply_updates(state.params, updates), opt_state)
-        return Stepped(updated, None, plain_report(value, optax.tree.norm(gradient)))
+        return Stepped(updated, None, plain_report(value, optax.tree.norm(gradient)), nothing)
 
     return Anew(jax.jit(step), None)

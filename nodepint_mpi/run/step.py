@@ -24,6 +24,7 @@ from nodepint_mpi.parallel.adjoint import linearise_serially, pull_back_serially
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.differentiate import TimeSolver, linearise_solve, solve_block
 from nodepint_mpi.parallel.exchange import sum_over_ranks
+from nodepint_mpi.parallel.tally import counting
 from nodepint_mpi.parallel.track import Tracks, follow
 
 
@@ -50,17 +51,19 @@ class StepReport(NamedTuple):
     guarded: Array
     damped: Array
     fallbacks: Array
-    fine_solves: Array
-    tangents: Array
     finite: Array
 
 
 class Stepped(NamedTuple):
-    """A step's result: the new state, the gradient it was made with, and its numbers."""
+    """A step's result: the new state, the gradient it was made with, its numbers and its work.
+
+    `tally` counts what this rank did, a `Tally` as an array.
+    """
 
     state: TrainState
     gradient: PyTree[Array]
     report: StepReport
+    tally: Array
 
 
 class Tracked(NamedTuple):
@@ -72,6 +75,7 @@ class Tracked(NamedTuple):
     state: TrainState
     gradient: PyTree[Array]
     report: StepReport
+    tally: Array
     tracks: Tracks
     magnification: Array
 
@@ -124,8 +128,10 @@ def make_train_step(problem: LineProblem, optimiser: optax.GradientTransformatio
     """
 
     def step(state: TrainState, inputs: Array, targets: Array, weight: Array | None) -> Stepped:
-        gradient, report = loss_and_gradient(problem, state.params, inputs, targets, weight)
-        return Stepped(_update(optimiser, state, gradient), gradient, report)
+        with counting() as ledger:
+            gradient, report = loss_and_gradient(problem, state.params, inputs, targets, weight)
+        updated = _update(optimiser, state, gradient)
+        return Stepped(updated, gradient, report, ledger.tally.as_array())
 
     return jax.jit(step)
 
@@ -137,16 +143,17 @@ def make_tracked_step(problem: LineProblem, optimiser: optax.GradientTransformat
     what the last ones left; it consumes the tracks.
     """
 
-    def step(
+    def tracked_step(  # a name of its own in XLA's profile, beside `step`
         state: TrainState, tracks: Tracks, inputs: Array, targets: Array, weight: Array | None
     ):
-        gradient, report, tracks, magnification = tracked_gradient(
-            problem, state.params, tracks, inputs, targets, weight
-        )
-        updated = _update(optimiser, state, gradient)
-        return Tracked(updated, gradient, report, tracks, magnification)
+        with counting() as ledger:
+            gradient, report, tracks, magnification = tracked_gradient(
+                problem, state.params, tracks, inputs, targets, weight
+            )
+        updated, tally = _update(optimiser, state, gradient), ledger.tally.as_array()
+        return Tracked(updated, gradient, report, tally, tracks, magnification)
 
-    return jax.jit(step, donate_argnums=1)
+    return jax.jit(tracked_step, donate_argnums=1)
 
 
 def _update(optimiser, state: TrainState, gradient: PyTree[Array]) -> TrainState:
@@ -187,8 +194,6 @@ def loss_and_gradient(
         guarded=solved.record.n_guarded,
         damped=solved.record.n_damped,
         fallbacks=solved.record.n_fallbacks,
-        fine_solves=solved.record.n_fine,
-        tangents=solved.record.n_tangents,
         finite=finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm),
     )
 
@@ -237,8 +242,6 @@ def tracked_gradient(
         guarded=none,
         damped=none,
         fallbacks=none,
-        fine_solves=jnp.array(len(problem.observations.owned.indices)),
-        tangents=none,
         finite=jnp.isfinite(loss) & jnp.isfinite(grad_norm),
     )
     return gradient, report, followed.tracks, magnification

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import diffrax
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from nodepint_mpi.core.propagators import AbstractIntegrator, FixedSteps, Propagator
 from nodepint_mpi.core.runge_kutta import AbstractExplicitRungeKutta
-from nodepint_mpi.core.sensitivity import DIRECTIONS_AT_ONCE
 from nodepint_mpi.core.types import Params
+from nodepint_mpi.parallel.differentiate import TimeSolver
 from nodepint_mpi.parallel.methods import AbstractSweeps, Parareal
 from nodepint_mpi.parallel.reduced import Reduced
+from nodepint_mpi.parallel.tally import Tally
 from nodepint_mpi.parallel.tangent import Tangent
 from nodepint_mpi.run.sweep_cases import SweepCase
 
@@ -115,6 +115,43 @@ def method_cost(method: AbstractSweeps | None, weights: Mapping[Any, float]) -> 
     return Cost(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
-def tangent_passes(n_directions: np.ndarray) -> np.ndarray:
-    """Passes that directions take: one each, and one for the state of every group. Local."""
-    return n_directions + np.ceil(n_directions / DIRECTIONS_AT_ONCE)
+def work_equivalents(solver: TimeSolver, tally: Tally) -> tuple[float | None, float | None]:
+    """What was counted, in fine solves and in fine pull-backs of a slice. Local.
+
+    By field evaluations; None where those of a solver that was used are not known.
+    """
+    method = solver.method
+    coarse = getattr(method, "coarse", None)
+    tangents = method.propagator if isinstance(method, Tangent) else None
+    by = {
+        "fine": solver.fine.integrator,
+        "tangents": None if tangents is None else tangents.integrator,
+        "coarse": None if coarse is None else coarse.integrator,
+        "reduced": method.integrator if isinstance(method, Reduced) else None,
+    }
+    forward = {"fine": tally.fine, "tangents": tally.tangent_passes, "coarse": tally.coarse}
+    back = {"fine": tally.fine_pulled, "coarse": tally.coarse_pulled}
+    return (
+        _weighed(by, forward | {"reduced": tally.reduced}),
+        _weighed(by, back | {"reduced": tally.reduced_pulled}),
+    )
+
+
+def _weighed(
+    by: Mapping[str, AbstractIntegrator | None], passes: Mapping[str, Any]
+) -> float | None:
+    """The sum of passes, each in fine ones."""
+    total, fine = 0.0, by["fine"]
+    for name, count in passes.items():
+        integrator = by[name]
+        if not count:
+            continue
+        if integrator is fine:
+            total += count
+            continue
+        assert integrator is not None and fine is not None  # else nothing was counted
+        one, other = evaluations(fine), evaluations(integrator)
+        if one is None or other is None:
+            return None
+        total += count * other / one
+    return total

@@ -17,10 +17,13 @@ from jaxtyping import Array, PyTree
 
 from nodepint_mpi.config_time import RelaxationSection, TrackingSection
 from nodepint_mpi.parallel.methods import Serial
+from nodepint_mpi.parallel.tally import Tally
 from nodepint_mpi.parallel.track import Tracks
 from nodepint_mpi.run.setup import Batch, Experiment, fresh_state
 from nodepint_mpi.run.step import (
+    Stepped,
     StepReport,
+    Tracked,
     TrainState,
     make_tracked_step,
     make_train_step,
@@ -40,16 +43,17 @@ _log = logging.getLogger(__name__)
 
 
 class Taken(NamedTuple):
-    """A step done: the new state, and numbers on the host, equal on all ranks.
+    """A step done: the new state, and numbers on the host; all but `tally` equal on all ranks.
 
     `gradient` is what the update was made with, `estimate` its expected relative error, `error` the
     one found where the serial gradient was taken, None where there is none. `serial` says whether
-    the update was made with the serial gradient.
+    the update was made with the serial gradient. `tally` is what this rank did.
     """
 
     state: TrainState
     report: StepReport
     gradient: PyTree[Array]
+    tally: Tally
     estimate: float | None = None
     error: float | None = None
     serial: bool = False
@@ -57,7 +61,8 @@ class Taken(NamedTuple):
     def numbers(self) -> dict[str, Any]:
         """What is recorded. Local."""
         found = {"gradient_error_estimate": self.estimate, "gradient_error": self.error}
-        return self.report._asdict() | {k: v for k, v in found.items() if v is not None}
+        own = {"fine_solves": self.tally.fine, "tangents": self.tally.tangents}
+        return self.report._asdict() | own | {k: v for k, v in found.items() if v is not None}
 
 
 class _Control(NamedTuple):
@@ -83,7 +88,8 @@ class Anew:
         """Take optimiser step `step`. Collective over the grid."""
         weight = _weight(self._relaxation, step)
         stepped = self._step(state, batch.inputs, batch.targets, weight)
-        return Taken(stepped.state, _on_host(stepped.report), stepped.gradient)
+        report, tally = _on_host(stepped)
+        return Taken(stepped.state, report, stepped.gradient, tally)
 
     def n_compiled(self) -> int:
         """How often the step has been compiled. Local."""
@@ -116,12 +122,14 @@ class Tracker:
         rows, inputs, targets = batch
         if step < self._control.serial_until:
             stepped = self._serial(state, inputs, targets, weight)
-            return Taken(stepped.state, _on_host(stepped.report), stepped.gradient, serial=True)
+            report, tally = _on_host(stepped)
+            return Taken(stepped.state, report, stepped.gradient, tally, serial=True)
         section = self._section
-        tracks, n_sweeps = self._store.take(rows), 0
+        tracks, n_sweeps, tally = self._store.take(rows), 0, Tally()
         while True:
             swept = self._sweep(state, tracks, inputs, targets, weight)
-            tracks, report, n_sweeps = swept.tracks, _on_host(swept.report), n_sweeps + 1
+            report, done = _on_host(swept)
+            tracks, n_sweeps, tally = swept.tracks, n_sweeps + 1, tally.plus(done)
             misfit = float(report.jump + report.adjoint_residual)
             magnified = misfit * float(swept.magnification)
             estimate = max(misfit, SAFETY * float(np.max(self._control.ratios)) * magnified)
@@ -129,15 +137,11 @@ class Tracker:
             if estimate <= section.bound or n_sweeps == section.max_sweeps or not finite:
                 break
         self._store.put(rows, tracks if finite else Tracks())
-        report = report._replace(
-            sweeps=np.array(n_sweeps),
-            adjoint_sweeps=np.array(n_sweeps),
-            fine_solves=n_sweeps * report.fine_solves,
-        )
+        report = report._replace(sweeps=np.array(n_sweeps), adjoint_sweeps=np.array(n_sweeps))
         within = finite and estimate <= section.bound
         if within and not (section.check_every and step % section.check_every == 0):
             self._control = self._control._replace(missed=np.array(0))
-            return Taken(swept.state, report, swept.gradient, estimate)
+            return Taken(swept.state, report, swept.gradient, tally, estimate)
         exact = self._serial(state, inputs, targets, weight)
         error = relative_error(swept.gradient, exact.gradient)
         if np.isfinite(error) and magnified > 0:
@@ -150,9 +154,10 @@ class Tracker:
                 "step %d: the gradient's error is %.1e, above the bound %.1e and the estimate "
                 "%.1e; estimates are raised", step, error, section.bound, estimate,
             )  # fmt: skip
-        whole = _on_host(exact.report)
+        whole, done = _on_host(exact)
         report = report._replace(loss=whole.loss, grad_norm=whole.grad_norm, finite=whole.finite)
-        return Taken(exact.state, report, exact.gradient, estimate, error, serial=True)
+        tally = tally.plus(done)
+        return Taken(exact.state, report, exact.gradient, tally, estimate, error, serial=True)
 
     def n_compiled(self) -> int:
         """How often the sweep has been compiled. Local."""
@@ -217,8 +222,9 @@ def _weight(section: RelaxationSection | None, step: int) -> np.ndarray | None:
     return None if section is None else np.asarray(section.weight_at(step))
 
 
-def _on_host(report: StepReport) -> StepReport:
-    return StepReport(*jax.device_get(report))
+def _on_host(stepped: Stepped | Tracked) -> tuple[StepReport, Tally]:
+    report, tally = jax.device_get((stepped.report, stepped.tally))
+    return StepReport(*report), Tally(*tally.tolist())
 
 
 def relative_error(found: PyTree[Array], wanted: PyTree[Array]) -> float:

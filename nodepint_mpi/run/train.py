@@ -18,7 +18,7 @@ from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.guard import together
 from nodepint_mpi.parallel.signals import StopFlag
 from nodepint_mpi.parallel.watchdog import Watchdog
-from nodepint_mpi.run.cadence import Seconds, is_due
+from nodepint_mpi.run.cadence import is_due
 from nodepint_mpi.run.directory import (
     DONE,
     check_directory,
@@ -39,6 +39,8 @@ from nodepint_mpi.run.saving import resume_run, save_run
 from nodepint_mpi.run.scalars import Scalars, require_tensorboard
 from nodepint_mpi.run.setup import Experiment, fresh_state, set_up
 from nodepint_mpi.run.step import StepReport, TrainState
+from nodepint_mpi.run.timing.record import record_times, write_times
+from nodepint_mpi.run.timing.timers import CompileClock, Timers
 from nodepint_mpi.run.tracking import Stepper, make_stepper
 
 _log = logging.getLogger(__name__)
@@ -74,7 +76,10 @@ def train(
     with (
         Watchdog(control, limit_s=config.run.hang_timeout_s) as watchdog,
         contextlib.ExitStack() as opened,
+        CompileClock() as compiling,
     ):
+        timers = Timers(comms, compiling)
+        seconds = timers.seconds
         with watchdog.phase("setting up", limit_s=600.0):
             with together(control):
                 if control.rank == 0:
@@ -101,9 +106,14 @@ def train(
         records, scalars = _open_records(
             comms, folder, start if resume is not None else None, opened, config.output.tensorboard
         )
-        experiment, state, step, report, seconds = _optimise(
-            comms, experiment, state, start, stepper, make, folder, records, flag, watchdog
+        experiment, state, step, report = _optimise(
+            comms, experiment, state, start, stepper, make, folder, records, flag, watchdog, timers
         )
+        with watchdog.phase("comparing times", collective=True, step=step):
+            times = record_times(comms, timers, watchdog.spent(), experiment.train_problem.solver)
+        with watchdog.phase("writing times", limit_s=120.0), together(control):
+            if control.rank == 0:
+                write_times(folder, times)
         result = {
             "status": "finished" if step >= config.run.n_steps else "stopped",
             "step": step,
@@ -152,12 +162,13 @@ def _optimise(
     records: Records | None,
     flag: StopFlag,
     watchdog: Watchdog,
-) -> tuple[Experiment, TrainState, int, StepReport | None, Seconds]:
+    timers: Timers,
+) -> tuple[Experiment, TrainState, int, StepReport | None]:
     """Take the steps that are left.
 
-    Returns the experiment with the network as it is then, the last report and the times.
+    Returns the experiment with the network as it is then, and the last report.
     """
-    config, seconds, report, step = experiment.config, Seconds([], []), None, start
+    config, seconds, report, step = experiment.config, timers.seconds, None, start
     with watchdog.phase("comparing parameters", collective=True, step=step):
         require_same_values(comms.control, state._asdict(), step, None)
     since = step
@@ -172,11 +183,9 @@ def _optimise(
                 with watchdog.phase("enlarging the network", step=step, limit_s=600.0):
                     experiment, state = grow(comms, experiment, state, batch.rows, step)
                 stepper = make(experiment)
-            began = time.perf_counter()
             with watchdog.phase("training step", collective=True, step=step):
-                taken = stepper.take(state, batch, step)
+                taken = timers.take(stepper, state, batch, step)
             report = taken.report
-            seconds.steps.append(time.perf_counter() - began)
             spent += seconds.steps[-1]
             if not report.finite:  # equal on all ranks; ends the run before it can be saved
                 with watchdog.phase("looking for NaN", collective=True, step=step):
@@ -211,7 +220,7 @@ def _optimise(
                 seconds.saving.append(time.perf_counter() - began)
             if last:
                 break
-    return experiment, state, step, report, seconds
+    return experiment, state, step, report
 
 
 def _open_records(

@@ -19,7 +19,7 @@ def test_a_run_directory_has_all_it_takes_to_understand_the_run(case, trained, r
     run = trained(2)
     names = {path.name for path in run.iterdir()}
     wanted = {"config.toml", "provenance.json", "metrics.jsonl", "metrics.h5", "ckpt", "DONE"}
-    assert wanted <= names
+    assert wanted | {"phases.json"} <= names
     assert not [name for name in names if "partial" in name]
     given, resolved = read_config(case.config), read_config(run / "config.toml")
     assert resolved == given
@@ -36,6 +36,9 @@ def test_a_run_directory_has_all_it_takes_to_understand_the_run(case, trained, r
         f"step-{step:06d}.h5" for step in (5, 10, 15, 20)
     ]
     assert read_json(run / "DONE") == read_json(runs / "2.json")
+    times = read_json(run / "phases.json")
+    assert len(times["step_s"]["ranks"]) == 2 and times["phases_s"]["fine_forward"]["min"] > 0
+    assert times["host_s"]["checkpoint"]["min"] > 0 and times["counts"]["messages"]["min"] > 0
 
 
 def test_metrics_are_the_same_in_both_files(trained):

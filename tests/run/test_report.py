@@ -101,6 +101,51 @@ def test_a_page_shows_what_the_run_has_recorded(make_run):
     assert config["data.source"] == ["no<where>"] and "<b>last</b>" in page.text
 
 
+def over_ranks(*values):
+    mean = sum(values) / len(values)
+    found = {"min": min(values), "mean": mean, "max": max(values), "ranks": list(values)}
+    return found | {"sum": sum(values)}
+
+
+TIMES = {
+    "n_ranks": 2, "data_ranks": 1, "n_steps": 30, "n_warm_steps": 25,
+    "step_s": over_ranks(0.25, 0.75),
+    "phases_s": {
+        "fine_forward": over_ranks(0.125, 0.5), "tangents": over_ranks(0.0, 0.0),
+        "wait": over_ranks(0.125, 0.25),
+    },
+    "host_s": {"checkpoint": over_ranks(1.5, 2.5)},
+    "counts": {
+        "fine": over_ranks(120, 90), "tangents": over_ranks(0, 0), "fine_equivalents": None,
+    },
+    "profiles": {"steps": [10, 20], "cost_s": 0.5, "missing": None},
+}  # fmt: skip
+
+
+def test_phases_of_every_rank_are_drawn_and_told(make_run):
+    folder = make_run()
+    (folder / "phases.json").write_text(json.dumps(TIMES))
+    assert "Phases per rank" in make_report(folder, None)["sections"]
+    assert (folder / "report_figures" / "phases.png").is_file()
+    page = Page(folder / "report.html")
+    assert page.table("phase of a step") == {  # what takes no time is left out
+        "fine forward": ["125", "312", "500", "62.5%"], "wait": ["125", "188", "250", "37.5%"],
+    }  # fmt: skip
+    assert page.table("in the loop") == {"checkpoint": ["1.5", "2", "2.5"]}
+    assert page.table("counted") == {"fine": ["210", "90", "105", "120"]}
+    assert "profiles of step 10, 20" in page.text
+
+
+def test_phases_without_a_profile_say_why(make_run):
+    folder = make_run()
+    missing = {"steps": [], "cost_s": 0.0, "missing": "too few steps"}
+    told = TIMES | {"phases_s": None, "profiles": missing}
+    (folder / "phases.json").write_text(json.dumps(told))
+    assert "Phases per rank" in make_report(folder, None)["sections"]
+    assert not (folder / "report_figures" / "phases.png").exists()
+    assert "No step was profiled: too few steps." in Page(folder / "report.html").text
+
+
 def test_pictures_put_into_the_run_are_shown(make_run):
     folder = make_run()
     (folder / "pictures").mkdir()

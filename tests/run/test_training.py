@@ -1,6 +1,5 @@
 """Training steps in one process per rank: rank independence, equal bits, no recompilation."""
 
-import datasets
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -46,23 +45,6 @@ adjoint = {{ tol = 1e-12 }}
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.timeout_s(300)]
 FEW_RANKS = pytest.mark.mpi(max_size=2)  # the others compile for minutes
-
-
-@pytest.fixture
-def source(comms, shared_tmp_path):
-    """A few damped rotations, observed at times on and between the slice boundaries."""
-    if comms.control.rank == 0:
-        t = np.linspace(0.0, 2.0, 9)
-        start = np.random.default_rng(0).uniform(0.5, 1.5, (6, 2))
-        turn = np.exp((-0.2 + 2.0j) * t)
-        z = (start[:, :1] + 1j * start[:, 1:]) * turn
-        rows = {"t": [t.tolist()] * 6, "u": np.stack([z.real, z.imag], axis=-1).tolist()}
-        split = datasets.Dataset.from_dict(rows)
-        datasets.DatasetDict({"train": split, "test": split}).save_to_disk(
-            str(shared_tmp_path / "set")
-        )
-    comms.control.Barrier()
-    return shared_tmp_path / "set"
 
 
 def train(comms: Comms, text: str, n_steps: int):

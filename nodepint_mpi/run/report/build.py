@@ -9,6 +9,7 @@ from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.run.report import (
     classification,
     energy,
+    phases,
     pictures,
     reduced,
     tables,
@@ -30,6 +31,7 @@ FROM_RECORDS: tuple[Callable[[Facts], Section | None], ...] = (
     training.jumps,
     training.gradient_errors,
     training.step_times,
+    phases.phases,
 )
 FROM_MODEL: tuple[Callable[[Model], Section | None], ...] = (
     trajectories.trajectories,

@@ -10,7 +10,7 @@ from nodepint_mpi.config import Config
 from nodepint_mpi.errors import DataError
 from nodepint_mpi.io.checkpoint_folder import find_checkpoints
 from nodepint_mpi.io.records import JSON_LINES, TABLE, read_records, read_table
-from nodepint_mpi.run.directory import CHECKPOINTS, DONE, LOG, PROVENANCE, read_run
+from nodepint_mpi.run.directory import CHECKPOINTS, DONE, LOG, PHASES, PROVENANCE, read_run
 
 Columns = dict[str, np.ndarray]
 """Quantities by name, one entry a record, aligned with `step`; NaN where a record lacks one."""
@@ -19,8 +19,9 @@ Columns = dict[str, np.ndarray]
 class Facts(NamedTuple):
     """A run as its directory tells it.
 
-    `done` holds the final numbers; None if the run is not finished. `n_damaged` counts the lines
-    of the metrics that could not be read. `checkpoints` are names and bytes, newest first.
+    `done` holds the final numbers; None if the run is not finished. `times` are those of the last
+    start that came to an end, from `run.timing`; None if there is none. `n_damaged` counts the
+    lines of the metrics that could not be read. `checkpoints` are names and bytes, newest first.
     """
 
     folder: Path
@@ -28,6 +29,7 @@ class Facts(NamedTuple):
     columns: Columns
     n_damaged: int
     done: dict[str, Any] | None
+    times: dict[str, Any] | None
     starts: list[dict[str, Any]]
     checkpoints: list[tuple[str, int]]
     log: list[str]
@@ -60,12 +62,12 @@ def read_facts(folder: Path) -> Facts:
             f"{folder} has no recorded step: {JSON_LINES}: {why}, and there is no {TABLE}. A run "
             "reports its first step after `output.log_every` of them."
         )
-    done = _read_json(folder / DONE)
+    done, times = _read_json(folder / DONE), _read_json(folder / PHASES)
     starts = (_read_json(folder / PROVENANCE) or {}).get("starts", [])
     paths = find_checkpoints(folder / CHECKPOINTS)
     checkpoints = [(path.name, path.stat().st_size) for path in paths]
     return Facts(
-        folder, config, columns, n_damaged, done, starts, checkpoints, _lines(folder / LOG)
+        folder, config, columns, n_damaged, done, times, starts, checkpoints, _lines(folder / LOG)
     )
 
 

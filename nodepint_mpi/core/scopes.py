@@ -1,0 +1,53 @@
+"""Names of the phases of a step, which XLA keeps with every operation that it makes of them.
+
+Whoever reads a profile finds by them what an operation was for: see `run.timing`.
+"""
+
+import contextlib
+import re
+
+import jax
+
+FINE_FORWARD = "fine_forward"
+FINE_ADJOINT = "fine_adjoint"
+TANGENTS = "tangents"
+COARSE = "coarse"
+SEND = "send"
+RECEIVE = "receive"
+REDUCE = "reduce"
+
+SCOPES = (FINE_FORWARD, FINE_ADJOINT, TANGENTS, COARSE, SEND, RECEIVE, REDUCE)
+"""A send may receive at the same time; a reduction is any message of more than two ranks."""
+MESSAGES = (SEND, RECEIVE, REDUCE)
+
+RIGHTWARDS, LEFTWARDS, LINE, GRID = "rightwards", "leftwards", "line", "grid"
+CHANNELS = (RIGHTWARDS, LEFTWARDS, LINE, GRID)
+"""Who takes part in a message: a rank and its neighbour, those of a line, those of all lines."""
+
+_SCOPE = re.compile(rf"phase\.({'|'.join(SCOPES)})\b")
+_CHANNEL = re.compile(rf"channel\.({'|'.join(CHANNELS)})\b")
+
+
+def scope(name: str) -> contextlib.AbstractContextManager[object]:
+    """Operations traced in the body of a `with` statement belong to this phase. Local."""
+    return jax.named_scope(f"phase.{name}")
+
+
+def channel(name: str) -> contextlib.AbstractContextManager[object]:
+    """The message traced in the body of a `with` statement is one of this channel. Local."""
+    return jax.named_scope(f"channel.{name}")
+
+
+def scope_of(op_name: str) -> str | None:
+    """The phase of an operation by its name in XLA's metadata; None if it has none. Local.
+
+    The outermost counts: a pull-back holds the names of what it transposes.
+    """
+    found = _SCOPE.search(op_name)
+    return None if found is None else found[1]
+
+
+def channel_of(op_name: str) -> str | None:
+    """The channel of a message by its name in XLA's metadata; None if it is none. Local."""
+    found = _CHANNEL.search(op_name)
+    return None if found is None else found[1]

@@ -1,0 +1,136 @@
+"""Exact counts of what jitted code does on this rank: slices propagated, messages, bytes.
+
+What a call does is known while it is traced, how often it is done only when it runs. So calls add
+to the ledger that is open at trace time, as plain numbers; loops and branches have ledgers of their
+own, which `while_loop` and `cond` carry and add up as arrays. Communication and propagation belong
+into no other loop or branch.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from nodepint_mpi.core.scopes import channel, scope
+
+Value = TypeVar("Value")
+Count = int | Array
+
+WORD_BYTES = 4
+"""Messages are counted in these, so that a 32-bit count holds those of 8 GB."""
+
+
+class Tally(NamedTuple):
+    """What one rank did, in slices of its group of samples.
+
+    `fine` counts slices propagated by F, `fine_pulled` those pulled back. `tangents` are directions
+    pushed through a slice, `tangent_passes` what that takes: one each, and one for the state of
+    every group of them. `coarse` and `reduced` count slices by a coarse propagator and by the
+    reduced flow; their pull-backs include a pass forward. `messages` and `words` (of `WORD_BYTES`)
+    are what the rank hands to MPI for others.
+    """
+
+    fine: Count = 0
+    fine_pulled: Count = 0
+    tangents: Count = 0
+    tangent_passes: Count = 0
+    coarse: Count = 0
+    coarse_pulled: Count = 0
+    reduced: Count = 0
+    reduced_pulled: Count = 0
+    messages: Count = 0
+    words: Count = 0
+
+    def plus(self, other: "Tally") -> "Tally":
+        """The sum. Local."""
+        return Tally(*(one + more for one, more in zip(self, other, strict=True)))
+
+    def as_array(self) -> Array:
+        """As one array of whole numbers, to be carried or returned. Local."""
+        return jnp.stack([jnp.asarray(count, int) for count in self])
+
+
+class Ledger:
+    """The counts of one trace level so far."""
+
+    def __init__(self) -> None:
+        self.tally = Tally()
+
+
+_LEDGER: ContextVar[Ledger | None] = ContextVar("ledger", default=None)
+"""The innermost open one, as JAX keeps the innermost named scope."""
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[Ledger]:
+    """Count what is traced in the body of a `with` statement. Local.
+
+    Read the ledger where the body was traced: not outside of the loop or branch it stands in.
+    """
+    ledger = Ledger()
+    token = _LEDGER.set(ledger)
+    try:
+        yield ledger
+    finally:
+        _LEDGER.reset(token)
+
+
+def count(tally: Tally) -> None:
+    """Add to the open ledger, if there is one. Local."""
+    ledger = _LEDGER.get()
+    if ledger is not None:
+        ledger.tally = ledger.tally.plus(tally)
+
+
+@contextlib.contextmanager
+def work(name: str, tally: Tally) -> Iterator[None]:
+    """Name the phase of what is traced in the body, and count it. Local."""
+    count(tally)
+    with scope(name):
+        yield
+
+
+@contextlib.contextmanager
+def message(name: str, among: str, *sent: Array) -> Iterator[None]:
+    """Name phase and channel of a message traced in the body; count what it hands over. Local."""
+    for array in sent:
+        count(Tally(messages=1, words=-(-array.nbytes // WORD_BYTES)))
+    with scope(name), channel(among):
+        yield
+
+
+def while_loop(
+    keep_going: Callable[[Value], Array], body: Callable[[Value], Value], first: Value
+) -> Value:
+    """`jax.lax.while_loop` that counts what its body does each time. As collective as that is."""
+
+    def counted(carry):
+        value, counts = carry
+        with counting() as ledger:
+            value = body(value)
+        return value, counts + ledger.tally.as_array()
+
+    start = first, Tally().as_array()
+    last, counts = jax.lax.while_loop(lambda carry: keep_going(carry[0]), counted, start)
+    count(Tally(*counts))
+    return last
+
+
+def cond(condition: Array, *branches: Callable[[], Value]) -> Value:
+    """`jax.lax.cond` that counts what the branch taken does. As collective as its branches are."""
+
+    def counted(branch):
+        def run():
+            with counting() as ledger:
+                value = branch()
+            return value, ledger.tally.as_array()
+
+        return run
+
+    value, counts = jax.lax.cond(condition, *map(counted, branches))
+    count(Tally(*counts))
+    return value
