@@ -19,8 +19,8 @@ class TableauSection(Section):
 class StepsSection(Section):
     """How one slice is stepped through: `n_steps` equal steps, or `rtol` and `atol`.
 
-    `n_stages` belongs to the solver "chebyshev": a step is stable up to about 0.7 n_stages^2 over the
-    largest rate of decay.
+    `n_stages` belongs to the solver "chebyshev": a step is stable up to about 0.7 n_stages^2 over
+    the largest rate of decay.
     """
 
     solver: str | None = None
@@ -134,8 +134,8 @@ class RelaxationSection(Section):
     """Training whose slices start between the last one's end and the data, for `steps` steps.
 
     The weight of continuity goes linearly from `start` to `end`, where it stays; see
-    `core.relaxation`. For trajectories. With both 0 every slice begins at what was observed, for ever:
-    slices do not depend on each other, and what is trained is the field, not a trajectory.
+    `core.relaxation`. For trajectories. With both 0 every slice begins at what was observed in all
+    steps: slices do not depend on each other; the field is trained, not a trajectory.
     """
 
     steps: PositiveInt
