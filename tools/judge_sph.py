@@ -167,15 +167,14 @@ def draw_vorticity(times: np.ndarray, flows: dict[str, Flows]) -> Figure:
     shown = np.linspace(0, len(times) - 1, N_PANELS).round().astype(int)
     rows = {name: vorticity(each.seen[:1])[0, shown] for name, each in flows.items()}
     most = max(float(np.abs(row).max()) for row in rows.values())
+    scale = {"cmap": "RdBu", "vmin": -most, "vmax": most}
     figure = Figure(figsize=(9, 2.2 * len(rows) + 0.5), layout="constrained")
     panels = figure.subplots(len(rows), N_PANELS, sharex=True, sharey=True)
     for line, (name, row) in zip(panels, rows.items(), strict=True):
         for panel, picture, t in zip(line, row, times[shown], strict=True):
-            image = panel.imshow(
-                picture.T, origin="lower", extent=(0, 1, 0, 1), cmap="RdBu", vmin=-most, vmax=most
-            )
+            panel.imshow(picture.T, origin="lower", extent=(0, 1, 0, 1), **scale)
             panel.set_title(f"{name}, t = {t:.3g}", fontsize="small")
-    figure.colorbar(image, ax=panels, label="vorticity", shrink=0.6)
+    figure.colorbar(panels[0, 0].images[0], ax=panels, label="vorticity", shrink=0.6)
     return figure
 
 

@@ -80,7 +80,8 @@ def prepare(
     feature = datasets.Array2D((n_obs, 2 * n_grid**2), "float32")
     for split, part in made.items():
         features = datasets.Features(part.features | {"seen": feature})
-        states = part.with_format("numpy")["u"][:]
-        columns = part.to_dict() | {"seen": np.stack([np.asarray(see(u)) for u in states])}
+        rows = part[:]
+        states = np.asarray(rows["u"], np.float32)
+        columns = rows | {"seen": np.stack([np.asarray(see(u)) for u in states])}
         made[split] = datasets.Dataset.from_dict(columns, features=features)
     return datasets.DatasetDict(made)
