@@ -107,7 +107,7 @@ def losses_of(comms, text, n_steps):
             experiment, state = grow(comms, experiment, state, batch.rows, k)
             problem, optimiser = experiment.train_problem, experiment.optimiser
             step = make_train_step(problem, optimiser)
-        state, _, report = step(state, batch.inputs, batch.targets, None)
+        state, _, report, _ = step(state, batch.inputs, batch.targets, None)
         losses.append(float(report.loss))
     return np.array(losses), state
 
@@ -124,7 +124,7 @@ def test_the_loss_goes_on_where_it_was_and_any_ranks_agree(comms, on_one_rank, s
     fixed, plain_losses = fresh_state(experiment), []
     step = make_train_step(experiment.train_problem, experiment.optimiser)
     for k in range(4):
-        fixed, _, report = step(
+        fixed, _, report, _ = step(
             fixed, *experiment.train.take(experiment.train.batch_rows(0, k)), None
         )
         plain_losses.append(float(report.loss))
