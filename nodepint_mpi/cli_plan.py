@@ -16,6 +16,7 @@ from nodepint_mpi.cli_common import (
     write_json,
 )
 from nodepint_mpi.config import Config, read_config
+from nodepint_mpi.run.doctor_ranks import in_job
 
 
 def _parse_network(context: Any, option: Any, text: str | None) -> tuple[float, float] | None:
@@ -86,7 +87,7 @@ def _without_mpi(config: Config) -> None:
     """Keep this process from starting MPI, which one that starts jobs must not; set precision."""
     import mpi4py
 
-    mpi4py.rc.initialize = False
+    mpi4py.rc.initialize = in_job()  # in a job there will be no more than a message
     set_precision(config)
 
 
