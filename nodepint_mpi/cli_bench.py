@@ -193,6 +193,25 @@ def compare_methods(
 
 
 @bench.command()
+@json_option
+def network(json_file: Path | None) -> None:
+    """Time messages between the ranks: what `nodepint plan --network` takes.
+
+    Start it on two ranks or more, on two nodes for the network between them.
+    """
+    comms = start_ranks()
+    from nodepint_mpi.run.planning.network import measure_network
+
+    found = measure_network(comms)
+    say(
+        comms.control,
+        f"a message takes {found.latency_s * 1e6:.3g} us and 1 s for {found.bandwidth / 1e9:.3g} GB: "
+        f"--network {found.latency_s:.2e},{found.bandwidth:.2e}",
+    )
+    finish(comms.control, found._asdict(), json_file)
+
+
+@bench.command()
 @click.argument("problem", default="burgers")
 @click.option(
     "--tol", default=1e-6, show_default=True, type=click.FloatRange(0, min_open=True),
