@@ -194,6 +194,17 @@ def compare_methods(
 
 @bench.command()
 @json_option
+def model(json_file: Path | None) -> None:
+    """Set the simulation of `nodepint plan` beside published times of parareal, 32 to 512 cores."""
+    from nodepint_mpi.run.planning.validation import format_validation, validate
+
+    rows = validate()
+    click.echo(format_validation(rows))
+    write_json(rows, json_file)
+
+
+@bench.command()
+@json_option
 def network(json_file: Path | None) -> None:
     """Time messages between the ranks: what `nodepint plan --network` takes.
 
@@ -205,7 +216,8 @@ def network(json_file: Path | None) -> None:
     found = measure_network(comms)
     say(
         comms.control,
-        f"a message takes {found.latency_s * 1e6:.3g} us and 1 s for {found.bandwidth / 1e9:.3g} GB: "
+        f"a message takes {found.latency_s * 1e6:.3g} us and 1 s for "
+        f"{found.bandwidth / 1e9:.3g} GB: "
         f"--network {found.latency_s:.2e},{found.bandwidth:.2e}",
     )
     finish(comms.control, found._asdict(), json_file)
