@@ -14,7 +14,16 @@ from jaxtyping import Array, PyTree
 from mpi4py import MPI
 
 from nodepint_mpi.core.partition import owned_range
-from nodepint_mpi.core.scopes import GRID, LEFTWARDS, LINE, RECEIVE, REDUCE, RIGHTWARDS, SEND
+from nodepint_mpi.core.scopes import (
+    GRID,
+    LEFTWARDS,
+    LINE,
+    RECEIVE,
+    REDUCE,
+    RIGHTWARDS,
+    SEND,
+    every,
+)
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.tally import message
 
@@ -52,24 +61,28 @@ def in_order(comm: TimeComm, value: Array) -> Array:
     return value if comm.size == 1 else mpi4jax.allreduce(value, MPI.SUM, comm=MPI.COMM_SELF)
 
 
-def shift_right(comm: TimeComm, state: Array, fill: Array) -> Array:
-    """Everybody sends to the right at once; the first rank gets `fill`. Collective."""
-    return _shift(comm, state, fill, to=comm.rank + 1, source=comm.rank - 1)
+def shift_right(comm: TimeComm, state: Array, fill: Array, distance: int = 1) -> Array:
+    """Everybody sends so many ranks to the right at once. Collective.
+
+    Returns what arrived, shaped like `fill`, which a rank gets where nobody sends to it.
+    """
+    return _shift(comm, state, fill, comm.rank + distance, comm.rank - distance, distance)
 
 
-def shift_left(comm: TimeComm, state: Array, fill: Array) -> Array:
-    """Everybody sends to the left at once; the last rank gets `fill`. Collective."""
-    return _shift(comm, state, fill, to=comm.rank - 1, source=comm.rank + 1)
+def shift_left(comm: TimeComm, state: Array, fill: Array, distance: int = 1) -> Array:
+    """The same to the left. Collective."""
+    return _shift(comm, state, fill, comm.rank - distance, comm.rank + distance, distance)
 
 
-def _shift(comm: TimeComm, state: Array, fill: Array, *, to: int, source: int) -> Array:
+def _shift(comm: TimeComm, state: Array, fill: Array, to: int, source: int, distance: int) -> Array:
     sends, receives = 0 <= to < comm.size, 0 <= source < comm.size
+    among = LINE if distance == 1 else every(distance)
     if sends and receives:
-        with message(SEND, LINE, state):
+        with message(SEND, among, state):
             return mpi4jax.sendrecv(state, fill, source, to, comm=comm.mpi)
     if sends:
-        _send(comm, state, to, LINE)
-    return _receive(comm, fill, source, LINE) if receives else fill
+        _send(comm, state, to, among)
+    return _receive(comm, fill, source, among) if receives else fill
 
 
 def _send(comm: TimeComm, state: Array, to: int, among: str) -> None:
