@@ -221,10 +221,10 @@ class Reduced(AbstractSweeps):
         with work(COARSE, Tally(reduced=owned.n_owned)):
             old_ends = coarse_block(reduced, params, old, owned)
         given = project(basis, targets) - old_ends
-        first_coordinates = gather_to_first(line.comm, old, owned.n_slices)
-        given = gather_to_first(line.comm, given, owned.n_slices)
+        pairs = gather_to_first(line.comm, jnp.stack([old, given], axis=1), owned.n_slices)
         every, guarded = None, jnp.array(0)
-        if given is not None and first_coordinates is not None:
+        if pairs is not None:
+            all_old, all_given = pairs[:, 0], pairs[:, 1]
 
             def advance(c, row):
                 number, times, start, vector = row
@@ -239,9 +239,9 @@ class Reduced(AbstractSweeps):
             edges = jnp.asarray(owned.all_edges, dtype=old.dtype)
             no_times = jnp.zeros((owned.n_slices, 0), old.dtype)
             times = (edges[:-1], edges[1:], no_times)
-            rows = (jnp.arange(owned.n_slices), times, first_coordinates, given)
+            rows = (jnp.arange(owned.n_slices), times, all_old, all_given)
             with work(COARSE, Tally(reduced=owned.n_slices - jnp.maximum(front, 0))):
-                _, (every, broken) = jax.lax.scan(advance, first_coordinates[0], rows)
+                _, (every, broken) = jax.lax.scan(advance, all_old[0], rows)
             guarded = jnp.sum(broken)
         ends = scatter_from_first(line.comm, every, old_ends, owned.n_slices)
         return ends - old_ends, guarded
