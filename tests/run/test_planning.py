@@ -31,7 +31,7 @@ from nodepint_mpi.run.planning.validation import format_validation, validate
 pytestmark = pytest.mark.mpi(max_size=1)
 
 FREE = Network(0.0, math.inf)
-NOTHING = Costs(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+NOTHING = Costs(*[0.0] * 8)
 SMALL = Sizes(state=8.0, gradient=8.0)
 TRACKED = StepShape(n_slices=12, method="parareal", tracked=True)
 
@@ -69,10 +69,10 @@ def test_a_walk_is_what_a_loop_over_the_ranks_gives():
 @pytest.mark.parametrize("tracked", [True, False])
 @pytest.mark.parametrize("layout", [Layout(1), Layout(3), Layout(4, 2), Layout(12)])
 def test_what_ranks_spend_adds_up_to_the_time_that_passes(method, tracked, layout):
-    costs = Costs(1.0, 2.0, 0.5, 0.1, 0.2, 0.01, 0.3)
+    costs = Costs(1.0, 2.0, 0.5, 0.1, 0.2, 0.01, 0.02, 0.3)
     shape = StepShape(
         12, method, tracked, sweeps=2, adjoint_sweeps=1, judged=True,
-        walks=method == "parareal", on_first=0 if method in ("picard", "parareal") else 2,
+        walks=method == "parareal", n_solves=0 if method in ("picard", "parareal") else 2,
     )  # fmt: skip
     sizes = Sizes(800.0, 4000.0, 1600.0, 100.0, 300.0, 3)
     found = simulate_step(costs, sizes, shape, layout, Network(1e-3, 1e6))
@@ -92,7 +92,7 @@ def test_with_a_free_network_and_coarse_propagator_ranks_divide_the_work():
 
 
 def test_one_rank_sends_nothing_whatever_a_message_costs():
-    costs = Costs(1.0, 2.0, 0.0, 0.1, 0.2, 0.0, 0.7)
+    costs = Costs(1.0, 2.0, 0.0, 0.1, 0.2, 0.0, 0.0, 0.7)
     alone = simulate_step(costs, SMALL, TRACKED, Layout(1), Network(100.0, 1.0))
     assert alone.step_s == pytest.approx(12 * (1.0 + 2.0 + 0.1 + 0.2) + 0.7)
     assert alone.shares[OTHER] == pytest.approx(0.7 / alone.step_s)
@@ -112,18 +112,40 @@ def test_one_rank_sends_nothing_whatever_a_message_costs():
     ],
 )
 def test_messages_on_the_longest_path_are_those_counted_by_hand(method, n_time, n_data, messages):
-    on_first = 2 if method == "tangent" else 0
-    shape = TRACKED._replace(method=method, walks=method == "parareal", on_first=on_first)
+    n_solves = 2 if method == "tangent" else 0
+    shape = TRACKED._replace(method=method, walks=method == "parareal", n_solves=n_solves)
     found = simulate_step(NOTHING, SMALL, shape, Layout(n_time, n_data), Network(1.0, math.inf))
     assert found.step_s == pytest.approx(messages)
 
 
-def test_bytes_that_the_first_rank_gathers_grow_with_the_slices():
-    shape = TRACKED._replace(method="tangent", walks=False, on_first=1)
-    sizes = Sizes(state=0.0, gradient=0.0, matrices=16.0, vectors=4.0)
-    found = simulate_step(NOTHING, sizes, shape, Layout(4), Network(0.0, 1.0))
-    # Of three others three slices each: matrices and vectors twice, then vectors once and twice.
-    assert found.step_s == pytest.approx(3 * 3 * (2 * (16 + 4) + 4 + 2 * 4))
+def test_what_the_first_rank_gathers_grows_with_slices_or_ranks_or_not_at_all():
+    tangent = TRACKED._replace(method="tangent", walks=False, n_solves=1)
+    sizes = Sizes(state=0.0, gradient=0.0, maps=16.0, vectors=4.0)
+
+    free = Network(0.0, 1.0)
+    shapes = {way: tangent._replace(recurrence=way) for way in ("slices", "blocks", "scan")}
+    found = {
+        way: simulate_step(NOTHING, sizes, shape, Layout(4), free).step_s
+        for way, shape in shapes.items()
+    }
+    # Forward and back: of three others three slices each; one map each; two maps from rank to rank
+    # and a vector. All but the first agree besides, on 32 bytes up and down a tree of two levels.
+    assert found["slices"] == pytest.approx(2 * 3 * 3 * (16 + 4))
+    assert found["blocks"] == pytest.approx(2 * (3 * (16 + 4) + 4 * 32))
+    assert found["scan"] == pytest.approx(2 * (2 * 16 + 4 + 4 * 32))
+
+
+def test_ways_of_the_coarse_problem_walk_and_compose_so_many_maps():
+    costs = NOTHING._replace(recurrence_s=1.0, compose_s=10.0)
+    tangent = TRACKED._replace(method="tangent", walks=False, n_solves=1)
+    for way, forward in (
+        ("slices", 12 * 1.0),  # all on the first rank
+        ("blocks", 2 * 10.0 + 4 * 1.0 + 3 * 1.0),  # three slices a rank, then four blocks
+        ("scan", 2 * 10.0 + 2 * 10.0 + 3 * 1.0),  # ranks 1 and 2 further on
+    ):
+        shape = tangent._replace(recurrence=way)
+        assert simulate_step(costs, SMALL, shape, Layout(4), FREE).step_s == 2 * forward
+        assert simulate_step(costs, SMALL, shape, Layout(1), FREE).step_s == 2 * 12.0
 
 
 def test_slices_that_are_propagated_are_those_the_sweep_counts():
@@ -163,7 +185,7 @@ def test_costs_are_read_from_phases_and_counts_of_all_ranks():
     assert costs.fine_s == pytest.approx(0.5) and costs.pulled_s == pytest.approx(1.0)
     assert costs.coarse_s == pytest.approx(0.05) and costs.copulled_s == pytest.approx(0.1)
     assert costs.other_s == pytest.approx(0.6) and costs.recurrence_s == 0
-    tangent = TRACKED._replace(method="tangent", walks=False, on_first=2)
+    tangent = TRACKED._replace(method="tangent", walks=False, n_solves=2)
     counts |= {"coarse": [0, 0], "coarse_pulled": [0, 0]}
     solved = read_costs(seconds | {"tangents": [1.2, 1.2]}, counts, tangent)
     # Two coarse problems forward and one back, each of 12 slices.
@@ -174,8 +196,8 @@ def test_costs_are_read_from_phases_and_counts_of_all_ranks():
 
 
 def test_costs_of_a_share_lie_on_the_line_through_two_that_were_measured():
-    whole = Costs(4.0, 8.0, 0.0, 1.0, 2.0, 0.0, 0.5)
-    half = Costs(3.0, 4.0, 0.0, 0.6, 1.0, 0.0, 0.4)
+    whole = Costs(4.0, 8.0, 0.0, 1.0, 2.0, 0.0, 0.0, 0.5)
+    half = Costs(3.0, 4.0, 0.0, 0.6, 1.0, 0.0, 0.0, 0.4)
     quarter = for_share(whole, half, 0.25)
     assert quarter.fine_s == pytest.approx(2.5) and quarter.pulled_s == pytest.approx(2.0)
     assert for_share(whole, half, 1.0) == pytest.approx(whole)
@@ -217,7 +239,7 @@ def test_what_a_step_does_is_read_from_the_config():
     basis = 'time.basis={kind="pod", rank=4, new=2}'
     changes = ['time.method="tangent"', basis, "time.tracking={}"]
     tangent = step_shape(parse_config(CONFIG, changes), (1.0, 1.0))
-    assert tangent.tracked and not tangent.walks and tangent.on_first == 2
+    assert tangent.tracked and not tangent.walks and tangent.n_solves == 2
     changes[1] = 'time.basis={kind="pod", rank=4, complement=true}'
     assert step_shape(parse_config(CONFIG, changes), (1.0, 1.0)).walks
     assert step_shape(parse_config(CONFIG, ["time.n_slices=1"]), (0, 0)).method == "serial"

@@ -72,14 +72,14 @@ class Clocks:
         self.spent[WAIT] = self.spent[WAIT] + turn(idle - received)
         self.now = turn(done)
 
-    def shift(self, n_bytes: float, *, rightwards: bool) -> None:
-        """Every rank hands a state to its neighbour at the same time."""
-        if self.n_time == 1:
+    def shift(self, n_bytes: float, *, rightwards: bool, distance: int = 1) -> None:
+        """Every rank hands something to the one so far on, all at the same time."""
+        if self.n_time <= distance:
             return
         turn: Callable[[Ranks], Ranks] = (lambda a: a) if rightwards else (lambda a: a[::-1])
         now, message_s = turn(self.now), self._network.message_s(n_bytes)
-        ready = np.maximum(now[1:], now[:-1])
-        self._meet(turn(np.concatenate([now[:1], ready])), message_s)
+        ready = np.maximum(now[distance:], now[:-distance])
+        self._meet(turn(np.concatenate([now[:distance], ready])), message_s)
 
     def reduce(self, n_bytes: float) -> None:
         """A sum or maximum over the ranks of all lines, known to all: to one rank and back."""

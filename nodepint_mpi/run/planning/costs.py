@@ -17,6 +17,9 @@ from nodepint_mpi.run.timing.trace import OTHER
 PULLED = 2.0
 """A coarse pull-back in coarse solves: it passes forward and back."""
 
+COMPOSED = 4.0
+"""Making one map of two, in walks through a slice."""
+
 ByRank = Mapping[str, Sequence[float]]
 
 
@@ -26,9 +29,9 @@ def step_shape(config: Config, sweeps: Sequence[float]) -> StepShape:
     method = "serial" if section.n_slices == 1 else section.method
     based = method in ("tangent", "reduced") and basis is not None
     walks = method == "parareal" or bool(based and basis.complement)
-    on_first = 0
+    n_solves = 0
     if based and not walks:
-        on_first = 2 if method == "tangent" and _n_new(config) else 1
+        n_solves = 2 if method == "tangent" and _n_new(config) else 1
     forward, back = (max(0, round(n)) for n in sweeps)
     return StepShape(
         n_slices=section.n_slices,
@@ -38,7 +41,8 @@ def step_shape(config: Config, sweeps: Sequence[float]) -> StepShape:
         adjoint_sweeps=back,
         judged=section.stopping.rule != "sweeps",
         walks=walks,
-        on_first=on_first,
+        n_solves=n_solves,
+        recurrence="slices" if basis is None else basis.recurrence,
         at_once=section.slices_at_once,
     )
 
@@ -60,7 +64,7 @@ def step_sizes(config: Config, info: Mapping[str, Any], n_data: int) -> Sizes:
     assert basis is not None  # the config is checked
     rank, n_new = min(basis.rank or size, size), _n_new(config)
     return sizes._replace(
-        matrices=n_samples * rank**2 * number,
+        maps=n_samples * rank * (rank + 1) * number,
         vectors=n_samples * rank * number,
         turn=min(n_new + OVERSAMPLING, size) * size * number,
         n_turn_sums=2 + POWER_ITERATIONS if n_new else 0,
@@ -90,18 +94,19 @@ def read_costs(seconds: ByRank, counts: ByRank, shape: StepShape) -> Costs:
         coarse_s=0.0,
         copulled_s=0.0,
         recurrence_s=0.0,
+        compose_s=0.0,
         other_s=other_s,
     )
     if shape.method in ("tangent", "reduced"):
         swept = shape.n_slices * (1 if shape.tracked else max(shape.sweeps, 1))
         costs = costs._replace(tangents_s=spent[TANGENTS] / swept)
     passes = done["coarse"] + PULLED * done["coarse_pulled"]
-    if shape.on_first:
-        solves = shape.on_first + 1
+    if shape.n_solves:
+        solves = shape.n_solves + 1
         if not shape.tracked:
-            solves = shape.on_first * shape.sweeps + shape.adjoint_sweeps
+            solves = shape.n_solves * shape.sweeps + shape.adjoint_sweeps
         recurrence_s = spent[COARSE] / max(solves * shape.n_slices, 1)
-        return costs._replace(recurrence_s=recurrence_s)
+        return costs._replace(recurrence_s=recurrence_s, compose_s=COMPOSED * recurrence_s)
     if not passes:
         return costs
     coarse_s = spent[COARSE] / passes

@@ -107,7 +107,7 @@ def limits(choice: Choice, network: Network) -> list[tuple[str, float]]:
         "the walk from slice to slice by coarse steps": costs._replace(
             coarse_s=0.0, copulled_s=0.0
         ),
-        "the coarse problem on the first rank": costs._replace(recurrence_s=0.0),
+        "the coarse problem in coordinates": costs._replace(recurrence_s=0.0, compose_s=0.0),
         "what all ranks do alike (update, encoder, loss)": costs._replace(other_s=0.0),
     }
     now = choice.simulated.step_s

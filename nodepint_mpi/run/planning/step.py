@@ -23,8 +23,9 @@ class Costs(NamedTuple):
     """Seconds on one rank with its share of the samples.
 
     Of a slice: `fine_s`, a fine solve; `pulled_s`, its pull-back; `tangents_s`, the tangents of a
-    sweep; `coarse_s` and `copulled_s`, the coarse propagator and its pull-back. `recurrence_s` is
-    of a slice in a coarse problem on the first rank. Of a step: `other_s`, which all ranks do.
+    sweep; `coarse_s` and `copulled_s`, the coarse propagator and its pull-back; in coordinates of a
+    basis `recurrence_s`, the walk through a slice's map, and `compose_s`, making one map of two. Of
+    a step: `other_s`, which all ranks do.
     """
 
     fine_s: float
@@ -33,16 +34,17 @@ class Costs(NamedTuple):
     coarse_s: float
     copulled_s: float
     recurrence_s: float
+    compose_s: float
     other_s: float
 
 
 class Sizes(NamedTuple):
-    """Bytes: of a state of all of a group's samples, the gradient, a slice's r x r matrices and
-    r-vectors of them, and one of the sums that turn the basis, of which there are so many."""
+    """Bytes: of a state of all of a group's samples, the gradient, a slice's affine maps of r
+    coordinates and r-vectors of them, and a sum that turns the basis, of which there are so many."""
 
     state: float
     gradient: float
-    matrices: float = 0.0
+    maps: float = 0.0
     vectors: float = 0.0
     turn: float = 0.0
     n_turn_sums: int = 0
@@ -53,7 +55,8 @@ class StepShape(NamedTuple):
 
     `tracked` steps do one sweep each way; others `sweeps` and `adjoint_sweeps`, and where `judged`
     a last fine solve for the jumps that are left. A sweep walks through coarse states where it
-    `walks`; else the first rank solves so many coarse problems in it, `on_first`, if any.
+    `walks`; else it solves so many problems in coordinates, `n_solves`, if any, in the way of
+    `recurrence`.
     """
 
     n_slices: int
@@ -63,7 +66,8 @@ class StepShape(NamedTuple):
     adjoint_sweeps: int = 1
     judged: bool = False
     walks: bool = True
-    on_first: int = 0
+    n_solves: int = 0
+    recurrence: str = "slices"
     at_once: int | None = None
 
 
@@ -158,19 +162,30 @@ def _correct(clocks: Clocks, costs: Costs, sizes: Sizes, shape: StepShape, *, fr
         slices = clocks.unsolved(front + 1)
         clocks.walk(COARSE, costs.coarse_s * slices, sizes.state, rightwards=True)
         return
-    for _ in range(shape.on_first):
-        _on_first(clocks, costs, sizes, shape, n_vectors_out=1)
+    for _ in range(shape.n_solves):
+        _tie(clocks, costs, sizes, shape, rightwards=True)
     clocks.shift(sizes.state, rightwards=True)
 
 
-def _on_first(clocks: Clocks, costs: Costs, sizes: Sizes, shape: StepShape, *, n_vectors_out: int):
-    """The coarse problem: matrices and a vector of every slice in, vectors out."""
-    widest = int(clocks.owned[0])
-    clocks.on_first(
-        costs.recurrence_s * shape.n_slices,
-        widest * (sizes.matrices + sizes.vectors),
-        widest * sizes.vectors * n_vectors_out,
-    )
+def _tie(clocks: Clocks, costs: Costs, sizes: Sizes, shape: StepShape, *, rightwards: bool) -> None:
+    """The coarse problem in coordinates: `parallel.coarse`, in its three ways."""
+    n_time, widest = clocks.n_time, int(clocks.owned[0])
+    if n_time == 1 or shape.recurrence == "slices":
+        walk_s = costs.recurrence_s * shape.n_slices
+        clocks.on_first(walk_s, widest * sizes.maps, widest * sizes.vectors)
+        return
+    clocks.work(COARSE, costs.compose_s * (clocks.owned - 1))
+    if shape.recurrence == "blocks":
+        clocks.on_first(costs.recurrence_s * n_time, sizes.maps, sizes.vectors)
+    else:
+        distance = 1
+        while distance < n_time - 1:
+            clocks.shift(sizes.maps, rightwards=rightwards, distance=distance)
+            clocks.work(COARSE, costs.compose_s)
+            distance *= 2
+        clocks.shift(sizes.vectors, rightwards=rightwards)
+    clocks.work(COARSE, costs.recurrence_s * clocks.owned)
+    clocks.reduce(NUMBERS)  # whether a correction was too long
 
 
 def _solve_adjoint(clocks: Clocks, costs: Costs, sizes: Sizes, shape: StepShape) -> None:
@@ -190,5 +205,5 @@ def _correct_cotangents(clocks: Clocks, costs: Costs, sizes: Sizes, shape: StepS
         clocks.walk(COARSE, costs.copulled_s * clocks.owned, sizes.state, rightwards=False)
         return
     clocks.shift(sizes.state, rightwards=False)
-    if shape.on_first:
-        _on_first(clocks, costs, sizes, shape, n_vectors_out=2)
+    if shape.n_solves:
+        _tie(clocks, costs, sizes, shape, rightwards=False)

@@ -18,7 +18,8 @@ def simulated_s(run: TimedRun, serial_s: float) -> float:
     Learned corrections are trained on one rank while the others wait.
     """
     n_slices = run.n_slices
-    costs = Costs(serial_s / n_slices, 0.0, 0.0, (run.coarse_s or 0.0) / n_slices, 0.0, 0.0, 0.0)
+    coarse_s = (run.coarse_s or 0.0) / n_slices
+    costs = Costs(serial_s / n_slices, 0.0, 0.0, coarse_s, 0.0, 0.0, 0.0, 0.0)
     shape = StepShape(n_slices, "parareal", tracked=False, sweeps=run.n_sweeps, at_once=1)
     clocks = Clocks(n_slices, n_slices, 1, NO_NETWORK)
     solve(clocks, costs, Sizes(state=0.0, gradient=0.0), shape)
