@@ -40,7 +40,7 @@ class Costs(NamedTuple):
 
 class Sizes(NamedTuple):
     """Bytes: of a state of all of a group's samples, the gradient, a slice's affine maps of r
-    coordinates and r-vectors of them, and a sum that turns the basis, of which there are so many."""
+    coordinates, its r-vectors, and a sum that turns the basis, of which there are so many."""
 
     state: float
     gradient: float
