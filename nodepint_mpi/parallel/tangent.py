@@ -17,7 +17,7 @@ from jaxtyping import Array, Inexact, Int
 from nodepint_mpi.core.basis import along, combine, lift, project, transfers
 from nodepint_mpi.core.complement import Split, walk_cocorrections, walk_corrections
 from nodepint_mpi.core.propagators import Propagator
-from nodepint_mpi.core.scopes import COARSE, TANGENTS
+from nodepint_mpi.core.scopes import COARSE, TANGENTS, scope
 from nodepint_mpi.core.sensitivity import propagate_directions, tangent_passes
 from nodepint_mpi.core.sweeps import BlockStates, count_unsolved, slices_finite
 from nodepint_mpi.core.transposed import BlockCotangents
@@ -145,18 +145,17 @@ class Tangent(AbstractSweeps):
             send_left(line.comm, lefts[0])
             return BlockCotangents(old.lefts + lefts, old.rights + rights)
         n_sample_axes = linear.basis.ndim - 1
-        misfits = pulled.rights - old.rights
+        with scope(TANGENTS):
+            matrices = transfers(linear.basis, linear.tangents)
+            misfits = along(linear.tangents, pulled.rights - old.rights, n_sample_axes)
         solved = solve_cocoordinates(
-            line.comm,
-            transfers(linear.basis, linear.tangents),
-            along(linear.tangents, misfits, n_sample_axes),
-            line.owned,
-            self.basis.recurrence,
+            line.comm, matrices, misfits, line.owned, self.basis.recurrence
         )
-        return BlockCotangents(
-            pulled.lefts + lift(linear.basis, solved.at_lefts),
-            pulled.rights + lift(linear.basis, solved.at_rights),
-        )
+        with scope(TANGENTS):
+            return BlockCotangents(
+                pulled.lefts + lift(linear.basis, solved.at_lefts),
+                pulled.rights + lift(linear.basis, solved.at_rights),
+            )
 
     def kept(self, memory):
         replicated = {"basis": memory.basis, "basis_sweeps": memory.n_sweeps}
@@ -223,8 +222,9 @@ class Tangent(AbstractSweeps):
             basis, mix = self.basis.turn(new, basis)
             if self.recycle:
                 fresh = self._tangents(line, old.starts, new)
-                both = jnp.concatenate([fresh, tangents], axis=1)
-                tangents = jnp.moveaxis(jnp.tensordot(mix, both, axes=(1, 1)), 0, 1)
+                with scope(TANGENTS):
+                    both = jnp.concatenate([fresh, tangents], axis=1)
+                    tangents = jnp.moveaxis(jnp.tensordot(mix, both, axes=(1, 1)), 0, 1)
         if not self.recycle:
             tangents = self._tangents(line, old.starts, basis)
         return TangentMemory(basis, tangents, k)
@@ -251,15 +251,13 @@ class Tangent(AbstractSweeps):
                 )
             send_right(line.comm, changes[-1])
             return changes, jnp.array(0), guarded
+        with scope(TANGENTS):
+            matrices, vectors = transfers(basis, tangents), project(basis, jumps)
         solved = solve_coordinates(
-            line.comm,
-            transfers(basis, tangents),
-            project(basis, jumps),
-            radius,
-            line.owned,
-            self.basis.recurrence,
+            line.comm, matrices, vectors, radius, line.owned, self.basis.recurrence
         )
-        changes = combine(tangents, solved.at_starts) + jumps
+        with scope(TANGENTS):
+            changes = combine(tangents, solved.at_starts) + jumps
         return changes, solved.n_damped, jnp.array(0)
 
 
