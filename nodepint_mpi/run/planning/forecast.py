@@ -65,8 +65,9 @@ def ways_of(config: Config, trials: Trials) -> list[Way]:
         changed = parse_config(config_text(config), trial.settings)
         shape = step_shape(changed, trial.sweeps)
         costs, half = costs_of(trial, shape), None
-        if trials.half is not None and not trial.settings:
-            of_half = costs_of(trials.half, step_shape(changed, trials.half.sweeps))
+        if trials.along_samples is not None and not trial.settings:
+            sweeps = trials.along_samples.sweeps
+            of_half = costs_of(trials.along_samples, step_shape(changed, sweeps))
             saved = [
                 part / all_ if all_ else 0.5 for all_, part in zip(costs, of_half, strict=True)
             ]
@@ -86,24 +87,29 @@ def costs_of(trial: Trial, shape: StepShape) -> Costs:
 
 
 def choices_for(
-    ways: Sequence[Way], n_ranks: int, network: Network, pair: Trial | None
+    ways: Sequence[Way], n_ranks: int, network: Network, measured: Mapping[Layout, Trial]
 ) -> list[Choice]:
-    """All ways on all grids of so many ranks, the fastest first. Local."""
+    """All ways on all grids of so many ranks, the fastest first. Local.
+
+    What was measured of the config as it is, on this network, takes the place of its forecast.
+    """
     found = []
     for way in ways:
         for layout in _layouts(n_ranks, way):
             fitting = _with_enough_slices(way, layout.n_time)
             if fitting is not None:
-                found.append(_choose(fitting, layout, network, pair))
+                found.append(_choose(fitting, layout, network, measured))
     return sorted(found, key=lambda choice: choice.step_s)
 
 
-def model_error(ways: Sequence[Way], network: Network, pair: Trial | None) -> float | None:
-    """How far the simulation of two ranks is from what was measured, relative. Local."""
-    if pair is None:
-        return None
-    simulated = _simulate(ways[0], Layout(2), network).step_s
-    return simulated / pair.seconds - 1
+def model_errors(
+    ways: Sequence[Way], network: Network, measured: Mapping[Layout, Trial]
+) -> dict[Layout, float]:
+    """How far simulations of several ranks are from what was measured, relative. Local."""
+    return {
+        layout: _simulate(ways[0], layout, network).step_s / trial.seconds - 1
+        for layout, trial in measured.items()
+    }
 
 
 def limits(choice: Choice, network: Network) -> list[tuple[str, float]]:
@@ -194,20 +200,14 @@ def _with_enough_slices(way: Way, n_time: int) -> Way | None:
     return way._replace(settings=settings, shape=shape, costs=costs, half=half, slices_tried=False)
 
 
-def _choose(way: Way, layout: Layout, network: Network, pair: Trial | None) -> Choice:
-    simulated, measured = _simulate(way, layout, network), None
+def _choose(way: Way, layout: Layout, network: Network, measured: Mapping[Layout, Trial]) -> Choice:
+    simulated, trial = _simulate(way, layout, network), None
     if way.slices_tried and layout == Layout(1):
-        measured = way.trial.seconds
-    elif way.slices_tried and not way.settings and layout == Layout(2) and pair is not None:
-        measured = pair.seconds
-    return Choice(
-        way,
-        layout,
-        simulated,
-        simulated.step_s if measured is None else measured,
-        measured is not None,
-        _memory(way, layout),
-    )
+        trial = way.trial
+    elif way.slices_tried and not way.settings:
+        trial = measured.get(layout)
+    step_s = simulated.step_s if trial is None else trial.seconds
+    return Choice(way, layout, simulated, step_s, trial is not None, _memory(way, layout))
 
 
 def _simulate(way: Way, layout: Layout, network: Network) -> Simulated:
