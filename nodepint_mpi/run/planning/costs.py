@@ -27,11 +27,12 @@ def step_shape(config: Config, sweeps: Sequence[int | float]) -> StepShape:
     """What a step of a config does, with sweeps forward and back as they were counted. Local."""
     section, basis = config.time, config.time.basis
     method = "serial" if section.n_slices == 1 else section.method
-    based = method in ("tangent", "reduced") and basis is not None
-    walks = method == "parareal" or bool(based and basis.complement)
-    n_solves = 0
-    if based and not walks:
-        n_solves = 2 if method == "tangent" and _n_new(config) else 1
+    walks, n_solves = method == "parareal", 0
+    if method in ("tangent", "reduced"):
+        assert basis is not None  # the config is checked
+        walks = basis.complement
+        if not walks:
+            n_solves = 2 if method == "tangent" and _n_new(config) else 1
     forward, back = (max(0, round(n)) for n in sweeps)
     return StepShape(
         n_slices=section.n_slices,
