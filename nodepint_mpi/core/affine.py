@@ -1,8 +1,7 @@
 """Affine maps of r coordinates, x -> x M + v: applied one after the other, or made into one.
 
-A map is one array (*batch, rows, rank): the rows of M, and v below them, so that it travels as one
-message and composing is one product. A map that has the row v alone is constant: what comes before
-it does not matter.
+Transposed, the maps are x -> x M^T + v, and those of a horizon follow each other from the last to
+the first.
 """
 
 from typing import NamedTuple
@@ -10,6 +9,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int
+
+_EXACTLY = jax.lax.Precision.HIGHEST
+
+
+class Affine(NamedTuple):
+    """Maps with a matrix and a vector each; one without a matrix is constant."""
+
+    matrix: Inexact[Array, "*maps rank rank"] | None
+    vector: Inexact[Array, "*maps rank"]
 
 
 class Walked(NamedTuple):
@@ -19,87 +27,94 @@ class Walked(NamedTuple):
     after: Inexact[Array, "maps *batch rank"]
 
 
-def affine_maps(
-    matrices: Inexact[Array, "*batch rank rank"], vectors: Inexact[Array, "*batch rank"]
-) -> Inexact[Array, "*batch rows rank"]:
-    """The maps x -> x M + v. Local."""
-    return jnp.concatenate([matrices, vectors[..., None, :]], axis=-2)
+def pack(maps: Affine) -> Inexact[Array, "*maps rows rank"]:
+    """As one array for a message: the rows of the matrix, and the vector below. Local."""
+    vector = maps.vector[..., None, :]
+    return vector if maps.matrix is None else jnp.concatenate([maps.matrix, vector], axis=-2)
+
+
+def unpack(packed: Inexact[Array, "*maps rows rank"]) -> Affine:
+    """From what `pack` has made. Local."""
+    return Affine(packed[..., :-1, :] if packed.shape[-2] > 1 else None, packed[..., -1, :])
 
 
 def apply(
-    maps: Inexact[Array, "*batch rows rank"], x: Inexact[Array, "*batch rank"]
-) -> Inexact[Array, "*batch rank"]:
+    maps: Affine, x: Inexact[Array, "*maps rank"], *, transposed: bool
+) -> Inexact[Array, "*maps rank"]:
     """x M + v. Local."""
-    moved = jnp.einsum(
-        "...i,...ij->...j", x, maps[..., :-1, :], precision=jax.lax.Precision.HIGHEST
-    )
-    return moved + maps[..., -1, :]
+    if maps.matrix is None:
+        return maps.vector
+    subscripts = "...j,...ij->...i" if transposed else "...i,...ij->...j"
+    return jnp.einsum(subscripts, x, maps.matrix, precision=_EXACTLY) + maps.vector
 
 
-def compose(
-    first: Inexact[Array, "*batch rows rank"], second: Inexact[Array, "*batch all_rows rank"]
-) -> Inexact[Array, "*batch rows rank"]:
-    """The map that does what two do, one after the other; `first` may be constant. Local."""
-    both = jnp.matmul(first, second[..., :-1, :], precision=jax.lax.Precision.HIGHEST)
-    return both.at[..., -1, :].add(second[..., -1, :])
+def compose(first: Affine, second: Affine, *, transposed: bool) -> Affine:
+    """What the second does after the first; constant if one of them is. Local."""
+    vector, matrix = apply(second, first.vector, transposed=transposed), None
+    if first.matrix is not None and second.matrix is not None:
+        factors = (second.matrix, first.matrix) if transposed else (first.matrix, second.matrix)
+        matrix = jnp.matmul(*factors, precision=_EXACTLY)
+    return Affine(matrix, vector)
 
 
-def compose_all(
-    maps: Inexact[Array, "maps *batch rows rank"], *, reverse: bool
-) -> Inexact[Array, "*batch rows rank"]:
-    """The map that does what all do, from the first to the last or in `reverse`. Local."""
-    first, others = (maps[-1], maps[:-1]) if reverse else (maps[0], maps[1:])
+def compose_all(maps: Affine, *, transposed: bool) -> Affine:
+    """What all do one after the other. Local."""
+    one, rest = (-1, slice(None, -1)) if transposed else (0, slice(1, None))
+    first = jax.tree.map(lambda part: part[one], maps)
+    others = jax.tree.map(lambda part: part[rest], maps)
 
     def then(done, each):
-        return compose(done, each), None
+        return compose(done, each, transposed=transposed), None
 
-    return jax.lax.scan(then, first, others, reverse=reverse)[0]
+    return jax.lax.scan(then, first, others, reverse=transposed)[0]
 
 
 def walk(
-    maps: Inexact[Array, "maps *batch rows rank"],
+    maps: Affine | Inexact[Array, "maps *batch rows rank"],
     start: Inexact[Array, "*batch rank"],
     *,
-    reverse: bool,
+    transposed: bool,
 ) -> Walked:
-    """Apply the maps one after the other, from the first to the last or in `reverse`. Local."""
+    """Apply maps, open or packed, one after the other. Local."""
 
     def advance(x, each):
-        end = apply(each, x)
+        end = apply(_opened(each), x, transposed=transposed)
         return end, Walked(x, end)
 
-    return jax.lax.scan(advance, start, maps, reverse=reverse)[1]
+    return jax.lax.scan(advance, start, maps, reverse=transposed)[1]
 
 
 def walk_guarded(
-    maps: Inexact[Array, "maps *batch rows rank"],
+    maps: Affine | Inexact[Array, "maps *batch rows rank"],
     start: Inexact[Array, "*batch rank"],
     radius: Float[Array, ""] | None,
     *,
-    reverse: bool,
+    transposed: bool,
 ) -> tuple[Walked, Int[Array, ""]]:
     """`walk` by guarded steps, and how many of them were cut. Local."""
 
     def advance(x, each):
-        end, is_cut = step_guarded(each, x, radius)
+        end, is_cut = step_guarded(_opened(each), x, radius, transposed=transposed)
         return end, (Walked(x, end), is_cut)
 
-    walked, is_cut = jax.lax.scan(advance, start, maps, reverse=reverse)[1]
+    walked, is_cut = jax.lax.scan(advance, start, maps, reverse=transposed)[1]
     return walked, jnp.sum(is_cut)
 
 
 def step_guarded(
-    maps: Inexact[Array, "*batch rows rank"],
-    x: Inexact[Array, "*batch rank"],
+    maps: Affine,
+    x: Inexact[Array, "*maps rank"],
     radius: Float[Array, ""] | None,
-) -> tuple[Inexact[Array, "*batch rank"], Bool[Array, ""]]:
+    *,
+    transposed: bool,
+) -> tuple[Inexact[Array, "*maps rank"], Bool[Array, ""]]:
     """x M + v, or v where that is not finite; what is longer than `radius` is cut to it. Local.
 
     Also tells whether any sample's coordinates were changed so.
     """
-    end = apply(maps, x)
+    end = apply(maps, x, transposed=transposed)
     finite = jnp.all(jnp.isfinite(end), axis=-1, keepdims=True)
-    end = jnp.where(finite, end, maps[..., -1, :])
+    end = jnp.where(finite, end, maps.vector)
     if radius is None:
         return end, jnp.any(~finite)
     length = jnp.linalg.norm(end, axis=-1, keepdims=True)
@@ -116,3 +131,7 @@ def needs_guard(
     if radius is None:
         return ~finite
     return ~finite | jnp.any(jnp.linalg.norm(after, axis=-1) > radius)
+
+
+def _opened(each: Affine | Array) -> Affine:
+    return each if isinstance(each, Affine) else unpack(each)

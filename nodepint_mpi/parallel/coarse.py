@@ -23,12 +23,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int
 
 from nodepint_mpi.core.affine import (
+    Affine,
     Walked,
-    affine_maps,
     compose,
     compose_all,
     needs_guard,
+    pack,
     step_guarded,
+    unpack,
     walk,
     walk_guarded,
 )
@@ -78,8 +80,8 @@ def solve_coordinates(
         owned: The slices of this rank.
         way: How to solve it.
     """
-    maps = affine_maps(transfers, residuals)
-    walked, n_cut = _solve(comm, maps, radius, owned, way, reverse=False)
+    maps = Affine(transfers, residuals)
+    walked, n_cut = _solve(comm, maps, radius, owned, way, transposed=False)
     return Coordinates(walked.before, n_cut)
 
 
@@ -106,19 +108,19 @@ def solve_cocoordinates(
         owned: The slices of this rank.
         way: How to solve it.
     """
-    maps = affine_maps(jnp.swapaxes(transfers, -1, -2), residuals)
-    walked, _ = _solve(comm, maps, None, owned, way, reverse=True)
+    maps = Affine(transfers, residuals)
+    walked, _ = _solve(comm, maps, None, owned, way, transposed=True)
     return Cocoordinates(at_lefts=walked.after, at_rights=walked.before)
 
 
 def _solve(
     comm: TimeComm,
-    maps: Array,
+    maps: Affine,
     radius: Array | None,
     owned: OwnedSlices,
     way: str,
     *,
-    reverse: bool,
+    transposed: bool,
 ) -> tuple[Walked, Int[Array, ""]]:
     """The walk from zero as far as it leads through the owned slices; on the first rank, steps cut.
 
@@ -126,73 +128,74 @@ def _solve(
     """
     if comm.size == 1:
         with scope(COARSE):
-            return walk_guarded(maps, _zero(maps), radius, reverse=reverse)
+            return walk_guarded(maps, _zero(maps), radius, transposed=transposed)
 
     def by_slices():
-        return _walk_on_first(comm, maps, radius, owned, reverse=reverse)
+        return _walk_on_first(comm, maps, radius, owned, transposed)
 
     if way == "slices":
         return by_slices()
-    start = BLOCK_STARTS[way](comm, maps, reverse)
     with scope(COARSE):
-        walked = walk(maps, start, reverse=reverse)
+        block = compose_all(maps, transposed=transposed)
+    start = BLOCK_STARTS[way](comm, block, transposed)
+    with scope(COARSE):
+        walked = walk(maps, start, transposed=transposed)
         guard = needs_guard(walked.after, radius)
     guard = max_over_ranks(comm, guard.astype(jnp.float32))
     return cond(guard > 0, by_slices, lambda: (walked, jnp.array(0)))
 
 
-def _walk_on_first(comm, maps, radius, owned, *, reverse) -> tuple[Walked, Int[Array, ""]]:
+def _walk_on_first(
+    comm: TimeComm, maps: Affine, radius: Array | None, owned: OwnedSlices, transposed: bool
+) -> tuple[Walked, Int[Array, ""]]:
     """Through all slices on the first rank; every rank gets back where its own ones start."""
-    every = gather_to_first(comm, maps, owned.n_slices)
+    every = gather_to_first(comm, pack(maps), owned.n_slices)
     before, n_cut = None, jnp.array(0)
     if every is not None:
         with scope(COARSE):
-            (before, _), n_cut = walk_guarded(every, _zero(every), radius, reverse=reverse)
-    before = scatter_from_first(comm, before, maps[..., -1, :], owned.n_slices)
+            walked, n_cut = walk_guarded(every, _zero(maps), radius, transposed=transposed)
+        before = walked.before
+    before = scatter_from_first(comm, before, maps.vector, owned.n_slices)
     with scope(COARSE):
-        return Walked(before, step_guarded(maps, before, radius)[0]), n_cut
+        after, _ = step_guarded(maps, before, radius, transposed=transposed)
+    return Walked(before, after), n_cut
 
 
-def _start_from_first(comm: TimeComm, maps: Array, reverse: bool) -> Array:
-    """Where the walk enters this rank's block: the first rank walks through composed maps."""
-    with scope(COARSE):
-        block = compose_all(maps, reverse=reverse)[None]
-    blocks = gather_to_first(comm, block, comm.size)
-    starts = None
+def _start_from_first(comm: TimeComm, block: Affine, transposed: bool) -> Array:
+    """Where the walk enters this rank's block: the first rank walks from block to block."""
+    blocks = gather_to_first(comm, pack(block)[None], comm.size)
+    zero, starts = jnp.zeros_like(block.vector), None
     if blocks is not None:
         with scope(COARSE):
-            starts = walk(blocks, _zero(blocks), reverse=reverse).before
-    return scatter_from_first(comm, starts, block[..., -1, :], comm.size)[0]
+            starts = walk(blocks, zero, transposed=transposed).before
+    return scatter_from_first(comm, starts, zero[None], comm.size)[0]
 
 
-def _start_by_doubling(comm: TimeComm, maps: Array, reverse: bool) -> Array:
+def _start_by_doubling(comm: TimeComm, block: Affine, transposed: bool) -> Array:
     """Where the walk enters this rank's block: maps of twice as many ranks in every round.
 
-    What reaches back to the beginning of the walk is constant, since that begins at zero.
+    A map that reaches back to the beginning of the walk is constant, since that begins at zero.
     """
-    shift = shift_left if reverse else shift_right
-    place = comm.size - 1 - comm.rank if reverse else comm.rank
-    with scope(COARSE):
-        so_far = compose_all(maps, reverse=reverse)
-    if place == 0:
-        so_far = so_far[..., -1:, :]
+    shift = shift_left if transposed else shift_right
+    place = comm.size - 1 - comm.rank if transposed else comm.rank
+    so_far = block._replace(matrix=None) if place == 0 else block
     distance = 1
     while distance < comm.size - 1:  # what the last rank would find nobody needs
-        like = so_far if place >= 2 * distance else so_far[..., -1:, :]
-        before = shift(comm, so_far, like, distance)
+        like = so_far if place >= 2 * distance else so_far._replace(matrix=None)
+        before = shift(comm, pack(so_far), pack(like), distance)
         if place >= distance:
             with scope(COARSE):
-                so_far = compose(before, so_far)
+                so_far = compose(unpack(before), so_far, transposed=transposed)
         distance *= 2
-    return shift(comm, so_far[..., -1, :], _zero(maps))
+    return shift(comm, so_far.vector, jnp.zeros_like(so_far.vector))
 
 
-BLOCK_STARTS: dict[str, Callable[[TimeComm, Array, bool], Array]] = {
+BLOCK_STARTS: dict[str, Callable[[TimeComm, Affine, bool], Array]] = {
     "blocks": _start_from_first,
     "scan": _start_by_doubling,
 }
 
 
-def _zero(maps: Array) -> Array:
+def _zero(maps: Affine) -> Array:
     """Where a walk through these maps begins."""
-    return jnp.zeros_like(maps[0, ..., -1, :])
+    return jnp.zeros_like(maps.vector[0])

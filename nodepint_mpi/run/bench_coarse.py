@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nodepint_mpi.core.affine import affine_maps, compose_all, walk_guarded
+from nodepint_mpi.core.affine import Affine, compose_all, pack, walk_guarded
 from nodepint_mpi.core.networks import make_dense
 from nodepint_mpi.core.partition import OwnedSlices, check_layout, own_slices
 from nodepint_mpi.core.propagators import FixedSteps, Propagator
@@ -138,15 +138,15 @@ def _time_case(
 
 def _time_pieces(seconds: Seconds, n_slices: int, rank: int, n_samples: int) -> dict[str, Any]:
     """What one rank needs for a slice: in the walk of rank 0, to compose its map, and in F."""
-    maps = affine_maps(*_maps(np.arange(n_slices), rank, n_samples))
-    start, radius = jnp.zeros_like(maps[0, :, -1]), jnp.array(RADIUS)
-    walk = jax.jit(lambda maps: walk_guarded(maps, start, radius, reverse=False))
-    compose = jax.jit(lambda maps: compose_all(maps, reverse=False))
+    maps = Affine(*_maps(np.arange(n_slices), rank, n_samples))
+    packed, start, radius = pack(maps), jnp.zeros_like(maps.vector[0]), jnp.array(RADIUS)
+    walk = jax.jit(lambda packed: walk_guarded(packed, start, radius, transposed=False))
+    compose = jax.jit(lambda maps: compose_all(maps, transposed=False))
     fine, starts, params = _fine_work(rank, n_samples)
     return {
         "rank": rank,
         "samples": n_samples,
-        "walk_slice_s": seconds(lambda: walk(maps)) / n_slices,
+        "walk_slice_s": seconds(lambda: walk(packed)) / n_slices,
         "compose_slice_s": seconds(lambda: compose(maps)) / n_slices,
         "fine_slice_s": seconds(lambda: fine(params, starts)) / TIMED_SLICES,
     }

@@ -31,7 +31,7 @@ def test_solved_slices_are_kept_and_not_propagated(front):
 
     coarse = Propagator(field, FixedSteps(diffrax.Euler(), 1))
     fine = Propagator(lambda t, u, args: -args * u + t, FixedSteps(RK4(), 8))
-    rate, ends = jnp.asarray(2.0), jnp.linspace(1.0, 2.0, N)[:, None] * jnp.ones(3)
+    rate, ends = jnp.asarray(2.0), jnp.linspace(1.0, 2.0, 3 * N).reshape(N, 3)
     starts = jnp.concatenate([jnp.full((1, 3), 0.9), ends[:-1]])
     fine_ends = propagate_block(fine, rate, starts, OWNED).end
     coarse_ends = coarse_block(coarse, rate, starts, OWNED)

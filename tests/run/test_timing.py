@@ -151,6 +151,7 @@ def test_a_program_tells_phases_channels_and_loops():
   %recv.3 = f64[2]{0} custom-call(%c), metadata={op_name="jit(step)/phase.reduce/channel.line/while(x)"}
   %add.4 = f64[2]{0} add(%c, %c)
   %send.5 = f64[2]{0} custom-call(%c), metadata={op_name="jit(step)/phase.send/channel.every_16/send"}
+  %copy.6 = f64[2]{0} fusion(%send.5), metadata={op_name="jit(step)/phase.send/channel.every_16/send"}
 """)  # noqa: E501
     assert program == {
         "fusion.1": Op("fine_adjoint", None, False),
@@ -158,6 +159,7 @@ def test_a_program_tells_phases_channels_and_loops():
         "recv.3": Op(REDUCE, LINE, False),
         "add.4": Op(None, None, False),
         "send.5": Op(SEND, every(16), False),
+        "copy.6": Op(SEND, None, False),
     }
 
 

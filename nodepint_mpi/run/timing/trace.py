@@ -63,9 +63,10 @@ def read_program(text: str) -> Program:
         instruction = _INSTRUCTION.match(line)
         if instruction:
             named = _OP_NAME.search(line)
-            path = named[1] if named else ""
-            container = _CONTAINER.search(line.partition("metadata=")[0]) is not None
-            ops[instruction[1]] = Op(scope_of(path), channel_of(path), container)
+            path, what = named[1] if named else "", line.partition("metadata=")[0]
+            # XLA gives the name of a message to a copy of what has arrived, too.
+            channel = channel_of(path) if " custom-call(" in what else None
+            ops[instruction[1]] = Op(scope_of(path), channel, _CONTAINER.search(what) is not None)
     return ops
 
 
