@@ -21,6 +21,7 @@ from nodepint_mpi.cli_common import (
     start_run,
     write_json,
 )
+from nodepint_mpi.cli_plan import plan, train_as_advised
 from nodepint_mpi.cli_report import compare, report
 from nodepint_mpi.cli_scaling import scaling
 from nodepint_mpi.config import Config, read_config
@@ -55,6 +56,10 @@ def cli(log_level: str) -> None:
     "--plain", is_flag=True,
     help="By one diffrax solve, jax.grad and optax instead, on one rank: for comparison.",
 )  # fmt: skip
+@click.option(
+    "--auto", is_flag=True,
+    help="Started without mpirun: do as `nodepint plan` says, on the cores that are here.",
+)  # fmt: skip
 @json_option
 def train(
     config_file: Path,
@@ -62,9 +67,17 @@ def train(
     out: Path | None,
     resume: str | None,
     plain: bool,
+    auto: bool,
     json_file: Path | None,
 ) -> None:
     """Train the experiment of CONFIG."""
+    if auto:
+        if plain or resume is not None:
+            raise ConfigError(
+                "`--auto` chooses how to begin: leave out `--plain`, and resume a run by its own "
+                "RUN_DIR/config.toml, on as many ranks as you like."
+            )
+        train_as_advised(config_file, overrides, out, json_file)
     flag = StopFlag().install()
 
     def read() -> Config:
@@ -247,7 +260,7 @@ def evaluate_reduced(file: Path, run_dir: Path, json_file: Path | None) -> None:
     finish(comms.control, result, json_file)
 
 
-for command in (bench, scaling, report, compare):
+for command in (bench, plan, scaling, report, compare):
     cli.add_command(command)
 
 

@@ -1,6 +1,8 @@
 """`nodepint bench ...`: the commands that measure."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -77,15 +79,34 @@ def overhead(repeats: int, json_file: Path | None) -> None:
     finish(comms.control, result, json_file)
 
 
+def numbers_option(name: str, default: str, told: str) -> Callable[[Any], Any]:
+    """An option that takes some whole numbers."""
+    return click.option(
+        name, default=default, show_default=True, metavar="N,...", callback=parse_ranks, help=told
+    )
+
+
 @bench.command()
+@numbers_option("--slices", "1024", "Numbers of slices.")
+@numbers_option("--basis-rank", "16", "Numbers of directions of the basis.")
+@numbers_option("--samples", "32", "Numbers of samples.")
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(3))
 @json_option
-def coarse(repeats: int, json_file: Path | None) -> None:
-    """Time the coarse problem of 1024 slices on one rank against a sweep's fine solves."""
+def coarse(
+    slices: tuple[int, ...],
+    basis_rank: tuple[int, ...],
+    samples: tuple[int, ...],
+    repeats: int,
+    json_file: Path | None,
+) -> None:
+    """Time the coarse problem alone, in all ways of `time.basis.recurrence`.
+
+    On the ranks it is started on, a core each, beside the fine solves of a sweep on one of them.
+    """
     comms = start_ranks()
     from nodepint_mpi.run.bench_coarse import format_coarse, run_coarse
 
-    result = run_coarse(comms, repeats)
+    result = run_coarse(comms, slices, basis_rank, samples, repeats)
     say(comms.control, format_coarse(result))
     finish(comms.control, result, json_file)
 
@@ -193,6 +214,37 @@ def compare_methods(
 
 
 @bench.command()
+@json_option
+def model(json_file: Path | None) -> None:
+    """Set the simulation of `nodepint plan` beside published times of parareal, 32 to 512 cores."""
+    from nodepint_mpi.run.planning.validation import format_validation, validate
+
+    rows = validate()
+    click.echo(format_validation(rows))
+    write_json(rows, json_file)
+
+
+@bench.command()
+@json_option
+def network(json_file: Path | None) -> None:
+    """Time messages between the ranks: what `nodepint plan --network` takes.
+
+    Start it on two ranks or more, on two nodes for the network between them.
+    """
+    comms = start_ranks()
+    from nodepint_mpi.run.planning.network import measure_network
+
+    found = measure_network(comms)
+    say(
+        comms.control,
+        f"a message takes {found.latency_s * 1e6:.3g} us and 1 s for "
+        f"{found.bandwidth / 1e9:.3g} GB: "
+        f"--network {found.latency_s:.2e},{found.bandwidth:.2e}",
+    )
+    finish(comms.control, found._asdict(), json_file)
+
+
+@bench.command()
 @click.argument("problem", default="burgers")
 @click.option(
     "--tol", default=1e-6, show_default=True, type=click.FloatRange(0, min_open=True),
@@ -211,9 +263,10 @@ def sweeps(
 
     Work is counted in fine-solve equivalents: field evaluations per slice over those of one fine
     solve of a slice. A sweep costs a fine solve of every unfinished slice, a pass for every
-    direction pushed and one for every 8 of them, and its coarse passes; what an implicit solver
-    does is counted by measured time. A serial solve has 1. The path is the same along the longest
-    chain of passes with a rank for every slice; a serial solve has the number of slices.
+    direction pushed and one for every 8 of them, and its coarse passes, those from slice to slice
+    for unfinished slices only; what an implicit solver does is counted by measured time. A serial
+    solve has 1. The path is the same along the longest chain of passes with a rank for every slice;
+    a serial solve has the number of slices.
     """
     comms = start_ranks()
     set_float64()

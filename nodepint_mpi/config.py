@@ -277,12 +277,15 @@ class Config(Section):
     def fingerprint(self) -> str:
         """Names the experiment: what must not change when a run is resumed. Local.
 
-        Length, output, time-outs and where it runs may change, and the number of ranks.
+        Length, output, time-outs and where it runs may change, the number of ranks, and how they
+        solve the coarse problem.
         """
         identity = self.model_dump(mode="json", exclude={"output", "problem"})
         where = ("data_ranks", "share_gpus", "cuda_mpi")
         for key in ("name", "n_steps", "hang_timeout_s", "compare_every", *where):
             del identity["run"][key]
+        if identity["time"]["basis"] is not None:
+            del identity["time"]["basis"]["recurrence"]
         if identity["loss"] is not None:
             del identity["loss"]["metrics"]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

@@ -87,6 +87,10 @@ class BasisSection(Section):
     for "jumps", else none, unless given). Directions below `drop` of the largest singular value
     are left out. `complement` lets `[time.coarse]` act on what lies outside the basis.
 
+    `recurrence` is how coordinates are tied together from slice to slice, with the same numbers to
+    round-off: rank 0 walks through all slices ("slices"), or from rank to rank through blocks of
+    them ("blocks"), or the ranks do it among themselves ("scan").
+
     For `tangent` alone: with `recycle` tangents of earlier sweeps are kept and only new ones taken,
     `precision` is the type they are computed in, `trust` the longest correction along the basis
     relative to the longest state (0 for no bound).
@@ -100,6 +104,7 @@ class BasisSection(Section):
     recycle: bool = True
     precision: Literal["float16", "bfloat16", "float32", "float64"] | None = None
     trust: NonNegativeFloat = 0.5
+    recurrence: Literal["slices", "blocks", "scan"] = "slices"
 
     @model_validator(mode="after")
     def _rank_of_the_kind(self):

@@ -55,6 +55,7 @@ def test_every_config_in_the_repository_survives_being_written_out(path):
         ("time.tracking.bound=0", "greater than 0"),
         ("time.tracking.max_sweep=2", "did you mean `time.tracking.max_sweeps`"),
         ("time.warm_start=true", "unknown key `time.warm_start`"),
+        ("time.basis={kind='jumps', rank=2, recurrence='tree'}", "'slices', 'blocks' or 'scan'"),
         ("time.relaxation={steps=3}", "it needs `data.times`"),
         ("time.relaxation={steps=3, start=1.0}", "less than 1"),
         ("time.relaxation={steps=3, end=1.5}", "less than or equal to 1"),
@@ -96,6 +97,12 @@ def test_a_file_that_is_no_config_is_refused(tmp_path):
 @pytest.mark.parametrize("override", ["run.n_steps=7", "output.keep=9", "run.name=b"])
 def test_length_and_output_do_not_make_another_experiment(override):
     assert parse_config(TEXT, [override]).fingerprint() == parse_config(TEXT).fingerprint()
+
+
+def test_how_the_coarse_problem_is_solved_may_change_between_starts():
+    ways = ["{kind='jumps', rank=2}", "{kind='jumps', rank=2, recurrence='scan'}"]
+    slices, scan = (parse_config(TEXT, [f"time.basis={way}"]) for way in ways)
+    assert slices != scan and slices.fingerprint() == scan.fingerprint()
 
 
 @pytest.mark.parametrize("override", ["run.seed=7", "network.width=9", "time.n_slices=5"])

@@ -77,13 +77,17 @@ LAYERS: dict[str, Layer] = {
         frozenset({"errors", "config_table", "run", "cli_common"}),
         frozenset({"click"}),
     ),
+    "cli_plan": Layer(
+        frozenset({"errors", "config", "run", "cli_common"}),
+        frozenset({"click", "mpi4py"}),
+    ),
     "cli_scaling": Layer(
         frozenset({"errors", "config_scaling", "run", "cli_common"}),
         frozenset({"click"}),
     ),
     "cli": Layer(
         frozenset({"core", "errors", "config", "parallel", "io", "run", "cli_common", "cli_bench"})
-        | {"cli_report", "cli_scaling"},
+        | {"cli_plan", "cli_report", "cli_scaling"},
         NUMERICS | {"click"},
     ),
     "__main__": Layer(frozenset({"cli", "errors", "parallel.guard"}), frozenset({"click"})),

@@ -33,27 +33,34 @@ def walk_corrections(
     jumps: Block,
     split: Split,
     incoming: State,
+    front: Int[Array, ""],
     owned: OwnedSlices,
 ) -> tuple[Block, Int[Array, ""]]:
     """Corrections at the ends of a block, from left to right, and how often one was not finite.
 
-    Local. `jumps` are zero left of the front, `incoming` is the correction at the block's start.
+    Local. `jumps` are zero left of the front, where nothing is to be corrected, and a slice costs
+    only its part of `coarse_block`. `incoming` is the correction at the block's start.
     """
     coarse_ends = coarse_block(coarse, params, starts, owned)
 
     def advance(change, row):
-        times, start, coarse_end, jump, tangents = row
-        inside = combine(tangents[None], project(split.basis, change)[None])[0]
-        moved, _ = finite_coarse_end(
-            coarse, params, start + in_complement(split.basis, change), times
-        )
-        end = jump + inside + (moved - coarse_end)
-        finite = jnp.all(jnp.isfinite(end))
-        end = jnp.where(finite, end, jump)
-        return end, (end, ~finite)
+        times, index, start, coarse_end, jump, tangents = row
+
+        def correct():
+            inside = combine(tangents[None], project(split.basis, change)[None])[0]
+            moved, _ = finite_coarse_end(
+                coarse, params, start + in_complement(split.basis, change), times
+            )
+            end = jump + inside + (moved - coarse_end)
+            finite = jnp.all(jnp.isfinite(end))
+            return jnp.where(finite, end, jump), ~finite
+
+        end, guarded = jax.lax.cond(index >= front, correct, lambda: (jump, jnp.array(False)))
+        return end, (end, guarded)
 
     t0, t1, ts = slice_times(owned, starts)
-    rows = ((t0, t1, ts[:, :0]), starts, coarse_ends, jumps, split.tangents)
+    indices = jnp.asarray(owned.indices)
+    rows = ((t0, t1, ts[:, :0]), indices, starts, coarse_ends, jumps, split.tangents)
     _, (ends, guarded) = jax.lax.scan(advance, incoming, rows)
     return ends, jnp.sum(guarded)
 

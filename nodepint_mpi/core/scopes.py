@@ -22,10 +22,24 @@ MESSAGES = (SEND, RECEIVE, REDUCE)
 
 RIGHTWARDS, LEFTWARDS, LINE, GRID = "rightwards", "leftwards", "line", "grid"
 CHANNELS = (RIGHTWARDS, LEFTWARDS, LINE, GRID)
-"""Who takes part in a message: a rank and its neighbour, those of a line, those of all lines."""
+"""Who takes part in a message: a rank and its neighbour, those of a line, those of all lines.
+
+Besides, `every(n)`: of a line, a rank and those n, 2 n, ... further on.
+"""
+_EVERY = "every_"
 
 _SCOPE = re.compile(rf"phase\.({'|'.join(SCOPES)})\b")
-_CHANNEL = re.compile(rf"channel\.({'|'.join(CHANNELS)})\b")
+_CHANNEL = re.compile(rf"channel\.({'|'.join(CHANNELS)}|{_EVERY}\d+)\b")
+
+
+def every(distance: int) -> str:
+    """The channel of ranks so far apart. Local."""
+    return f"{_EVERY}{distance}"
+
+
+def distance_of(channel: str) -> int | None:
+    """How far apart the ranks of a channel made by `every` are; None for the others. Local."""
+    return int(channel.removeprefix(_EVERY)) if channel.startswith(_EVERY) else None
 
 
 def scope(name: str) -> contextlib.AbstractContextManager[object]:

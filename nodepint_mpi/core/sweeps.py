@@ -189,7 +189,8 @@ def correct_block(
 
     U[n+1] <- F(U_old[n]) + (G(U[n]) - G(U_old[n])), with slices left of `front` kept and the slice
     at the front set to F exactly. A non-finite F falls back to G, a non-finite G to its start,
-    so a sweep over states far from the solution cannot poison the block.
+    so a sweep over states far from the solution cannot poison the block. Slices left of `front`
+    cost nothing; `count_unsolved` with `at_once=1` counts the others.
 
     Reference:
         Lions, Maday, Turinici (2001), C. R. Acad. Sci. 332, 661-668; in the form of Gander and
@@ -198,13 +199,19 @@ def correct_block(
 
     def advance(start, row):
         times, index, fine_end, old_end, old_coarse_end = row
-        coarse_end, guarded_coarse = finite_coarse_end(coarse, params, start, times)
-        candidate = fine_end + (coarse_end - old_coarse_end)
-        usable = jnp.all(jnp.isfinite(candidate))
-        end = jnp.where(usable, candidate, coarse_end)
-        end = jnp.where(index == front, fine_end, end)
-        end = jnp.where(index < front, old_end, end)
-        guarded = (index > front) & (guarded_coarse | ~usable)
+
+        def correct():
+            coarse_end, guarded_coarse = finite_coarse_end(coarse, params, start, times)
+            candidate = fine_end + (coarse_end - old_coarse_end)
+            usable = jnp.all(jnp.isfinite(candidate))
+            end = jnp.where(usable, candidate, coarse_end)
+            end = jnp.where(index == front, fine_end, end)
+            return end, coarse_end, (index > front) & (guarded_coarse | ~usable)
+
+        def keep():
+            return old_end, old_coarse_end, jnp.array(False)
+
+        end, coarse_end, guarded = jax.lax.cond(index >= front, correct, keep)
         return end, (BlockStates(start, end), coarse_end, guarded)
 
     rows = (

@@ -1,20 +1,51 @@
-"""The coarse problem: the first rank ties the slices together in r coordinates.
+"""The coarse problem: an affine recurrence in r coordinates ties the slices together.
 
-It receives r-vectors and r x r matrices, one for each slice and sample, and never a state. The
+It is made of r-vectors and r x r matrices, one for each slice and sample, and never of a state. The
 forward recurrence runs from left to right, the adjoint one through the transposes of the same
-matrices from right to left.
+matrices from right to left. Both are solved in one of three ways, which differ in round-off:
+
+    slices  the first rank receives the maps of all slices and walks through them
+    blocks  it receives one map a rank, composed of those of its slices, and tells every rank
+            where to start; the ranks then walk through their own slices
+    scan    the ranks compose their maps with those of the ranks 1, 2, 4, ... further on
+
+The last two are linear, but a correction that is too long is cut. Where the walks find that one is,
+all ranks take the walk through all slices instead.
+
+Reference:
+    Hillis, Steele (1986), Communications of the ACM 29, 1170-1183, for the scan.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int
 
+from nodepint_mpi.core.affine import (
+    Walked,
+    affine_maps,
+    compose,
+    compose_all,
+    needs_guard,
+    step_guarded,
+    walk,
+    walk_guarded,
+)
 from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.scopes import COARSE, scope
 from nodepint_mpi.parallel.comms import TimeComm
-from nodepint_mpi.parallel.exchange import bcast_from, gather_to_first, scatter_from_first
+from nodepint_mpi.parallel.exchange import (
+    gather_to_first,
+    max_over_ranks,
+    scatter_from_first,
+    shift_left,
+    shift_right,
+)
+from nodepint_mpi.parallel.tally import cond
+
+Recurrence = Literal["slices", "blocks", "scan"]
+"""The ways to solve a recurrence."""
 
 
 class Coordinates(NamedTuple):
@@ -34,32 +65,22 @@ def solve_coordinates(
     residuals: Inexact[Array, "owned *batch rank"],
     radius: Float[Array, ""] | None,
     owned: OwnedSlices,
+    way: Recurrence = "slices",
 ) -> Coordinates:
-    """c_0 = 0, c_{n+1} = A_n^T c_n + beta_n on the first rank. Collective over `comm`, inside jit.
+    """c_0 = 0, c_{n+1} = A_n^T c_n + beta_n. Collective over the grid, inside jit.
 
     Args:
         comm: Line of ranks along time.
         transfers: A_n of the owned slices, from `core.basis.transfers`.
         residuals: beta_n = V^T b_n, the jumps at the ends of the owned slices.
-        radius: Largest norm of a sample's coordinates; what is longer is cut to it, since a
-            linear model means nothing that far away. No bound if None.
+        radius: Largest norm of a sample's coordinates, equal on all ranks; what is longer is cut to
+            it, since a linear model means nothing that far away. No bound if None.
         owned: The slices of this rank.
+        way: How to solve it.
     """
-    matrices = gather_to_first(comm, transfers, owned.n_slices)
-    vectors = gather_to_first(comm, residuals, owned.n_slices)
-    every, n_damped = None, jnp.array(0)
-    if matrices is not None and vectors is not None:
-
-        def advance(c, row):
-            matrix, vector = row
-            end = jnp.einsum("...i,...ij->...j", c, matrix) + vector
-            end, cut = _bounded(end, vector, radius)
-            return end, (c, cut)
-
-        with scope(COARSE):
-            _, (every, cut) = jax.lax.scan(advance, jnp.zeros_like(vectors[0]), (matrices, vectors))
-        n_damped = jnp.sum(cut)
-    return Coordinates(scatter_from_first(comm, every, residuals, owned.n_slices), n_damped)
+    maps = affine_maps(transfers, residuals)
+    walked, n_cut = _solve(comm, maps, radius, owned, way, reverse=False)
+    return Coordinates(walked.before, n_cut)
 
 
 class Cocoordinates(NamedTuple):
@@ -74,48 +95,104 @@ def solve_cocoordinates(
     transfers: Inexact[Array, "owned *batch rank rank"],
     residuals: Inexact[Array, "owned *batch rank"],
     owned: OwnedSlices,
+    way: Recurrence = "slices",
 ) -> Cocoordinates:
-    """e_N = 0, e_n = A_n e_{n+1} + sigma_n on the first rank. Collective, inside jit.
+    """e_N = 0, e_n = A_n e_{n+1} + sigma_n. Collective over the grid, inside jit.
 
     Args:
         comm: Line of ranks along time.
         transfers: The A_n of the forward sweep.
         residuals: sigma_n, the residuals at the right edges seen along the tangents.
         owned: The slices of this rank.
+        way: How to solve it.
     """
-    matrices = gather_to_first(comm, transfers, owned.n_slices)
-    vectors = gather_to_first(comm, residuals, owned.n_slices)
-    lefts, rights = None, None
-    if matrices is not None and vectors is not None:
+    maps = affine_maps(jnp.swapaxes(transfers, -1, -2), residuals)
+    walked, _ = _solve(comm, maps, None, owned, way, reverse=True)
+    return Cocoordinates(at_lefts=walked.after, at_rights=walked.before)
 
-        def retreat(e, row):
-            matrix, vector = row
-            left = jnp.einsum("...ij,...j->...i", matrix, e) + vector
-            left, _ = _bounded(left, vector, None)
-            return left, (left, e)
 
-        first = jnp.zeros_like(vectors[0])
+def _solve(
+    comm: TimeComm,
+    maps: Array,
+    radius: Array | None,
+    owned: OwnedSlices,
+    way: str,
+    *,
+    reverse: bool,
+) -> tuple[Walked, Int[Array, ""]]:
+    """The walk from zero as far as it leads through the owned slices; on the first rank, steps cut.
+
+    Radius and guard are those of the walk through all slices, whichever the way.
+    """
+    if comm.size == 1:
         with scope(COARSE):
-            _, (lefts, rights) = jax.lax.scan(retreat, first, (matrices, vectors), reverse=True)
-    return Cocoordinates(
-        scatter_from_first(comm, lefts, residuals, owned.n_slices),
-        scatter_from_first(comm, rights, residuals, owned.n_slices),
-    )
+            return walk_guarded(maps, _zero(maps), radius, reverse=reverse)
+
+    def by_slices():
+        return _walk_on_first(comm, maps, radius, owned, reverse=reverse)
+
+    if way == "slices":
+        return by_slices()
+    start = BLOCK_STARTS[way](comm, maps, reverse)
+    with scope(COARSE):
+        walked = walk(maps, start, reverse=reverse)
+        guard = needs_guard(walked.after, radius)
+    guard = max_over_ranks(comm, guard.astype(jnp.float32))
+    return cond(guard > 0, by_slices, lambda: (walked, jnp.array(0)))
 
 
-def count_on_first(comm: TimeComm, count: Int[Array, ""]) -> Int[Array, ""]:
-    """A count of the first rank, on all ranks. Collective."""
-    return bcast_from(comm, count, 0)
+def _walk_on_first(comm, maps, radius, owned, *, reverse) -> tuple[Walked, Int[Array, ""]]:
+    """Through all slices on the first rank; every rank gets back where its own ones start."""
+    every = gather_to_first(comm, maps, owned.n_slices)
+    before, n_cut = None, jnp.array(0)
+    if every is not None:
+        with scope(COARSE):
+            (before, _), n_cut = walk_guarded(every, _zero(every), radius, reverse=reverse)
+    before = scatter_from_first(comm, before, maps[..., -1, :], owned.n_slices)
+    with scope(COARSE):
+        return Walked(before, step_guarded(maps, before, radius)[0]), n_cut
 
 
-def _bounded(end: Array, restart: Array, radius: Array | None) -> tuple[Array, Array]:
-    """Each sample's coordinates within the radius; from `restart` again where not finite."""
-    finite = jnp.all(jnp.isfinite(end), axis=-1, keepdims=True)
-    end = jnp.where(finite, end, restart)
-    if radius is None:
-        return end, jnp.any(~finite)
-    length = jnp.linalg.norm(end, axis=-1, keepdims=True)
-    outside = length > radius
-    return jnp.where(outside, end * (radius / jnp.where(outside, length, 1.0)), end), jnp.any(
-        outside | ~finite
-    )
+def _start_from_first(comm: TimeComm, maps: Array, reverse: bool) -> Array:
+    """Where the walk enters this rank's block: the first rank walks through composed maps."""
+    with scope(COARSE):
+        block = compose_all(maps, reverse=reverse)[None]
+    blocks = gather_to_first(comm, block, comm.size)
+    starts = None
+    if blocks is not None:
+        with scope(COARSE):
+            starts = walk(blocks, _zero(blocks), reverse=reverse).before
+    return scatter_from_first(comm, starts, block[..., -1, :], comm.size)[0]
+
+
+def _start_by_doubling(comm: TimeComm, maps: Array, reverse: bool) -> Array:
+    """Where the walk enters this rank's block: maps of twice as many ranks in every round.
+
+    What reaches back to the beginning of the walk is constant, since that begins at zero.
+    """
+    shift = shift_left if reverse else shift_right
+    place = comm.size - 1 - comm.rank if reverse else comm.rank
+    with scope(COARSE):
+        so_far = compose_all(maps, reverse=reverse)
+    if place == 0:
+        so_far = so_far[..., -1:, :]
+    distance = 1
+    while distance < comm.size - 1:  # what the last rank would find nobody needs
+        like = so_far if place >= 2 * distance else so_far[..., -1:, :]
+        before = shift(comm, so_far, like, distance)
+        if place >= distance:
+            with scope(COARSE):
+                so_far = compose(before, so_far)
+        distance *= 2
+    return shift(comm, so_far[..., -1, :], _zero(maps))
+
+
+BLOCK_STARTS: dict[str, Callable[[TimeComm, Array, bool], Array]] = {
+    "blocks": _start_from_first,
+    "scan": _start_by_doubling,
+}
+
+
+def _zero(maps: Array) -> Array:
+    """Where a walk through these maps begins."""
+    return jnp.zeros_like(maps[0, ..., -1, :])

@@ -14,7 +14,16 @@ from jaxtyping import Array, PyTree
 from mpi4py import MPI
 
 from nodepint_mpi.core.partition import owned_range
-from nodepint_mpi.core.scopes import GRID, LEFTWARDS, LINE, RECEIVE, REDUCE, RIGHTWARDS, SEND
+from nodepint_mpi.core.scopes import (
+    GRID,
+    LEFTWARDS,
+    LINE,
+    RECEIVE,
+    REDUCE,
+    RIGHTWARDS,
+    SEND,
+    every,
+)
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.tally import message
 
@@ -52,24 +61,28 @@ def in_order(comm: TimeComm, value: Array) -> Array:
     return value if comm.size == 1 else mpi4jax.allreduce(value, MPI.SUM, comm=MPI.COMM_SELF)
 
 
-def shift_right(comm: TimeComm, state: Array, fill: Array) -> Array:
-    """Everybody sends to the right at once; the first rank gets `fill`. Collective."""
-    return _shift(comm, state, fill, to=comm.rank + 1, source=comm.rank - 1)
+def shift_right(comm: TimeComm, state: Array, fill: Array, distance: int = 1) -> Array:
+    """Everybody sends so many ranks to the right at once. Collective.
+
+    Returns what arrived, shaped like `fill`, which a rank gets where nobody sends to it.
+    """
+    return _shift(comm, state, fill, comm.rank + distance, comm.rank - distance, distance)
 
 
-def shift_left(comm: TimeComm, state: Array, fill: Array) -> Array:
-    """Everybody sends to the left at once; the last rank gets `fill`. Collective."""
-    return _shift(comm, state, fill, to=comm.rank - 1, source=comm.rank + 1)
+def shift_left(comm: TimeComm, state: Array, fill: Array, distance: int = 1) -> Array:
+    """The same to the left. Collective."""
+    return _shift(comm, state, fill, comm.rank - distance, comm.rank + distance, distance)
 
 
-def _shift(comm: TimeComm, state: Array, fill: Array, *, to: int, source: int) -> Array:
+def _shift(comm: TimeComm, state: Array, fill: Array, to: int, source: int, distance: int) -> Array:
     sends, receives = 0 <= to < comm.size, 0 <= source < comm.size
+    among = LINE if distance == 1 else every(distance)
     if sends and receives:
-        with message(SEND, LINE, state):
+        with message(SEND, among, state):
             return mpi4jax.sendrecv(state, fill, source, to, comm=comm.mpi)
     if sends:
-        _send(comm, state, to, LINE)
-    return _receive(comm, fill, source, LINE) if receives else fill
+        _send(comm, state, to, among)
+    return _receive(comm, fill, source, among) if receives else fill
 
 
 def _send(comm: TimeComm, state: Array, to: int, among: str) -> None:
@@ -121,7 +134,7 @@ def gather_slices(comm: TimeComm, block: Array, n_slices: int) -> Array:
     block = _widened(comm, block, n_slices)
     with message(REDUCE, LINE, block):
         blocks = mpi4jax.allgather(block, comm=comm.mpi)
-    return jnp.concatenate([blocks[r, : len(own)] for r, own in _layout(comm, n_slices)])
+    return _joined(blocks, n_slices)
 
 
 def gather_to_first(comm: TimeComm, block: Array, n_slices: int) -> Array | None:
@@ -136,7 +149,7 @@ def gather_to_first(comm: TimeComm, block: Array, n_slices: int) -> Array | None
         blocks = mpi4jax.gather(block, 0, comm=comm.mpi)
     if comm.rank > 0:
         return None
-    return jnp.concatenate([blocks[r, : len(own)] for r, own in _layout(comm, n_slices)])
+    return _joined(blocks, n_slices)
 
 
 def scatter_from_first(comm: TimeComm, rows: Array | None, like: Array, n_slices: int) -> Array:
@@ -155,16 +168,32 @@ def scatter_from_first(comm: TimeComm, rows: Array | None, like: Array, n_slices
     dealt = jnp.zeros((widest, *like.shape[1:]), like.dtype)
     if comm.rank == 0:
         assert rows is not None
-        blocks = [rows[own.start : own.stop] for _, own in _layout(comm, n_slices)]
-        padding = [(0, 0)] * (rows.ndim - 1)
-        dealt = jnp.stack([jnp.pad(b, [(0, widest - len(b)), *padding]) for b in blocks])
+        dealt = _dealt(rows, comm.size)
     with message(REDUCE, LINE, *([dealt[1:]] if comm.rank == 0 else [])):
         return mpi4jax.scatter(dealt, 0, comm=comm.mpi)[: like.shape[0]]
 
 
-def _layout(comm: TimeComm, n_slices: int) -> list[tuple[int, range]]:
-    """Every rank with the slices it owns."""
-    return [(rank, owned_range(n_slices, comm.size, rank)) for rank in range(comm.size)]
+# Blocks have two lengths, see `owned_range`: a few operations do for any number of ranks.
+
+
+def _joined(blocks: Array, n_slices: int) -> Array:
+    """The slices of all blocks, (ranks, widest, ...), without what these are filled up with."""
+    n_ranks, widest, *shape = blocks.shape
+    share, n_wider = divmod(n_slices, n_ranks)
+    wider = blocks[:n_wider].reshape(n_wider * widest, *shape)
+    others = blocks[n_wider:, :share].reshape((n_ranks - n_wider) * share, *shape)
+    return jnp.concatenate([wider, others])
+
+
+def _dealt(rows: Array, n_ranks: int) -> Array:
+    """The blocks of all ranks, filled up to the length of the widest: the reverse."""
+    n_slices, *shape = rows.shape
+    share, n_wider = divmod(n_slices, n_ranks)
+    widest = share + (n_wider > 0)
+    wider = rows[: n_wider * widest].reshape(n_wider, widest, *shape)
+    others = rows[n_wider * widest :].reshape(n_ranks - n_wider, share, *shape)
+    padding = [(0, 0), (0, widest - share)] + [(0, 0)] * len(shape)
+    return jnp.concatenate([wider, jnp.pad(others, padding)])
 
 
 def _widened(comm: TimeComm, block: Array, n_slices: int) -> Array:

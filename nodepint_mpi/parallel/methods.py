@@ -23,6 +23,7 @@ from nodepint_mpi.core.sweeps import (
     coarse_block,
     coarse_chain_block,
     correct_block,
+    count_unsolved,
     replace_ends,
 )
 from nodepint_mpi.core.transposed import (
@@ -235,7 +236,7 @@ class Parareal(AbstractSweeps):
 
     def correct(self, line, initial, old, fine_ends, front, memory):
         incoming = recv_left(line.comm, initial)
-        with work(COARSE, Tally(coarse=line.owned.n_owned)):
+        with work(COARSE, Tally(coarse=count_unsolved(front, line.owned, at_once=1))):
             states, coarse_ends, guarded = correct_block(
                 self.coarse,
                 line.params,

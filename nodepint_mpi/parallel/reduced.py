@@ -3,7 +3,8 @@
     U[n+1] <- F(U_old[n]) + V g_n(V^T U[n]) - V g_n(V^T U_old[n])
 
 The first rank walks through c[n+1] = V^T F(U_old[n]) + g_n(c[n]) - g_n(V^T U_old[n]) in r
-coordinates; every rank forms its states from its own fine ends.
+coordinates; every rank forms its states from its own fine ends. The adjoint's recurrence is linear,
+and solved as `parallel.coarse` tells.
 """
 
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator
 from nodepint_mpi.core.scopes import COARSE, TANGENTS
 from nodepint_mpi.core.sweeps import (
     coarse_block,
+    count_unsolved,
     finite_coarse_end,
     slice_times,
     slices_finite,
@@ -131,7 +133,8 @@ class Reduced(AbstractSweeps):
             n_owned = line.owned.n_owned
             with work(COARSE, Tally(coarse=n_owned, reduced=n_owned)):
                 coarse_ends = coarse_block(both, line.params, old.starts, line.owned)
-            count(Tally(reduced=n_owned))  # parareal counts the other half of it
+            # Parareal counts the other half of it.
+            count(Tally(reduced=count_unsolved(front, line.owned, at_once=1)))
             corrected = parareal.correct(line, initial, old, fine_ends, front, coarse_ends)
             return corrected._replace(memory=ReducedMemory(basis, k + 1))
         targets = jnp.where(_column(index < front, old.ends), old.ends, fine_ends)
@@ -177,7 +180,9 @@ class Reduced(AbstractSweeps):
         pulled = with_lefts(line, outs)
         misfits = project(linear.basis, pulled.rights - old.rights)
         along = jnp.einsum("...ij,...j->...i", linear.transfers, misfits)
-        solved = solve_cocoordinates(line.comm, linear.transfers, along, line.owned)
+        solved = solve_cocoordinates(
+            line.comm, linear.transfers, along, line.owned, self.basis.recurrence
+        )
         return BlockCotangents(
             pulled.lefts + lift(linear.basis, solved.at_lefts),
             pulled.rights + lift(linear.basis, solved.at_rights),
@@ -216,23 +221,27 @@ class Reduced(AbstractSweeps):
         with work(COARSE, Tally(reduced=owned.n_owned)):
             old_ends = coarse_block(reduced, params, old, owned)
         given = project(basis, targets) - old_ends
-        first_coordinates = gather_to_first(line.comm, old, owned.n_slices)
-        given = gather_to_first(line.comm, given, owned.n_slices)
+        pairs = gather_to_first(line.comm, jnp.stack([old, given], axis=1), owned.n_slices)
         every, guarded = None, jnp.array(0)
-        if given is not None and first_coordinates is not None:
+        if pairs is not None:
+            all_old, all_given = pairs[:, 0], pairs[:, 1]
 
             def advance(c, row):
                 number, times, start, vector = row
                 c = jnp.where(number <= front, start, c)
-                end, broken = finite_coarse_end(reduced, params, c, times)
+                end, broken = jax.lax.cond(
+                    number >= front,
+                    lambda: finite_coarse_end(reduced, params, c, times),
+                    lambda: (c, jnp.array(False)),  # nothing is to be corrected there
+                )
                 return vector + end, (end, broken)
 
             edges = jnp.asarray(owned.all_edges, dtype=old.dtype)
             no_times = jnp.zeros((owned.n_slices, 0), old.dtype)
             times = (edges[:-1], edges[1:], no_times)
-            rows = (jnp.arange(owned.n_slices), times, first_coordinates, given)
-            with work(COARSE, Tally(reduced=owned.n_slices)):
-                _, (every, broken) = jax.lax.scan(advance, first_coordinates[0], rows)
+            rows = (jnp.arange(owned.n_slices), times, all_old, all_given)
+            with work(COARSE, Tally(reduced=owned.n_slices - jnp.maximum(front, 0))):
+                _, (every, broken) = jax.lax.scan(advance, all_old[0], rows)
             guarded = jnp.sum(broken)
         ends = scatter_from_first(line.comm, every, old_ends, owned.n_slices)
         return ends - old_ends, guarded

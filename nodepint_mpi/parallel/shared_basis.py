@@ -17,6 +17,7 @@ from nodepint_mpi.core.basis import (
 )
 from nodepint_mpi.core.types import Block
 from nodepint_mpi.errors import ProblemError
+from nodepint_mpi.parallel.coarse import Recurrence
 from nodepint_mpi.parallel.directions import leading_directions
 from nodepint_mpi.parallel.methods import Line
 
@@ -35,6 +36,10 @@ class SharedBasis(eqx.Module):
 
     `n_batch_axes` leading axes of a state count samples, which share the basis. Directions with
     less than `drop` of the largest singular value are left out.
+
+    `recurrence` is how the coordinates of the slices are tied together: by the first rank alone
+    (`slices`), by the first rank between blocks (`blocks`), or by exchanges of all ranks (`scan`);
+    see `parallel.coarse`. The numbers are the same to round-off.
     """
 
     kind: BasisKind = eqx.field(static=True)
@@ -43,11 +48,17 @@ class SharedBasis(eqx.Module):
     n_batch_axes: int = eqx.field(static=True, default=0)
     drop: float = eqx.field(static=True, default=1e-4)
     seed: int = eqx.field(static=True, default=0)
+    recurrence: Recurrence = eqx.field(static=True, default="slices")
 
     def __check_init__(self):
         if self.kind not in get_args(BasisKind):
             known = ", ".join(map(repr, get_args(BasisKind)))
             raise ProblemError(f"A basis of kind {self.kind!r} is not known; choose among {known}.")
+        if self.recurrence not in get_args(Recurrence):
+            known = ", ".join(map(repr, get_args(Recurrence)))
+            raise ProblemError(
+                f"No recurrence is solved by {self.recurrence!r}; choose among {known}."
+            )
         if self.rank is None:
             if self.kind != "identity":
                 raise ProblemError(f"A basis of kind {self.kind!r} needs a rank.")

@@ -1,10 +1,10 @@
-"""The tangent method: exact or approximate derivatives of F on a shared basis, solved on rank 0.
+"""The tangent method: exact or approximate derivatives of F on a shared basis.
 
     U[n+1] <- F(U_old[n]) + (dF_n V) V^T (U[n] - U_old[n])
 
-With V the identity it is Newton's method (multiple shooting), with an empty V Picard's. The first
-rank solves c[n+1] = A_n c[n] + V^T b[n] with A_n = V^T dF_n V; every rank forms its corrections
-from its own tangents.
+With V the identity it is Newton's method (multiple shooting), with an empty V Picard's. The ranks
+solve c[n+1] = A_n c[n] + V^T b[n] with A_n = V^T dF_n V, as `parallel.coarse` tells; every rank
+forms its corrections from its own tangents.
 """
 
 from typing import NamedTuple
@@ -17,9 +17,9 @@ from jaxtyping import Array, Inexact, Int
 from nodepint_mpi.core.basis import along, combine, lift, project, transfers
 from nodepint_mpi.core.complement import Split, walk_cocorrections, walk_corrections
 from nodepint_mpi.core.propagators import Propagator
-from nodepint_mpi.core.scopes import COARSE, TANGENTS
+from nodepint_mpi.core.scopes import COARSE, TANGENTS, scope
 from nodepint_mpi.core.sensitivity import propagate_directions, tangent_passes
-from nodepint_mpi.core.sweeps import BlockStates, slices_finite
+from nodepint_mpi.core.sweeps import BlockStates, count_unsolved, slices_finite
 from nodepint_mpi.core.transposed import BlockCotangents
 from nodepint_mpi.core.types import Block
 from nodepint_mpi.errors import ProblemError
@@ -110,8 +110,8 @@ class Tangent(AbstractSweeps):
         usable = _column((index >= front) & finite, fine_ends)
         jumps = jnp.where(usable, fine_ends - old.ends, 0.0)
         radius = self._radius(line, old)
-        memory = self._turn(line, old, jumps, radius, memory)
-        changes, damped, guarded = self._corrections(line, old, jumps, radius, memory)
+        memory = self._turn(line, old, jumps, radius, front, memory)
+        changes, damped, guarded = self._corrections(line, old, jumps, radius, front, memory)
         ends = old.ends + changes
         ends = jnp.where(_column(index == front, ends), fine_ends, ends)
         ends = jnp.where(_column(index < front, ends), old.ends, ends)
@@ -145,17 +145,17 @@ class Tangent(AbstractSweeps):
             send_left(line.comm, lefts[0])
             return BlockCotangents(old.lefts + lefts, old.rights + rights)
         n_sample_axes = linear.basis.ndim - 1
-        misfits = pulled.rights - old.rights
+        with scope(TANGENTS):
+            matrices = transfers(linear.basis, linear.tangents)
+            misfits = along(linear.tangents, pulled.rights - old.rights, n_sample_axes)
         solved = solve_cocoordinates(
-            line.comm,
-            transfers(linear.basis, linear.tangents),
-            along(linear.tangents, misfits, n_sample_axes),
-            line.owned,
+            line.comm, matrices, misfits, line.owned, self.basis.recurrence
         )
-        return BlockCotangents(
-            pulled.lefts + lift(linear.basis, solved.at_lefts),
-            pulled.rights + lift(linear.basis, solved.at_rights),
-        )
+        with scope(TANGENTS):
+            return BlockCotangents(
+                pulled.lefts + lift(linear.basis, solved.at_lefts),
+                pulled.rights + lift(linear.basis, solved.at_rights),
+            )
 
     def kept(self, memory):
         replicated = {"basis": memory.basis, "basis_sweeps": memory.n_sweeps}
@@ -210,32 +210,35 @@ class Tangent(AbstractSweeps):
         return self.trust * max_over_ranks(line.comm, longest)
 
     def _turn(
-        self, line: Line, old: BlockStates, jumps: Block, radius, memory: TangentMemory
+        self, line: Line, old: BlockStates, jumps: Block, radius, front, memory: TangentMemory
     ) -> TangentMemory:
         """New directions for what the tangents in hand do not put right."""
         basis, tangents, k = memory
         assert tangents is not None  # there are some within a solve
         if self.basis.n_new:
-            predicted, _, _ = self._corrections(line, old, jumps, radius, memory)
+            predicted, _, _ = self._corrections(line, old, jumps, radius, front, memory)
             key = jax.random.fold_in(jax.random.key(self.basis.seed), k)
             new = self.basis.new_directions(line, key, jumps, predicted)
             basis, mix = self.basis.turn(new, basis)
             if self.recycle:
                 fresh = self._tangents(line, old.starts, new)
-                both = jnp.concatenate([fresh, tangents], axis=1)
-                tangents = jnp.moveaxis(jnp.tensordot(mix, both, axes=(1, 1)), 0, 1)
+                with scope(TANGENTS):
+                    both = jnp.concatenate([fresh, tangents], axis=1)
+                    tangents = jnp.moveaxis(jnp.tensordot(mix, both, axes=(1, 1)), 0, 1)
         if not self.recycle:
             tangents = self._tangents(line, old.starts, basis)
         return TangentMemory(basis, tangents, k)
 
-    def _corrections(self, line: Line, old: BlockStates, jumps: Block, radius, memory):
+    def _corrections(self, line: Line, old: BlockStates, jumps: Block, radius, front, memory):
         """Corrections at the ends of the owned slices; slices damped, and slices guarded."""
         basis, tangents, _ = memory
         assert tangents is not None  # there are some within a solve
         if self.use_complement:
             assert self.coarse is not None  # checked when made
             incoming = recv_left(line.comm, jnp.zeros_like(jumps[0]))
-            with work(COARSE, Tally(coarse=2 * line.owned.n_owned)):  # before and after the change
+            n_walked = count_unsolved(front, line.owned, at_once=1)
+            # All slices before the change, and those that change after it.
+            with work(COARSE, Tally(coarse=line.owned.n_owned + n_walked)):
                 changes, guarded = walk_corrections(
                     self.coarse,
                     line.params,
@@ -243,14 +246,18 @@ class Tangent(AbstractSweeps):
                     jumps,
                     Split(basis, tangents),
                     incoming,
+                    front,
                     line.owned,
                 )
             send_right(line.comm, changes[-1])
             return changes, jnp.array(0), guarded
+        with scope(TANGENTS):
+            matrices, vectors = transfers(basis, tangents), project(basis, jumps)
         solved = solve_coordinates(
-            line.comm, transfers(basis, tangents), project(basis, jumps), radius, line.owned
+            line.comm, matrices, vectors, radius, line.owned, self.basis.recurrence
         )
-        changes = combine(tangents, solved.at_starts) + jumps
+        with scope(TANGENTS):
+            changes = combine(tangents, solved.at_starts) + jumps
         return changes, solved.n_damped, jnp.array(0)
 
 

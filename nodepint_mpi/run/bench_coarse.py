@@ -1,112 +1,191 @@
-"""`nodepint bench coarse`: the first rank's work and memory beside one sweep's fine work."""
+"""`nodepint bench coarse`: the coarse problem alone, in its ways, beside a sweep's fine work."""
 
+import itertools
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nodepint_mpi.core.basis import project, transfers
+from nodepint_mpi.core.affine import affine_maps, compose_all, walk_guarded
 from nodepint_mpi.core.networks import make_dense
-from nodepint_mpi.core.partition import OwnedSlices, own_slices
+from nodepint_mpi.core.partition import OwnedSlices, check_layout, own_slices
 from nodepint_mpi.core.propagators import FixedSteps, Propagator
 from nodepint_mpi.core.runge_kutta import RK4
 from nodepint_mpi.core.sweeps import propagate_block
-from nodepint_mpi.errors import LayoutError
-from nodepint_mpi.parallel.coarse import solve_cocoordinates, solve_coordinates
+from nodepint_mpi.parallel.coarse import Recurrence, solve_cocoordinates, solve_coordinates
 from nodepint_mpi.parallel.comms import Comms
+from nodepint_mpi.parallel.tally import WORD_BYTES, counting
 from nodepint_mpi.run.step import batched_field, split_model
 
-N_SLICES, RANK, BATCH, WIDTH, FINE_STEPS = 1024, 16, 32, 64, 64
-STATE_SIZES = (1_000, 10_000, 100_000)
+WIDTH, FINE_STEPS = 64, 64
 TIMED_SLICES = 4  # the others take as long
+RADIUS = 1e3  # longer than any coordinates here: what is timed is the linear case
+
+Seconds = Callable[[Callable[[], Any]], float]
+"""Median seconds of a call."""
 
 
-def run_coarse(comms: Comms, repeats: int) -> dict[str, Any]:
-    """Time the r-dimensional recurrences of all slices and the fine solves of a few. One rank.
+def run_coarse(
+    comms: Comms,
+    n_slices: Sequence[int],
+    ranks: Sequence[int],
+    samples: Sequence[int],
+    repeats: int,
+) -> dict[str, Any]:
+    """Time the coarse problem, and the fine solves of a few slices. Collective over `comms`.
 
     The field is a multi-layer perceptron of r coordinates, the smallest state that has such a
-    basis and so the hardest case for the share. Bytes are those of the arrays that the first rank
-    gathers in a sweep, for states of `STATE_SIZES` entries.
+    basis and so the hardest case for the share.
+
+    Args:
+        comms: The run's communicators.
+        n_slices: Slices of the horizon; every combination with the other two is timed.
+        ranks: Directions of the basis.
+        samples: Samples that share it.
+        repeats: Calls of which the median counts.
 
     Raises:
-        LayoutError: on all ranks, if there are several.
+        LayoutError: on all ranks, if there are more ranks than slices.
     """
-    if comms.time.size > 1:
-        raise LayoutError("`nodepint bench coarse` times one rank: start it without mpirun")
-    keys = jax.random.split(jax.random.key(0), 3)
-    owned = own_slices(np.linspace(0.0, 1.0, N_SLICES + 1), 1, 0)
-    matrices = jax.random.normal(keys[0], (N_SLICES, BATCH, RANK, RANK)) / RANK**0.5 / 2
-    vectors = jax.random.normal(keys[1], (N_SLICES, BATCH, RANK))
-    radius = jnp.array(1e3)
-    forward = jax.jit(lambda a, b: solve_coordinates(comms.time, a, b, radius, owned).at_starts)
-    adjoint = jax.jit(lambda a, b: solve_cocoordinates(comms.time, a, b, owned).at_lefts)
-    fine, starts, params = _fine_work(keys[2])
-    seconds = {
-        "coarse, forward": _median_s(lambda: forward(matrices, vectors), repeats),
-        "coarse, adjoint": _median_s(lambda: adjoint(matrices, vectors), repeats),
-        "fine, all slices": _median_s(lambda: fine(params, starts), repeats)
-        / TIMED_SLICES
-        * N_SLICES,
-    }
-    work = seconds["fine, all slices"]
-    return {
-        "seconds": seconds,
-        "share": {name: value / work for name, value in seconds.items()},
-        "gathered_bytes": {size: _gathered_bytes(size) for size in STATE_SIZES},
-        "state_bytes": {size: N_SLICES * BATCH * size * vectors.itemsize for size in STATE_SIZES},
-    }
+    for number in n_slices:
+        check_layout(number, comms.time.size)
+
+    def seconds(run: Callable[[], Any]) -> float:
+        return _median_s(comms, run, repeats)
+
+    pieces, cases = [], []
+    for rank, n_samples in itertools.product(ranks, samples):
+        pieces.append(_time_pieces(seconds, max(n_slices), rank, n_samples))
+        for number in n_slices:
+            cases.append(_time_case(comms, seconds, number, rank, n_samples))
+            cases[-1]["fine_s"] = pieces[-1]["fine_slice_s"] * -(-number // comms.time.size)
+    return {"n_ranks": comms.time.size, "pieces": pieces, "cases": cases}
 
 
 def format_coarse(result: dict[str, Any]) -> str:
-    """Two tables: time, and bytes by size of the state. Local."""
+    """What a slice costs, then a row for each case and way. Local."""
     lines = [
-        f"N = {N_SLICES} slices, r = {RANK}, batch {BATCH}; fine: MLP of width {WIDTH}, "
-        f"{FINE_STEPS} RK4 steps a slice",
-        f"{'':18} {'s':>8} {'of fine':>8}",
+        f"{result['n_ranks']} rank(s); fine: MLP of width {WIDTH}, {FINE_STEPS} RK4 steps a slice",
+        f"{'r':>5} {'samples':>8} {'walk, us/slice':>15} {'compose, us/slice':>18} "
+        f"{'fine, us/slice':>15}",
     ]
-    for name, seconds in result["seconds"].items():
-        lines.append(f"{name:18} {seconds:8.4f} {result['share'][name]:8.2%}")
-    lines.append(f"{'state size':>18} {'gathered MB':>12} {'all states MB':>14}")
-    for size, gathered in result["gathered_bytes"].items():
-        states = result["state_bytes"][size]
-        lines.append(f"{size:18} {gathered / 1e6:12.1f} {states / 1e6:14.1f}")
+    for row in result["pieces"]:
+        lines.append(
+            f"{row['rank']:5} {row['samples']:8} {1e6 * row['walk_slice_s']:15.2f} "
+            f"{1e6 * row['compose_slice_s']:18.2f} {1e6 * row['fine_slice_s']:15.1f}"
+        )
+    lines.append(
+        f"{'slices':>6} {'r':>5} {'samples':>8} {'way':>7} {'forward, ms':>12} {'adjoint, ms':>12} "
+        f"{'of fine':>8} {'to rank 0, MB':>14} {'sent, MB':>9}"
+    )
+    for case in result["cases"]:
+        for way, done in case["ways"].items():
+            lines.append(
+                f"{case['n_slices']:6} {case['rank']:5} {case['samples']:8} {way:>7} "
+                f"{1e3 * done['forward_s']:12.3f} {1e3 * done['adjoint_s']:12.3f} "
+                f"{done['forward_s'] / case['fine_s']:8.2%} "
+                f"{done['gathered_bytes'] / 1e6:14.3f} {done['sent_bytes'] / 1e6:9.3f}"
+            )
+    lines.append(
+        "of fine: of a sweep's fine solves on one rank. to rank 0: maps, before the walk there; "
+        "sent: by all ranks, forward."
+    )
     return "\n".join(lines)
 
 
-def _fine_work(key: jax.Array) -> tuple[Callable, jax.Array, Any]:
+def gathered_bytes(way: Recurrence, n_ranks: int, n_slices: int, map_bytes: int) -> int:
+    """Bytes of the maps on the first rank, of which it has its own already. Local."""
+    n_maps = {"slices": n_slices, "blocks": n_ranks, "scan": 0}[way]
+    return 0 if n_ranks == 1 else n_maps * map_bytes
+
+
+def _time_case(
+    comms: Comms, seconds: Seconds, n_slices: int, rank: int, n_samples: int
+) -> dict[str, Any]:
+    """One horizon in all ways."""
+    comm = comms.time
+    owned = own_slices(np.linspace(0.0, 1.0, n_slices + 1), comm.size, comm.rank)
+    matrices, vectors = _maps(owned.indices, rank, n_samples)
+    map_bytes = (matrices[0].size + vectors[0].size) * vectors.itemsize
+    ways = {}
+    for way in get_args(Recurrence):
+
+        def forward(matrices, vectors, way=way):
+            with counting() as ledger:
+                solved = solve_coordinates(
+                    comm, matrices, vectors, jnp.array(RADIUS), owned, way
+                ).at_starts
+            return solved, ledger.tally.as_array()
+
+        def adjoint(matrices, vectors, way=way):
+            return solve_cocoordinates(comm, matrices, vectors, owned, way).at_lefts
+
+        forward, adjoint = jax.jit(forward), jax.jit(adjoint)
+        words = int(forward(matrices, vectors)[1][-1])
+        ways[way] = {
+            "forward_s": seconds(partial(forward, matrices, vectors)),
+            "adjoint_s": seconds(partial(adjoint, matrices, vectors)),
+            "gathered_bytes": gathered_bytes(way, comm.size, n_slices, map_bytes),
+            "sent_bytes": sum(comms.control.allgather(words)) * WORD_BYTES,
+        }
+    return {"n_slices": n_slices, "rank": rank, "samples": n_samples, "ways": ways}
+
+
+def _time_pieces(seconds: Seconds, n_slices: int, rank: int, n_samples: int) -> dict[str, Any]:
+    """What one rank needs for a slice: in the walk of rank 0, to compose its map, and in F."""
+    maps = affine_maps(*_maps(np.arange(n_slices), rank, n_samples))
+    start, radius = jnp.zeros_like(maps[0, :, -1]), jnp.array(RADIUS)
+    walk = jax.jit(lambda maps: walk_guarded(maps, start, radius, reverse=False))
+    compose = jax.jit(lambda maps: compose_all(maps, reverse=False))
+    fine, starts, params = _fine_work(rank, n_samples)
+    return {
+        "rank": rank,
+        "samples": n_samples,
+        "walk_slice_s": seconds(lambda: walk(maps)) / n_slices,
+        "compose_slice_s": seconds(lambda: compose(maps)) / n_slices,
+        "fine_slice_s": seconds(lambda: fine(params, starts)) / TIMED_SLICES,
+    }
+
+
+def _maps(indices: np.ndarray, rank: int, n_samples: int) -> tuple[jax.Array, jax.Array]:
+    """Matrices and vectors of some slices, under which coordinates stay of their size."""
+
+    def draw(index):
+        key, other = jax.random.split(jax.random.fold_in(jax.random.key(0), index))
+        matrix = jax.random.normal(key, (n_samples, rank, rank)) / rank**0.5 / 2
+        return matrix, jax.random.normal(other, (n_samples, rank))
+
+    return jax.vmap(draw)(jnp.asarray(indices))
+
+
+def _fine_work(rank: int, n_samples: int) -> tuple[Callable, jax.Array, Any]:
     """Fine solves of a few slices, as a sweep does them."""
+    key = jax.random.key(1)
     model = make_dense(
-        key, input_shape=(RANK,), output_size=RANK, width=WIDTH, depth=2,
+        key, input_shape=(rank,), output_size=rank, width=WIDTH, depth=2,
         activation="tanh", time_dependent=False, positive=False,
     )  # fmt: skip
     params, static = split_model(model)
     propagator = Propagator(batched_field(static.processor), FixedSteps(RK4(), FINE_STEPS))
     owned: OwnedSlices = own_slices(np.linspace(0.0, 1.0, TIMED_SLICES + 1), 1, 0)
     dtype = jax.tree.leaves(params)[0].dtype
-    starts = jax.random.normal(key, (TIMED_SLICES, BATCH, RANK), dtype)
+    starts = jax.random.normal(key, (TIMED_SLICES, n_samples, rank), dtype)
     fine = jax.jit(lambda params, u: propagate_block(propagator, params, u, owned).end)
     return fine, starts, params.processor
 
 
-def _gathered_bytes(size: int) -> int:
-    """Bytes of what all ranks together send to the first one in a sweep."""
-    basis = jax.ShapeDtypeStruct((RANK, size), float)
-    tangents = jax.ShapeDtypeStruct((N_SLICES, RANK, BATCH, size), float)
-    jumps = jax.ShapeDtypeStruct((N_SLICES, BATCH, size), float)
-    gathered = jax.eval_shape(transfers, basis, tangents), jax.eval_shape(project, basis, jumps)
-    return sum(array.size * array.dtype.itemsize for array in gathered)
-
-
-def _median_s(run: Callable[[], Any], repeats: int) -> float:
-    """Median time of a call, after one that compiles."""
+def _median_s(comms: Comms, run: Callable[[], Any], repeats: int) -> float:
+    """Median time of a call on the slowest rank, after one that compiles. Collective."""
     jax.block_until_ready(run())
     times = []
     for _ in range(repeats):
+        comms.control.Barrier()
         began = time.perf_counter()
         jax.block_until_ready(run())
-        times.append(time.perf_counter() - began)
+        times.append(max(comms.control.allgather(time.perf_counter() - began)))
     return statistics.median(times)

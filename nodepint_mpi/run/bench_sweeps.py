@@ -235,10 +235,10 @@ def judge_sweeps(
     cost, fallback = costs
     errors, tangents, damped, fell_back, gradient_errors, linearised = map(np.asarray, sweeps)
     n_slices, k = case.n_slices, np.arange(case.n_sweeps + 1)
-    walked = np.where(fell_back, fallback.walked, cost.walked)
+    unsolved = (n_slices - k[:-1]) / n_slices
+    walked = unsolved * np.where(fell_back, fallback.walked, cost.walked)
     spread = np.where(fell_back, fallback.walked, cost.spread)
     pushed = tangent_passes(tangents) * cost.tangent
-    fine = (n_slices - k[:-1]) / n_slices
 
     n_used = int(np.argmax(errors <= tol)) or case.n_sweeps
 
@@ -249,7 +249,7 @@ def judge_sweeps(
     return {
         "forward": _reached(
             errors,
-            summed(cost.first, fine + walked + spread),
+            summed(cost.first, unsolved + walked + spread),
             summed(n_slices * cost.first, 1 + n_slices * walked + spread),
             tol,
         ),

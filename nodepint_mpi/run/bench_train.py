@@ -5,34 +5,17 @@ whatever else the machine does meets all of them. Importing this module loads ne
 """
 
 import itertools
-import json
 import statistics
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from nodepint_mpi.config import Config
-from nodepint_mpi.errors import ConfigError, NodepintError
-from nodepint_mpi.run.child import cores_for, find_mpirun, run_for_json
+from nodepint_mpi.errors import ConfigError
+from nodepint_mpi.run.child import cores_for
+from nodepint_mpi.run.contest import Contestant, run_contestant, step_seconds
 from nodepint_mpi.run.contestant import COMPILED_STEPS
-from nodepint_mpi.run.directory import config_text
 from nodepint_mpi.run.doctor_ranks import in_job
 from nodepint_mpi.run.peers import can_torchdiffeq
-
-
-class Contestant(NamedTuple):
-    """Who trains ("ours", "plain" or "torchdiffeq"), on how many ranks, each pinned to a core.
-
-    `data_ranks` of them share the samples, the others the time slices.
-    """
-
-    name: str
-    kind: str
-    n_ranks: int = 1
-    pinned: bool = True
-    data_ranks: int = 1
 
 
 def run_bench_train(
@@ -86,8 +69,11 @@ def run_bench_train(
                 "run": config.run.model_copy(update={"seed": seed, "data_ranks": one.data_ranks}),
             }
         )
-        runs[one.name].append(_train(seeded, one, n_steps, cores, timeout_s))
-        seconds = _step_seconds(runs[one.name][-1])
+        run = run_contestant(
+            seeded, one, n_steps, cores, timeout_s=timeout_s, n_checks=8, scored=True
+        )
+        runs[one.name].append(run)
+        seconds = step_seconds(runs[one.name][-1])
         report(f"{repeat + 1} of {repeats}: {one.name}: {seconds * 1e3:.2f} ms a step")
     return judge(config.run.name, n_steps, contestants, runs)
 
@@ -116,7 +102,7 @@ def judge(
             for run, target in zip(some, targets, strict=True)
         ]
         finals = [statistics.fmean(run["losses"][-last:]) for run in some]
-        step_s = statistics.median(_step_seconds(run) for run in some)
+        step_s = statistics.median(step_seconds(run) for run in some)
         # Of all steps, so that those with a serial gradient or more sweeps have their share.
         mean_s = statistics.median(_mean_seconds(run) for run in some)
         steps = None if None in reached else statistics.median(n for n in reached if n)
@@ -126,7 +112,7 @@ def judge(
             "n_ranks": one.n_ranks,
             "step_s": step_s,
             "mean_step_s": mean_s,
-            "spread_s": [min(map(_step_seconds, some)), max(map(_step_seconds, some))],
+            "spread_s": [min(map(step_seconds, some)), max(map(step_seconds, some))],
             "final_losses": finals,
             "worst_loss_ratio": max(
                 (final / target for final, target in zip(finals, targets, strict=True)),
@@ -187,34 +173,10 @@ def format_bench_train(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _train(
-    config: Config, one: Contestant, n_steps: int, cores: Sequence[int], timeout_s: float
-) -> dict[str, Any]:
-    """Let one contestant train in a process or job of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "request.json"
-        request = {"config": config_text(config), "kind": one.kind, "n_steps": n_steps}
-        file.write_text(json.dumps(request | {"n_checks": 8}))
-        command = [sys.executable, "-m", "nodepint_mpi.run.contestant", str(file)]
-        if one.pinned:
-            command.append(",".join(map(str, cores[: one.n_ranks])))
-        if one.n_ranks > 1:
-            command = [find_mpirun(), "-n", str(one.n_ranks), *command]
-        result, why = run_for_json(command, timeout_s)
-    if result is None:
-        raise NodepintError(f"{one.name} failed: {why}")
-    return result
-
-
 def _median_share(runs: list[dict[str, Any]], name: str) -> float | None:
     """Of the runs whose steps could be profiled."""
     known = [run[name] for run in runs if run[name] is not None]
     return statistics.median(known) if known else None
-
-
-def _step_seconds(run: dict[str, Any]) -> float:
-    seconds = run["seconds"]
-    return statistics.median(seconds[min(COMPILED_STEPS, len(seconds) - 1) :])
 
 
 def _mean_seconds(run: dict[str, Any]) -> float:

@@ -59,7 +59,9 @@ def build_basis(
     n_new = section.new
     if n_new is None:
         n_new = section.rank if section.kind == "jumps" and section.rank is not None else 0
-    return SharedBasis(kind, section.rank, n_new, n_batch_axes, section.drop, seed)
+    return SharedBasis(
+        kind, section.rank, n_new, n_batch_axes, section.drop, seed, section.recurrence
+    )
 
 
 def build_method(

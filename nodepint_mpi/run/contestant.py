@@ -1,4 +1,4 @@
-"""One contestant of `nodepint bench train`, in a process or job of its own.
+"""Some steps of training by one contestant, in a process or job of its own; see `run.contest`.
 
 python -m nodepint_mpi.run.contestant REQUEST.json [CORE,...] trains as it is asked to, and rank 0
 prints the result as JSON. With cores, each rank takes the one of its local rank, and one thread.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 COMPILED_STEPS = 3
 """The first steps compile: they count as the median step."""
 PROFILED_STEPS = 4
-"""Steps after those that are timed, for the shares of messages and coarse steps."""
+"""Steps after those that are timed, for the shares of its phases."""
 
 
 def contend(request: dict[str, Any]) -> dict[str, Any]:
@@ -30,8 +30,8 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         request: `config` (TOML text), `kind` (whose step: "ours", "plain" or "torchdiffeq"),
-            `n_steps`, and `n_checks`, how often our gradient is compared with the serial one,
-            outside of the times.
+            `n_steps`; `n_checks`, how often our gradient is compared with the serial one, outside
+            of the times; whether the model is `scored` at the end; whether `network` is timed.
     """
     import jax
     import numpy as np
@@ -41,6 +41,7 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
     from nodepint_mpi.run.evaluate import evaluate
     from nodepint_mpi.run.peers import Torch
     from nodepint_mpi.run.plain import make_plain_loss, make_plain_stepper
+    from nodepint_mpi.run.planning.network import measure_network
     from nodepint_mpi.run.setup import fresh_state, set_up
     from nodepint_mpi.run.tracking import make_stepper, relative_error
 
@@ -75,32 +76,31 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
         if wanted is not None:
             errors.append(relative_error(taken.gradient, wanted))
     peaks = comms.control.allgather(peak or peak_bytes())
-    message_share, coarse_share = (
-        _shares(experiment, stepper, state, n_steps) if ours else (0.0, None)
-    )
+    shares, counts = _profiled(experiment, stepper, state, n_steps) if ours else (None, None)
     return {
         "losses": losses,
         "seconds": comms.control.bcast(seconds),
         "sweeps": np.mean(sweeps[n_steps // 2 :], axis=0).tolist(),
         "serial_steps": n_serial,
         "gradient_errors": errors,
-        "message_share": message_share,
-        "coarse_share": coarse_share,
-        "scores": evaluate(comms, experiment, state.params),
+        "shares": shares,
+        "counts": counts,
+        "message_share": None if shares is None else _message_share(shares),
+        "coarse_share": None if shares is None else _coarse_share(shares, comms.time.n_groups),
+        "scores": evaluate(comms, experiment, state.params) if request["scored"] else {},
+        "network": measure_network(comms) if request["network"] and comms.time.size > 1 else None,
         "peak_bytes": max(peaks),
         "n_ranks": comms.control.size,
     }
 
 
-def _shares(experiment: "Experiment", stepper: "Stepper", state: "TrainState", step: int):
-    """Shares of a step in messages, a mean over the ranks, and in the coarse steps of a line.
+def _profiled(experiment: "Experiment", stepper: "Stepper", state: "TrainState", step: int):
+    """Shares of a step by phase, and its counts, for every rank. Collective.
 
-    Collective. None where no step could be profiled.
+    None where no step could be profiled.
     """
-    from nodepint_mpi.core.scopes import COARSE, MESSAGES
-    from nodepint_mpi.run.timing.record import phase_shares
+    from nodepint_mpi.run.timing.record import phase_shares, profiled_counts
     from nodepint_mpi.run.timing.sampling import Sampler
-    from nodepint_mpi.run.timing.waits import WAIT
 
     comms = experiment.comms
     sampler = Sampler(comms.control)
@@ -109,13 +109,23 @@ def _shares(experiment: "Experiment", stepper: "Stepper", state: "TrainState", s
         taken = sampler.profiled(lambda k=k, batch=batch: stepper.take(state, batch, k), k)
         if taken.serial:  # a check of the gradient
             sampler.forget(k)
-    samples, n_groups = comms.control.allgather(sampler.samples), comms.time.n_groups
-    shares = phase_shares(samples, n_groups)
-    if shares is None:
-        return None, None
-    in_messages = sum(share[name] for share in shares for name in (*MESSAGES, WAIT))
-    # Ranks of a line take their coarse steps one after the other.
-    return in_messages / len(shares), sum(share[COARSE] for share in shares) / n_groups
+    samples = comms.control.allgather(sampler.samples)
+    return phase_shares(samples, comms.time.n_groups), profiled_counts(samples)
+
+
+def _message_share(shares: list[dict[str, float]]) -> float:
+    """Of a step in messages and waiting, a mean over the ranks."""
+    from nodepint_mpi.core.scopes import MESSAGES
+    from nodepint_mpi.run.timing.waits import WAIT
+
+    return sum(share[name] for share in shares for name in (*MESSAGES, WAIT)) / len(shares)
+
+
+def _coarse_share(shares: list[dict[str, float]], n_groups: int) -> float:
+    """Of a step in the coarse steps of a line, whose ranks take them one after the other."""
+    from nodepint_mpi.core.scopes import COARSE
+
+    return sum(share[COARSE] for share in shares) / n_groups
 
 
 def main(arguments: list[str]) -> None:

@@ -22,19 +22,20 @@ from nodepint_mpi.run.sweep_cases import SweepCase
 DEFINITION = """\
 work: fine-solve equivalents, the field evaluations of a slice over those of one fine solve of it, a
 mean over slices: a serial solve has 1. A sweep costs a fine solve of every unfinished slice, a pass
-for every direction pushed and one for every 8 of them, and its coarse passes. An implicit solver
-counts by measured time. path: the same along the longest chain of passes with a rank for every
-slice, where a coarse pass from slice to slice counts n_slices times; a serial solve has n_slices.
-Adjoint: likewise in fine pull-backs of a slice."""
+for every direction pushed and one for every 8 of them, and its coarse passes; one from slice to
+slice costs nothing where a slice is finished. An implicit solver counts by measured time. path:
+the same along the longest chain of passes with a rank for every slice, where a coarse pass from
+slice to slice counts once for each that is not finished; a serial solve has n_slices. Adjoint:
+likewise in fine pull-backs of a slice, of which none is finished."""
 TIMED_RUNS = 7
 
 
 class Cost(NamedTuple):
     """Passes over a slice besides fine solves, each in fine solves of a slice.
 
-    `first` is walked from slice to slice in iteration 0, `walked` in every sweep, `spread` is done
-    by all slices at once; `tangent` is one direction. `pulled` is walked in every adjoint sweep,
-    `linearised` is spread before the first, but for tangents taken anew.
+    `first` is walked from slice to slice in iteration 0, `walked` by unfinished slices in every
+    sweep, `spread` is done by all slices at once; `tangent` is one direction. `pulled` is walked in
+    every adjoint sweep, `linearised` is spread before the first, but for tangents taken anew.
     """
 
     first: float

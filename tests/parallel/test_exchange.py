@@ -48,6 +48,26 @@ def test_everything_arrives_where_it_should(comms):
     np.testing.assert_array_equal(last, size)
 
 
+@pytest.mark.parametrize("distance", [1, 2, 3])
+def test_shifts_reach_as_far_as_they_are_told(comms, distance):
+    """What is sent may have another shape than what arrives: it is the sender's."""
+    time = comms.time
+    mine = jnp.full((1 + time.rank,), 1.0 + time.rank)
+
+    @jax.jit
+    def talk(mine):
+        left, right = (jnp.full(max(1, 1 + time.rank + by), -9.0) for by in (-distance, distance))
+        return shift_right(time, mine, left, distance), shift_left(time, mine, right, distance)
+
+    for arrived, source in zip(
+        talk(mine), (time.rank - distance, time.rank + distance), strict=True
+    ):
+        if 0 <= source < time.size:
+            np.testing.assert_array_equal(arrived, np.full(1 + source, 1.0 + source))
+        else:
+            assert np.all(arrived == -9)
+
+
 def test_what_is_put_in_order_stays_the_same(comms):
     time = comms.time
 

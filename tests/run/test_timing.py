@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nodepint_mpi.config import parse_config
-from nodepint_mpi.core.scopes import COARSE, FINE_FORWARD, GRID, LINE, RECEIVE, REDUCE, SEND
+from nodepint_mpi.core.scopes import COARSE, FINE_FORWARD, GRID, LINE, RECEIVE, REDUCE, SEND, every
 from nodepint_mpi.core.scopes import RIGHTWARDS as RIGHT
 from nodepint_mpi.parallel.tally import WORD_BYTES, Tally
 from nodepint_mpi.run.setup import fresh_state, set_up
@@ -45,7 +45,7 @@ fine = {{ solver = "rk4", n_steps = 4 }}
 coarse = {{ solver = "euler", n_steps = 2 }}
 """
 # Two sweeps forward propagate 7 and 6 slices, and all 7 once more to be linearised; two adjoint
-# sweeps pull back three times, the last to judge what they left.
+# sweeps pull back three times, the last to judge what they left. Corrections walk likewise.
 ANEW = 'stopping = { rule = "sweeps", sweeps = 2 }\nadjoint = { sweeps = 2 }\n'
 TRACKED = "tracking = { bound = 1e9, check_every = 0 }\n"
 IDENTITY = 'basis = { kind = "identity" }\n'
@@ -54,7 +54,7 @@ FOLLOWED = Tally(fine=7, fine_pulled=7)
 CASES = {
     "picard": (ANEW, SWEPT),
     # The coarse solution and two corrections, each way.
-    "parareal": (ANEW, SWEPT._replace(coarse=3 * 7, coarse_pulled=3 * 7)),
+    "parareal": (ANEW, SWEPT._replace(coarse=7 + 7 + 6, coarse_pulled=3 * 7)),
     # Two directions a slice, once; the coarse solution to begin with.
     "tangent": (
         ANEW + IDENTITY,
@@ -62,7 +62,7 @@ CASES = {
     ),
     # Twice the flow from the old states and the walk on the first rank; its derivative.
     "reduced": (
-        ANEW + IDENTITY, SWEPT._replace(coarse=7, coarse_pulled=7, reduced=2 * 2 * 7 + 3 * 7)
+        ANEW + IDENTITY, SWEPT._replace(coarse=7, coarse_pulled=7, reduced=2 * 7 + 7 + 6 + 3 * 7)
     ),
     "picard tracked": (TRACKED, FOLLOWED),
     "parareal tracked": (TRACKED, FOLLOWED._replace(coarse=7, coarse_pulled=7)),
@@ -147,18 +147,37 @@ def test_waiting_is_what_goes_beyond_the_briefest_rank():
     assert split_waits([first, lacking])[1] == {RECEIVE: 2.5, REDUCE: 2.0}
 
 
+def test_shifts_over_a_distance_are_compared_along_their_chains():
+    far = every(2)
+    sent, passed = Call(SEND, far, 1.0, 1.0), Call(SEND, far, 3.0, 3.0)
+    received, other = Call(RECEIVE, far, 4.0, 4.0), Call(RECEIVE, far, 2.0, 2.0)
+    # Of five ranks the first, third and fifth have to do with each other, and the other two.
+    calls = [sent, sent, passed, other, received]
+    profiles = [Profile({call.phase: call.seconds}, [call]) for call in calls]
+    assert split_waits(profiles) == [
+        {SEND: 1.0}, {SEND: 1.0}, {SEND: 1.0, WAIT: 2.0}, {RECEIVE: 1.0, WAIT: 1.0},
+        {RECEIVE: 1.0, WAIT: 3.0},
+    ]  # fmt: skip
+    # Of three ranks the second neither sends nor receives.
+    assert split_waits([profiles[0], Profile({}, []), profiles[4]]) == [
+        {SEND: 1.0}, {}, {RECEIVE: 1.0, WAIT: 3.0}
+    ]  # fmt: skip
+
+
 def test_a_program_tells_phases_channels_and_loops():
     program = read_program("""
   %fusion.1 = f64[2]{0} fusion(%a), metadata={op_name="jit(step)/phase.fine_adjoint/transpose(jvp(phase.fine_forward))/mul"}
   ROOT %while.2 = (s64[], f64[2]{0}) while(%b), metadata={op_name="jit(step)/phase.coarse/while"}
   %recv.3 = f64[2]{0} custom-call(%c), metadata={op_name="jit(step)/phase.reduce/channel.line/while(x)"}
   %add.4 = f64[2]{0} add(%c, %c)
+  %send.5 = f64[2]{0} custom-call(%c), metadata={op_name="jit(step)/phase.send/channel.every_16/send"}
 """)  # noqa: E501
     assert program == {
         "fusion.1": Op("fine_adjoint", None, False),
         "while.2": Op(COARSE, None, True),
         "recv.3": Op(REDUCE, LINE, False),
         "add.4": Op(None, None, False),
+        "send.5": Op(SEND, every(16), False),
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from nodepint_mpi.core.scopes import SCOPES
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.differentiate import TimeSolver
-from nodepint_mpi.parallel.tally import WORD_BYTES
+from nodepint_mpi.parallel.tally import WORD_BYTES, Tally
 from nodepint_mpi.run.directory import PHASES, write_text
 from nodepint_mpi.run.sweep_costs import work_equivalents
 from nodepint_mpi.run.timing.sampling import Sample
@@ -100,6 +100,7 @@ def reduce_times(ranks: Sequence[Own], n_groups: int) -> dict[str, Any]:
         },
         "profiles": {
             "steps": steps,
+            "counts": profiled_counts(samples),
             "cost_s": max(own.cost_s for own in ranks),
             "missing": None if steps else _why_none(ranks),
         },
@@ -153,6 +154,18 @@ def _common(samples: Sequence[Sequence[Sample]]) -> list[int]:
     """Steps that all ranks have profiled."""
     steps = [{sample.step for sample in own} for own in samples]
     return sorted(set.intersection(*steps))
+
+
+def profiled_counts(samples: Sequence[Sequence[Sample]]) -> dict[str, Any] | None:
+    """What a step did that all ranks have profiled, as the mean of these; None without one."""
+    steps = _common(samples)
+    if not steps:
+        return None
+    tallies = [[one.tally for one in own if one.step in steps] for own in samples]
+    return {
+        name: reduced([statistics.fmean(getattr(one, name) for one in own) for own in tallies])
+        for name in Tally._fields
+    }
 
 
 def _why_none(ranks: Sequence[Own]) -> str:

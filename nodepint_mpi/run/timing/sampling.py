@@ -5,29 +5,31 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 from mpi4py import MPI
 
+from nodepint_mpi.parallel.tally import Tally
 from nodepint_mpi.run.timing.trace import Profile, Program, attribute, read_program, read_spans
+from nodepint_mpi.run.tracking import Taken
 
 FIRST = 10
 """Steps of a start before the first that is profiled; from then on their number doubles."""
 MOST = 0.01
 """Share of the time for training that profiles may take after the first."""
 
-Result = TypeVar("Result")
-
 _log = logging.getLogger(__name__)
 
 
 class Sample(NamedTuple):
-    """A profiled step: its number, how long it took meanwhile, and what the profile holds."""
+    """A profiled step: its number, how long it took meanwhile, what the profile holds and what the
+    rank did."""
 
     step: int
     seconds: float
     profile: Profile
+    tally: Tally
 
 
 class Sampler:
@@ -52,31 +54,31 @@ class Sampler:
         affordable = self.cost_s + self._last_s <= MOST * spent_s
         return n_doubled == 1 or self._control.bcast(affordable)
 
-    def profiled(self, work: Callable[[], Result], step: int) -> Result:
+    def profiled(self, work: Callable[[], Taken], step: int) -> Taken:
         """Do the work of a step under JAX's profiler. As collective as the work is."""
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             tracing = self._attempt(lambda: _start(folder))
             started = time.perf_counter()
-            result = work()
+            taken = work()
             seconds = time.perf_counter() - started
             if tracing:
-                self._attempt(lambda: self._keep(Path(folder), step, seconds))
+                self._attempt(lambda: self._keep(Path(folder), step, seconds, taken.tally))
         self._last_s = time.perf_counter() - began - seconds
         self.cost_s += self._last_s
-        return result
+        return taken
 
     def forget(self, step: int) -> None:
         """Leave out what was found of a step that turns out to be unlike others. Local."""
         self.samples = [sample for sample in self.samples if sample.step != step]
 
-    def _keep(self, folder: Path, step: int, seconds: float) -> None:
+    def _keep(self, folder: Path, step: int, seconds: float, tally: Tally) -> None:
         jax.profiler.stop_trace()
         (file,) = folder.rglob("*.xplane.pb")
         profile = attribute(read_spans(file, _live_programs()))
         if not profile.phases:
             raise ValueError("the profile holds no operation of the step")
-        self.samples.append(Sample(step, seconds, profile))
+        self.samples.append(Sample(step, seconds, profile, tally))
 
     def _attempt(self, action: Callable[[], Any]) -> bool:
         """Whether it was done; a failure is told once, and costs a run no more than its profile."""

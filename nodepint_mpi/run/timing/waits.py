@@ -7,7 +7,16 @@ part is waiting. This needs no common clock.
 
 from collections.abc import Iterator, Sequence
 
-from nodepint_mpi.core.scopes import GRID, LEFTWARDS, LINE, RECEIVE, RIGHTWARDS, SEND
+from nodepint_mpi.core.scopes import (
+    GRID,
+    LEFTWARDS,
+    LINE,
+    RECEIVE,
+    RIGHTWARDS,
+    SEND,
+    distance_of,
+    every,
+)
 from nodepint_mpi.run.timing.trace import Profile
 
 WAIT = "wait"
@@ -39,7 +48,10 @@ def split_waits(profiles: Sequence[Profile], n_groups: int = 1) -> list[dict[str
 
 
 def _partners(profiles: Sequence[Profile], n_groups: int) -> Iterator[list[Numbers]]:
-    """Calls that belong together, in order: of the two ends of a channel, or of all its ranks."""
+    """Calls that belong together, in order: of the two ends of a channel, or of all its ranks.
+
+    A shift by some distance joins every rank to those that far away, and so a chain of them.
+    """
 
     def calls(rank: int, channel: str, phase: str | None = None) -> Numbers:
         return [
@@ -48,10 +60,15 @@ def _partners(profiles: Sequence[Profile], n_groups: int) -> Iterator[list[Numbe
             if call.channel == channel and phase in (None, call.phase)
         ]
 
+    channels = {call.channel for profile in profiles for call in profile.calls}
+    distances = sorted(d for d in map(distance_of, channels) if d is not None)
     size = len(profiles) // n_groups
     for first in range(0, len(profiles), size):
         line = range(first, first + size)
         yield [calls(rank, LINE) for rank in line]
+        for distance in distances:
+            for chain in (line[place::distance] for place in range(distance)):
+                yield [calls(rank, every(distance)) for rank in chain]
         for left, right in zip(line, line[1:], strict=False):
             yield [calls(left, RIGHTWARDS, SEND), calls(right, RIGHTWARDS, RECEIVE)]
             yield [calls(right, LEFTWARDS, SEND), calls(left, LEFTWARDS, RECEIVE)]

@@ -1,0 +1,1 @@
+"""How long a step would take on other ranks: measured costs, a network, simulated clocks."""

@@ -1,0 +1,251 @@
+"""`nodepint plan`: trials on this machine, a forecast for others, and what to do."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from nodepint_mpi.config import Config
+from nodepint_mpi.errors import ConfigError, DataError
+from nodepint_mpi.parallel.devices import own_cores
+from nodepint_mpi.run.doctor_ranks import in_job
+from nodepint_mpi.run.info import make_plan
+from nodepint_mpi.run.machine import describe_machine
+from nodepint_mpi.run.planning.forecast import (
+    LEAST_ERROR,
+    Choice,
+    choices_for,
+    efficiency,
+    limits,
+    model_error,
+    ways_of,
+    why_slow,
+)
+from nodepint_mpi.run.planning.network import Network
+from nodepint_mpi.run.planning.trials import Trial, Trials, make_trials
+
+ASSUMED = Network(latency_s=1e-5, bandwidth=1e9)
+"""Where nothing was measured: of one core, or by a config of one slice."""
+
+
+class Advice(NamedTuple):
+    """Trials, the best choice for each number of ranks, and which of them to take.
+
+    `serial` is the faster trial of plain diffrax, None if it has no such loss. `taken` is the
+    choice with the fastest step, None if plain diffrax is faster. `error` is how far the forecast
+    may be off, relative; `model_error` how far it was, where it could be checked.
+    """
+
+    trials: Trials
+    network: Network
+    network_from: str
+    serial: Trial | None
+    choices: dict[int, Choice]
+    taken: Choice | None
+    error: float
+    model_error: float | None
+    machine: str
+    reason: str
+
+
+def advise(
+    config: Config,
+    *,
+    ranks: Sequence[int] = (),
+    network: Network | None = None,
+    budget_s: float = 60.0,
+    timeout_s: float = 300.0,
+    report: Callable[[str], None] = lambda line: None,
+) -> Advice:
+    """Try CONFIG on this machine and say how to train it. Local; starts jobs of its own.
+
+    Args:
+        config: The experiment.
+        ranks: Numbers of ranks to say it for; those that this machine has cores for if empty.
+        network: Of the machine to say it for; that of this one if None.
+        budget_s: Variants are tried for so long.
+        timeout_s: How long a trial may take.
+        report: Told of every trial.
+
+    Raises:
+        NodepintError: inside a job, for a config that cannot run, and if a trial fails.
+    """
+    if in_job():
+        raise ConfigError("`nodepint plan` starts its own jobs: run it without mpirun.")
+    if config.time.method == "serial":
+        raise ConfigError(
+            "`time.method` is 'serial': there is nothing to plan. Choose a method of sweeps, and "
+            "the plan says whether it pays."
+        )
+    alone = config.model_copy(
+        update={"run": config.run.model_copy(update={"data_ranks": 1}), "growth": None}
+    )
+    info = make_plan(alone, 1)
+    if "batch_size" not in info:
+        raise ConfigError("The config trains nothing: it has no section `[network]`.")
+    cores = sorted(own_cores()) or [0]
+    ranks = ranks or range(1, len(cores) + 1)
+    trials = make_trials(
+        alone, cores, info["batch_size"], budget_s=budget_s, timeout_s=timeout_s, report=report
+    )
+    ours = [*trials.ours, *(one for one in (trials.half, trials.pair) if one is not None)]
+    if any(one.shares is None for one in ours):
+        raise DataError(
+            "No step could be profiled, so nothing is known of its parts: is another profiler on?"
+        )
+    measured = None if trials.pair is None else trials.pair.network
+    here = ASSUMED if measured is None else Network(*measured)
+    ways = ways_of(alone, trials)
+    off = model_error(ways, here, trials.pair)
+    elsewhere = network is not None
+    pair = None if elsewhere else trials.pair
+    network = here if network is None else network
+    found = {n: choices_for(ways, n, network, pair) for n in sorted(set(ranks))}
+    choices = {n: some[0] for n, some in found.items() if some}
+    if not choices:
+        raise ConfigError(
+            f"No way was found to put {config.time.n_slices} slices on {min(ranks)} ranks: give "
+            "more `time.n_slices`, or `time.fine.n_steps` that more slices can share."
+        )
+    best = min(choices.values(), key=lambda choice: choice.step_s)
+    serial = min(trials.plain, key=lambda trial: trial.seconds, default=None)
+    spreads = [trial.spread for trial in (*trials.plain, best.way.trial)]
+    error = max(LEAST_ERROR, *spreads, abs(off or 0.0))
+    pays = serial is None or best.step_s < serial.seconds
+    return Advice(
+        trials=trials,
+        network=network,
+        network_from="given" if elsewhere else "assumed" if measured is None else "measured here",
+        serial=serial,
+        choices=choices,
+        taken=best if pays else None,
+        error=error,
+        model_error=off,
+        machine=describe_machine(),
+        reason=_reason(best, serial, error),
+    )
+
+
+def settings_of(advice: Advice) -> tuple[int, list[str]]:
+    """Ranks and settings of the config that follow the advice; no ranks: plain diffrax. Local."""
+    if advice.taken is None:
+        return 0, []
+    layout, way = advice.taken.layout, advice.taken.way
+    return layout.n_ranks, [*way.settings, f"run.data_ranks={layout.n_data}"]
+
+
+def format_advice(advice: Advice) -> str:
+    """Trials, forecast and advice, as text with tables in Markdown. Local."""
+    lines = [f"Tried on {advice.machine}:", "", "| trial | ms a step | sweeps |", "|---|---|---|"]
+    trials = advice.trials
+    for trial in (*trials.plain, *trials.ours, trials.half, trials.pair):
+        if trial is not None:
+            spread = f"{trial.seconds * 1e3:.3g} (+- {trial.spread:.0%})"
+            sweeps = "-" if trial.shares is None else "{:.3g} + {:.3g}".format(*trial.sweeps)
+            lines.append(f"| {trial.name} | {spread} | {sweeps} |")
+    network = advice.network
+    lines += [
+        "",
+        f"Network, {advice.network_from}: a message takes {network.latency_s * 1e6:.3g} us and "
+        f"1 s for {network.bandwidth / 1e9:.3g} GB.",
+    ]
+    if advice.model_error is not None:
+        lines.append(
+            f"The model's error on 2 ranks, which were measured: {advice.model_error:+.1%}."
+        )
+    lines += [
+        "",
+        "| ranks | time x data | slices | method | ms a step | to plain diffrax | efficiency "
+        "| coarse | messages and waiting | memory of a rank, MB | what limits it most |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [_line(choice, advice) for choice in advice.choices.values()]
+    lines += ["", advice.reason]
+    return "\n".join(lines)
+
+
+def advice_as_data(advice: Advice) -> dict[str, Any]:
+    """The same as data. Local."""
+    n_ranks, settings = settings_of(advice)
+    return {
+        "machine": advice.machine,
+        "network": advice.network._asdict() | {"from": advice.network_from},
+        "trials": [
+            {"name": trial.name, "settings": trial.settings, "step_s": trial.seconds,
+             "spread": trial.spread, "sweeps": trial.sweeps, "peak_bytes": trial.peak_bytes}
+            for trial in (
+                *advice.trials.plain, *advice.trials.ours, advice.trials.half, advice.trials.pair
+            )
+            if trial is not None
+        ],
+        "model_error": advice.model_error,
+        "error": advice.error,
+        "choices": [_choice_as_data(choice, advice) for choice in advice.choices.values()],
+        "serial": advice.taken is None,
+        "n_ranks": n_ranks,
+        "settings": settings,
+        "reason": advice.reason,
+    }  # fmt: skip
+
+
+def _choice_as_data(choice: Choice, advice: Advice) -> dict[str, Any]:
+    way, serial = choice.way, advice.serial
+    return {
+        "n_ranks": choice.layout.n_ranks,
+        "n_time": choice.layout.n_time,
+        "n_data": choice.layout.n_data,
+        "n_slices": way.shape.n_slices,
+        "method": way.shape.method,
+        "settings": list(way.settings),
+        "tried": way.slices_tried,
+        "step_s": choice.step_s,
+        "measured": choice.measured,
+        "simulated_s": choice.simulated.step_s,
+        "speed_up": None if serial is None else serial.seconds / choice.step_s,
+        "efficiency": efficiency(choice),
+        "shares": choice.simulated.shares,
+        "sweeps": way.trial.sweeps,
+        "memory_bytes": choice.memory_bytes,
+        "limits": dict(limits(choice, advice.network)),
+    }
+
+
+def _line(choice: Choice, advice: Advice) -> str:
+    way, layout, shares = choice.way, choice.layout, choice.simulated.shares
+    serial = advice.serial
+    (limit, gain), *_ = limits(choice, advice.network)
+    cells = [
+        str(layout.n_ranks), f"{layout.n_time} x {layout.n_data}",
+        f"{way.shape.n_slices}{'' if way.slices_tried else ' (not tried)'}", way.shape.method,
+        f"{choice.step_s * 1e3:.3g}{'' if choice.measured else ' (forecast)'}",
+        "-" if serial is None else f"{choice.step_s / serial.seconds:.2f}",
+        f"{efficiency(choice):.2f}", f"{shares['coarse']:.0%}",
+        f"{shares['messages'] + shares['wait']:.0%}", f"{choice.memory_bytes / 1e6:.0f}",
+        f"{limit}: {gain:.2f} times as fast without",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def _reason(best: Choice, serial: Trial | None, error: float) -> str:
+    """What to do and why, in a sentence or two."""
+    way, layout = best.way, best.layout
+    n_ranks = f"{layout.n_ranks} {'rank' if layout.n_ranks == 1 else 'ranks'}"
+    how = (
+        f"{n_ranks} ({layout.n_time} along time x {layout.n_data} along samples), "
+        f"{way.shape.n_slices} slices by {way.shape.method}"
+    )
+    rank = None if way.config.time.basis is None else way.config.time.basis.rank
+    if way.shape.method in ("tangent", "reduced") and rank is not None:
+        how += f" on a basis of {rank}"
+    forward, back = way.trial.sweeps
+    how += f", {forward:.3g} + {back:.3g} sweeps a step"
+    memory = f"about {best.memory_bytes / 1e6:.0f} MB a rank"
+    if serial is None:
+        return f"Take {how}: plain diffrax has no such loss; {memory}."
+    gain = serial.seconds / best.step_s
+    low, high = gain / (1 + error), gain * (1 + error)
+    range_ = f"{low:.2f} to {high:.2f} times as fast as {serial.name}"
+    close = " That is too close to call." if low < 1 < high else ""
+    if gain > 1:
+        return f"Take {how}: {range_}, {memory}.{close}"
+    return f"Train serially, by {serial.name}: the best of ours, {how}, would be {range_}, as " + (
+        f"{why_slow(best, serial.seconds)}.{close}"
+    )
