@@ -6,7 +6,14 @@ from typing import Any
 
 import click
 
-from nodepint_mpi.cli_common import json_option, parse_ranks, write_json
+from nodepint_mpi.cli_common import (
+    json_option,
+    parse_network,
+    parse_ranks,
+    set_precision,
+    write_json,
+)
+from nodepint_mpi.config import read_config
 from nodepint_mpi.config_scaling import read_scaling
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.run.doctor_ranks import in_job
@@ -38,6 +45,10 @@ from nodepint_mpi.run.doctor_ranks import in_job
     "--timeout", "timeout_s", default=1800.0, show_default=True, type=click.FloatRange(1),
     help="Seconds that one point may take.",
 )  # fmt: skip
+@click.option(
+    "--network", metavar="SECONDS,BYTES", callback=parse_network,
+    help="Latency and bandwidth per second for the model line [a message as dear as it was].",
+)  # fmt: skip
 @json_option
 def scaling(
     study_file: Path,
@@ -50,6 +61,7 @@ def scaling(
     submit: bool,
     template: Path,
     timeout_s: float,
+    network: tuple[float, float] | None,
     json_file: Path | None,
 ) -> None:
     """Take the same few steps on more and more ranks, as the file STUDY says, and report.
@@ -93,7 +105,17 @@ def scaling(
     if only_ranks and not only_report:
         write_json(rows, json_file)
     else:
-        _report(studies, str(study_file), rows, out, json_file)
+        set_precision(read_config(studies.config))
+        from nodepint_mpi.run.planning.network import Network
+        from nodepint_mpi.run.scaling.model import make_model
+        from nodepint_mpi.run.scaling.report import make_report
+
+        given = None if network is None else Network(*network)
+        report = make_report(
+            studies, str(study_file), rows, out, lambda curve: make_model(curve, given)
+        )
+        click.echo(f"\n{report['text']}\n\n{report['page']}: {len(report['figures'])} figures")
+        write_json({"points": rows, "curves": report["curves"]}, json_file)
     if n_failed:
         raise SystemExit(1)
 
@@ -110,11 +132,3 @@ def _run(points: Any, launcher: str | None, out: Path, timeout_s: float) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR1):  # a child must not be left behind
         signal.signal(number, signal.default_int_handler)
     return do_points(points, launch, out, timeout_s=timeout_s, report=click.echo)
-
-
-def _report(studies: Any, source: str, rows: Any, out: Path, json_file: Path | None) -> None:
-    from nodepint_mpi.run.scaling.report import make_report
-
-    report = make_report(studies, source, rows, out, lambda curve: None)
-    click.echo(f"\n{report['text']}\n\n{report['page']}: {len(report['figures'])} figures")
-    write_json({"points": rows, "curves": report["curves"]}, json_file)

@@ -82,7 +82,7 @@ LAYERS: dict[str, Layer] = {
         frozenset({"click", "mpi4py"}),
     ),
     "cli_scaling": Layer(
-        frozenset({"errors", "config_scaling", "run", "cli_common"}),
+        frozenset({"errors", "config", "config_scaling", "run", "cli_common"}),
         frozenset({"click"}),
     ),
     "cli": Layer(

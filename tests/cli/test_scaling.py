@@ -113,7 +113,7 @@ def test_a_weak_study_grows(place):
     assert two.config.time.horizon == [-0.5, 3.5] and four.config.time.horizon == [-0.5, 7.5]
     assert (two.config.data.batch_size, four.config.data.batch_size) == (2, 2)
     assert four.config.optim.learning_rate == 2 * two.config.optim.learning_rate
-    assert four.grown["time.n_slices"] == 14
+    assert four.settings["time.n_slices"] == 14 and four.settings["data.batch_size"] == 2
     assert (two.serial, four.serial) == ("w, serial-2", "w, serial-4")
 
 
@@ -186,10 +186,11 @@ def test_a_study_that_cannot_be(place, name):
 
 
 def test_bad_words_on_the_command_line(place):
-    place.points(STRONG)
+    place.points(STRONG, WEAK.replace("[1, 2]", "[1, 4]"))
     for words, message in (
-        (["--only", "t"], "`--only t`: study.toml has the studies s"),
-        (["--only-ranks", "3"], "`--only-ranks 3`: study.toml has points of 1, 2 ranks"),
+        (["--only", "t"], "`--only t`: study.toml has the studies s, w"),
+        (["--only-ranks", "3"], "`--only-ranks 3`: study.toml has points of 1, 2, 4 ranks"),
+        (["--only", "s", "--only-ranks", "4"], "no point that is both of `--only` and of"),
         (["--report", "--submit"], "`--report` does nothing else"),
     ):
         before = listing(place.folder)
@@ -390,6 +391,8 @@ def test_a_study_of_one_and_two_ranks(place):
     (curve,) = result["curves"]
     assert curve["points"][0]["speed_up"] == 1 and curve["points"][0]["shares"]["messages"] == 0
     assert sum(curve["points"][0]["shares"].values()) == pytest.approx(1)
+    simulated = [point["model"]["step_s"] for point in curve["points"]]
+    assert simulated[0] > simulated[1] > simulated[0] / 2
     assert "| plain serial | " in done.stdout
     assert "scaling/report.html: 2 figures" in done.stdout
     before = listing(place.out / "s")

@@ -10,6 +10,7 @@ from nodepint_mpi.run.scaling.measures import (
     make_curves,
     shares_of,
 )
+from nodepint_mpi.run.scaling.model import make_model, measured_network
 from nodepint_mpi.run.scaling.report import make_report
 from tests.run.page_reader import Page
 
@@ -29,9 +30,12 @@ def made(n_ranks, step_s, *, kind="strong", fine=None, walked=80, phases=PHASES,
     """A point of ten steps; `fine` are slices of the busiest rank, `walked` coarse ones of all."""
     fine = 80 // n_ranks if fine is None else fine
     counts = {"fine": alike(fine, sum=80), "fine_pulled": alike(fine, sum=80)}
-    counts |= {"coarse": alike(walked / n_ranks, sum=walked), "messages": alike(20, sum=40)}
+    counts |= {
+        "coarse": alike(walked / n_ranks, sum=walked),
+        "messages": alike(20 * (n_ranks > 1), sum=40),
+    }
     return {
-        "study": "s", "kind": kind, "over": {}, "grown": {}, "point": f"s, ranks-{n_ranks}",
+        "study": "s", "kind": kind, "over": {}, "settings": {}, "point": f"s, ranks-{n_ranks}",
         "is_plain": False, "serial": "s, serial", "n_ranks": n_ranks, "data_ranks": 1,
         "n_cores": 1, "n_slices": 8, "batch_size": None, "method": "parareal", "run": "x",
         "state": "finished", "reason": "", "n_steps": 10, "n_warm_steps": 7,
@@ -134,6 +138,16 @@ def test_break_even(serial_s, measured, model):
     found = break_even(curve, amdahl)
     assert found is not None and (found.measured, found.model) == (measured, model)
     assert break_even(curve)._replace(curve=None) == (None, serial_s, measured, None)
+
+
+def test_a_message_costs_what_it_cost_in_the_largest_run():
+    spent = PHASES | {"send": 0.001, "receive": 0.002, "reduce": 0.003}
+    shared = made(8, 1.0, phases=spent, oversubscribed=True)
+    (curve,) = make_curves([made(1, 1.0), made(2, 0.6), made(4, 0.4, phases=spent), shared])
+    assert measured_network(curve) == (pytest.approx(0.003), float("inf"))  # two in a step
+    (curve,) = make_curves([made(1, 1.0), shared])
+    assert measured_network(curve).latency_s == 0.0
+    assert make_model(make_curves([made(1, 1.0, phases=None)])[0]) is None
 
 
 STUDIES = Scaling.model_validate({

@@ -165,7 +165,7 @@ def counted_s(first: Row, row: Row) -> float | None:
     phases = first["phases_s"]
     if phases is None:
         return None
-    share = _samples(row) / _samples(first)
+    share = samples_of_a_line(row) / samples_of_a_line(first)
     total = phases[OTHER]["max"]
     for phase, names in COUNTED.items():
         done, base = (_per_step(one, names, "max") for one in (row, first))
@@ -204,6 +204,11 @@ def more_ranks(row: Row) -> list[Row]:
     return [{**row, "n_ranks": n * row["data_ranks"]} for n in counts]
 
 
+def samples_of_a_line(row: Row) -> float:
+    """Samples of a step in each line of ranks, where all data count as one. Local."""
+    return (row["batch_size"] or 1) / row["data_ranks"]
+
+
 def _counted_efficiency(first: Row | None, row: Row) -> float | None:
     """Of a point by its counts, against the first one."""
     if first is None:
@@ -213,11 +218,6 @@ def _counted_efficiency(first: Row | None, row: Row) -> float | None:
         return None
     ideal = first["n_ranks"] / row["n_ranks"] if row["kind"] == "strong" else 1.0
     return base / now * ideal
-
-
-def _samples(row: Row) -> float:
-    """Of a step, in each line of ranks; those of all data are one."""
-    return (row["batch_size"] or 1) / row["data_ranks"]
 
 
 def _per_step(row: Row, names: Sequence[str], which: str) -> float:

@@ -25,14 +25,15 @@ NEVER = 10**9
 class Point(NamedTuple):
     """One run: of a study, with some values of the keys it goes over, on some ranks.
 
-    `grown` are the keys that have grown, and to what. `serial` is the point that takes the same
+    `settings` are all keys that differ from the studies' config, `over` those that tell curves
+    apart. `serial` is the point that takes the same
     steps by plain diffrax, if there is one; of such a point itself, `is_plain`, it is None.
     """
 
     study: str
     kind: str
     over: dict[str, Any]
-    grown: dict[str, Any]
+    settings: dict[str, Any]
     n_ranks: int
     data_ranks: int
     n_cores: int
@@ -87,12 +88,14 @@ def plan_points(
                 f"`--only-ranks {n_ranks}`: {source} has points of {', '.join(map(str, there))} "
                 "ranks."
             )
-    return [
-        point._replace(
-            chosen=(not only or point.study in only)
-            and (not only_ranks or point.n_ranks in only_ranks)
-        )
+    chosen = [
+        (not only or point.study in only) and (not only_ranks or point.n_ranks in only_ranks)
         for point in points
+    ]
+    if not any(chosen):
+        raise ConfigError(f"{source} has no point that is both of `--only` and of `--only-ranks`.")
+    return [
+        point._replace(chosen=is_chosen) for point, is_chosen in zip(points, chosen, strict=True)
     ]
 
 
@@ -113,7 +116,7 @@ def _points_of(study: StudySection, scaling: Scaling, folder: Path) -> Iterator[
             check_run(config, n_ranks, f"{scaling.config} for {n_ranks} ranks")
             name = f"ranks-{n_ranks}" + (f"-data-{data_ranks}" if data_ranks > 1 else "")
             point = Point(
-                study.name, study.kind, over, grown, n_ranks, data_ranks, scaling.cores, config,
+                study.name, study.kind, over, study.set | over | grown, n_ranks, data_ranks, scaling.cores, config,
                 place / name, _label(study.name, over, name),
             )  # fmt: skip
             if study.serial:

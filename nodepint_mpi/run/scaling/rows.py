@@ -51,7 +51,7 @@ def _read(point: Point) -> Row:
         "study": point.study,
         "kind": point.kind,
         "over": point.over,
-        "grown": point.grown,
+        "settings": point.settings,
         "point": point.label,
         "is_plain": point.is_plain,
         "serial": point.serial,
