@@ -186,17 +186,18 @@ def test_a_study_that_cannot_be(place, name):
 
 
 def test_bad_words_on_the_command_line(place):
-    place.points(STRONG, WEAK.replace("[1, 2]", "[1, 4]"))
-    for words, message in (
-        (["--only", "t"], "`--only t`: study.toml has the studies s, w"),
-        (["--only-ranks", "3"], "`--only-ranks 3`: study.toml has points of 1, 2, 4 ranks"),
-        (["--only", "s", "--only-ranks", "4"], "no point that is both of `--only` and of"),
-        (["--report", "--submit"], "`--report` does nothing else"),
+    studies = STRONG, WEAK.replace("[1, 2]", "[1, 4]")
+    for options, message in (
+        ({"only": ["t"]}, "`--only t`: study.toml has the studies s, w"),
+        ({"only_ranks": [3]}, "`--only-ranks 3`: study.toml has points of 1, 2, 4 ranks"),
+        ({"only": ["s"], "only_ranks": [4]}, "no point that is both of `--only` and of"),
     ):
-        before = listing(place.folder)
-        done = alone("scaling", "study.toml", *words, cwd=place.folder)
-        assert done.returncode == 2 and has_one_message(done.stderr), done.stderr
-        assert message in done.stderr and listing(place.folder) == before
+        with pytest.raises(ConfigError, match=message):
+            place.points(*studies, **options)
+    before = listing(place.folder)
+    done = alone("scaling", "study.toml", "--report", "--submit", cwd=place.folder)
+    assert done.returncode == 2 and has_one_message(done.stderr), done.stderr
+    assert "`--report` does nothing else" in done.stderr and listing(place.folder) == before
 
 
 # ---- Runs, by a stand-in -----------------------------------------------------------------------

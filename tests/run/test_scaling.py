@@ -182,7 +182,7 @@ def test_the_page(tmp_path):
     ]
     pays = page.table("study")
     assert pays["s, time.n_slices = 8"] == ["700", "2", "2"]
-    assert "| 4     | 400              | 2.50     |" in report["text"]
+    assert "| 4            | 400              | 2.50     |" in report["text"]
     assert report["text"].startswith("Strong scaling: s, time.n_slices = 8\n\n| ranks ")
     assert [curve["break_even"] for curve in report["curves"]] == [
         {"measured": 2, "model": 2}, {"measured": 2, "model": 2}, None,

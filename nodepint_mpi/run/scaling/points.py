@@ -116,8 +116,8 @@ def _points_of(study: StudySection, scaling: Scaling, folder: Path) -> Iterator[
             check_run(config, n_ranks, f"{scaling.config} for {n_ranks} ranks")
             name = f"ranks-{n_ranks}" + (f"-data-{data_ranks}" if data_ranks > 1 else "")
             point = Point(
-                study.name, study.kind, over, study.set | over | grown, n_ranks, data_ranks, scaling.cores, config,
-                place / name, _label(study.name, over, name),
+                study.name, study.kind, over, study.set | over | grown, n_ranks, data_ranks,
+                scaling.cores, config, place / name, _label(study.name, over, name),
             )  # fmt: skip
             if study.serial:
                 alone = plain_config(config)

@@ -118,8 +118,8 @@ def _study(
     if figure is not None:
         caption = (
             "Against the point with the fewest ranks. As counted: what the counts of fine and "
-            "coarse work promise, if messages cost nothing; it needs no cores of one's own. Model: a "
-            "step simulated by the costs of that first point."
+            "coarse work promise, if messages cost nothing; it needs no cores of one's own. Model: "
+            "a step simulated by the costs of that first point."
         )
         parts.append(Picture(f"{name}_scaling", figure, caption))
     if shares is not None:
