@@ -70,13 +70,13 @@ def scaling(
     allocation (`--launcher`), or let it submit jobs (`--submit`). What is finished is not done
     again. Exits with 1 if a point failed; the rest is done all the same.
     """
-    from nodepint_mpi.run.scaling.points import plan_points
-    from nodepint_mpi.run.scaling.rows import read_rows, write_rows
-
     if in_job():
         raise ConfigError("`nodepint scaling` starts its own jobs: run it without mpirun.")
     if only_report and (submit or dry_run):
         raise ConfigError("`--report` does nothing else: leave out `--submit` and `--dry-run`.")
+    from nodepint_mpi.run.scaling.points import plan_points
+    from nodepint_mpi.run.scaling.rows import read_rows, write_rows
+
     studies = read_scaling(study_file)
     out = Path("runs/scaling") / study_file.stem if out is None else out
     points = plan_points(studies, str(study_file), out, only=only, only_ranks=only_ranks)
@@ -91,19 +91,19 @@ def scaling(
             click.echo("\n".join(map(str, files.values())))
         else:
             submit_jobs(files, click.echo)
-        return write_json(rows, json_file)
+        return write_json({"points": rows}, json_file)
     if dry_run:
         for point, row in zip(points, rows, strict=True):
             to_do = point.chosen and row["state"] != "finished"
             reason = f" ({row['reason']})" if row["reason"] else ""
             click.echo(f"{point.label}: {row['state']}{reason}{', to be done' if to_do else ''}")
-        return write_json(rows, json_file)
+        return write_json({"points": rows}, json_file)
     n_failed = 0
     if not only_report:
         n_failed = _run(points, launcher, out, timeout_s)
     rows = write_rows(out, points)
     if only_ranks and not only_report:
-        write_json(rows, json_file)
+        write_json({"points": rows}, json_file)
     else:
         set_precision(read_config(studies.config))
         from nodepint_mpi.run.planning.network import Network

@@ -1,8 +1,10 @@
 """What is said of scaling points, by hand-made ones: speed-up, efficiency, break-even, the page."""
 
+from pathlib import Path
+
 import pytest
 
-from nodepint_mpi.config_scaling import Scaling
+from nodepint_mpi.config_scaling import Scaling, read_scaling
 from nodepint_mpi.run.scaling.measures import (
     Predicted,
     break_even,
@@ -11,10 +13,14 @@ from nodepint_mpi.run.scaling.measures import (
     shares_of,
 )
 from nodepint_mpi.run.scaling.model import make_model, measured_network
+from nodepint_mpi.run.scaling.points import plan_points
 from nodepint_mpi.run.scaling.report import make_report
+from nodepint_mpi.run.series import kept
 from tests.run.page_reader import Page
 
 pytestmark = pytest.mark.mpi(max_size=1)
+
+ROOT = Path(__file__).parents[2]
 
 PHASES = {
     "fine_forward": 0.3, "fine_adjoint": 0.5, "tangents": 0.0, "coarse": 0.08, "send": 0.0,
@@ -137,7 +143,8 @@ def test_break_even(serial_s, measured, model):
     (curve,) = make_curves([SERIAL | {"step_s": alike(serial_s)}, *STRONG[1:]])
     found = break_even(curve, amdahl)
     assert found is not None and (found.measured, found.model) == (measured, model)
-    assert break_even(curve)._replace(curve=None) == (None, serial_s, measured, None)
+    found = break_even(curve)
+    assert found is not None and found[1:] == (serial_s, measured, None)
 
 
 def test_a_message_costs_what_it_cost_in_the_largest_run():
@@ -197,3 +204,15 @@ def test_the_page_of_nothing(tmp_path):
     report = make_report(STUDIES, "study.toml", [missing], tmp_path, lambda curve: None)
     assert "No point of this study is finished." in Page(tmp_path / "report.html").text
     assert report["figures"] == []
+
+
+def test_the_studies_in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(kept, "find_folder", lambda source: None)  # data may not be prepared
+    files = sorted(Path("configs/scaling").glob("*.toml"))
+    assert len(files) >= 2
+    for file in files:
+        points = plan_points(read_scaling(file), str(file), Path("out"))
+        assert len({point.folder for point in points}) == len(points) > 2
+        page = (ROOT / "docs" / "scaling.md").read_text()
+        assert f"configs/scaling/{file.name}" in page

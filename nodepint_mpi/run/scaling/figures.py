@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -37,7 +38,7 @@ def draw_scaling(judgements: Sequence[Judgement]) -> Figure | None:
     if strong:
         _speed_ups(panels[0], shown, ranks)
     _efficiencies(panels[-1], shown, ranks)
-    handles: dict[str, object] = {}
+    handles: dict[str, Artist] = {}
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
