@@ -71,7 +71,7 @@ def test_a_walk_is_what_a_loop_over_the_ranks_gives():
 def test_what_ranks_spend_adds_up_to_the_time_that_passes(method, tracked, layout):
     costs = Costs(1.0, 2.0, 0.5, 0.1, 0.2, 0.01, 0.02, 0.3)
     shape = StepShape(
-        12, method, tracked, sweeps=2, adjoint_sweeps=1, judged=True,
+        12, method, tracked, sweeps=1 if tracked else 2, adjoint_sweeps=1, judged=True,
         walks=method == "parareal", n_solves=0 if method in ("picard", "parareal") else 2,
     )  # fmt: skip
     sizes = Sizes(800.0, 4000.0, 1600.0, 100.0, 300.0, 3)
@@ -79,7 +79,7 @@ def test_what_ranks_spend_adds_up_to_the_time_that_passes(method, tracked, layou
     assert min(found.shares.values()) >= 0
     assert sum(found.shares.values()) == pytest.approx(1.0)
     if layout.n_ranks == 1:
-        assert found.shares[MESSAGES] == found.shares[WAIT] == 0
+        assert found.shares[MESSAGES] + found.shares[WAIT] < 1e-12
 
 
 def test_with_a_free_network_and_coarse_propagator_ranks_divide_the_work():
@@ -89,6 +89,13 @@ def test_with_a_free_network_and_coarse_propagator_ranks_divide_the_work():
         assert found.step_s == pytest.approx(widest * 3.0)
     with pytest.raises(LayoutError, match="13 ranks cannot share 12 time slices"):
         simulate_step(costs, SMALL, TRACKED, Layout(13), FREE)
+
+
+def test_tracked_steps_that_sweep_twice_take_twice_as_long():
+    costs, network = Costs(1.0, 2.0, 0.0, 0.1, 0.2, 0.0, 0.0, 0.7), Network(1e-2, 1e3)
+    once = simulate_step(costs, SMALL, TRACKED, Layout(4), network)
+    twice = simulate_step(costs, SMALL, TRACKED._replace(sweeps=2), Layout(4), network)
+    assert twice.step_s == pytest.approx(2 * once.step_s, rel=1e-3)
 
 
 def test_one_rank_sends_nothing_whatever_a_message_costs():
@@ -191,6 +198,11 @@ def test_costs_are_read_from_phases_and_counts_of_all_ranks():
     # Two coarse problems forward and one back, each of 12 slices.
     assert solved.recurrence_s == pytest.approx(1.8 / 36) and solved.coarse_s == 0
     assert solved.tangents_s == pytest.approx(0.2)
+    # Twice the sweeps, each with an update; and the same on two lines of one rank.
+    twice = read_costs(seconds, {name: [12, 12] for name in counts}, TRACKED._replace(sweeps=2))
+    assert twice.fine_s == pytest.approx(0.25) and twice.other_s == pytest.approx(0.3)
+    lines = read_costs(seconds | {"tangents": [1.2, 1.2]}, {n: [12, 12] for n in counts}, TRACKED)
+    assert lines.tangents_s == pytest.approx(0.1) and lines.other_s == pytest.approx(0.6)
     with pytest.raises(DataError, match="no time-parallel fine solves"):
         read_costs(seconds, counts | {"fine": [0, 0]}, TRACKED)
 
@@ -202,8 +214,6 @@ def test_costs_of_a_share_lie_on_the_line_through_two_that_were_measured():
     assert quarter.fine_s == pytest.approx(2.5) and quarter.pulled_s == pytest.approx(2.0)
     assert for_share(whole, half, 1.0) == pytest.approx(whole)
     assert for_share(whole, half, 0.5) == pytest.approx(half)
-    alone = for_share(whole, None, 0.25)
-    assert alone.pulled_s == 2.0 and alone.other_s == 0.5
     finer, shape = with_slices(whole, TRACKED, 24)
     assert 24 * finer.fine_s == 12 * whole.fine_s and finer.coarse_s == whole.coarse_s
     assert shape.n_slices == 24
@@ -242,4 +252,4 @@ def test_what_a_step_does_is_read_from_the_config():
     assert tangent.tracked and not tangent.walks and tangent.n_solves == 2
     changes[1] = 'time.basis={kind="pod", rank=4, complement=true}'
     assert step_shape(parse_config(CONFIG, changes), (1.0, 1.0)).walks
-    assert step_shape(parse_config(CONFIG, ["time.n_slices=1"]), (0, 0)).method == "serial"
+    assert step_shape(parse_config(CONFIG, ["time.n_slices=1"]), (0.0, 0.0)).method == "serial"

@@ -219,6 +219,8 @@ def test_the_record_has_all_ranks_and_phases_that_add_up_to_the_step(
     assert times["counts"]["fine"]["sum"] == 8 * N
     assert times["counts"]["messages"]["sum"] == (0 if size == 1 else 8 * (3 * size - 2))
     assert times["profiles"]["steps"][0] == 3 and times["profiles"]["missing"] is None
+    profiled = times["profiles"]["counts"]  # of a step
+    assert sum(profiled["fine"]["ranks"]) == sum(profiled["coarse_pulled"]["ranks"]) == N
     assert times["n_warm_steps"] <= 8 - 1 - len(times["profiles"]["steps"])
     phases = times["phases_s"]
     assert tuple(phases) == STEP_PHASES
@@ -242,11 +244,12 @@ def test_a_profile_that_fails_does_not_end_the_run(comms, source, monkeypatch):
     assert times["counts"]["fine"]["sum"] == 5 * N
 
 
-def test_a_profiler_that_is_taken_costs_only_the_profile(comms, tmp_path):
+def test_a_profiler_that_is_taken_costs_only_the_profile(comms, source, tmp_path):
+    _, taken = take_one(comms, source, "picard tracked")
     jax.profiler.start_trace(str(tmp_path))
     sampler = sampling.Sampler(comms.control)
     try:
-        assert sampler.profiled(lambda: 5, 0) == 5
+        assert sampler.profiled(lambda: taken, 0) is taken
     finally:
         jax.profiler.stop_trace()
     assert sampler.samples == [] and "RuntimeError" in sampler.why

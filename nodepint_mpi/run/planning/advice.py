@@ -15,11 +15,12 @@ from nodepint_mpi.run.planning.forecast import (
     choices_for,
     efficiency,
     limits,
-    model_error,
+    model_errors,
     ways_of,
     why_slow,
 )
 from nodepint_mpi.run.planning.network import Network
+from nodepint_mpi.run.planning.step import Layout
 from nodepint_mpi.run.planning.trials import Trial, Trials, make_trials
 
 ASSUMED = Network(latency_s=1e-5, bandwidth=1e9)
@@ -31,7 +32,7 @@ class Advice(NamedTuple):
 
     `serial` is the faster trial of plain diffrax, None if it has no such loss. `taken` is the
     choice with the fastest step, None if plain diffrax is faster. `error` is how far the forecast
-    may be off, relative; `model_error` how far it was, where it could be checked.
+    may be off, relative; `model_errors` how far it was on grids of two ranks that were measured.
     """
 
     trials: Trials
@@ -41,7 +42,7 @@ class Advice(NamedTuple):
     choices: dict[int, Choice]
     taken: Choice | None
     error: float
-    model_error: float | None
+    model_errors: dict[Layout, float]
     machine: str
     reason: str
 
@@ -86,19 +87,20 @@ def advise(
     trials = make_trials(
         alone, cores, info["batch_size"], budget_s=budget_s, timeout_s=timeout_s, report=report
     )
-    ours = [*trials.ours, *(one for one in (trials.half, trials.pair) if one is not None)]
-    if any(one.shares is None for one in ours):
+    if any(one.shares is None for one in trials.all() if one not in trials.plain):
         raise DataError(
             "No step could be profiled, so nothing is known of its parts: is another profiler on?"
         )
-    measured = None if trials.pair is None else trials.pair.network
-    here = ASSUMED if measured is None else Network(*measured)
+    pairs = {Layout(2): trials.along_time, Layout(1, 2): trials.along_samples}
+    measured = {layout: trial for layout, trial in pairs.items() if trial is not None}
+    timed = None if trials.along_time is None else trials.along_time.network
+    here = ASSUMED if timed is None else Network(*timed)
     ways = ways_of(alone, trials)
-    off = model_error(ways, here, trials.pair)
+    off = model_errors(ways, here, measured)
     elsewhere = network is not None
-    pair = None if elsewhere else trials.pair
     network = here if network is None else network
-    found = {n: choices_for(ways, n, network, pair) for n in sorted(set(ranks))}
+    known = {} if elsewhere else measured
+    found = {n: choices_for(ways, n, network, known) for n in sorted(set(ranks))}
     choices = {n: some[0] for n, some in found.items() if some}
     if not choices:
         raise ConfigError(
@@ -108,17 +110,17 @@ def advise(
     best = min(choices.values(), key=lambda choice: choice.step_s)
     serial = min(trials.plain, key=lambda trial: trial.seconds, default=None)
     spreads = [trial.spread for trial in (*trials.plain, best.way.trial)]
-    error = max(LEAST_ERROR, *spreads, abs(off or 0.0))
+    error = max(LEAST_ERROR, *spreads, *map(abs, off.values()))
     pays = serial is None or best.step_s < serial.seconds
     return Advice(
         trials=trials,
         network=network,
-        network_from="given" if elsewhere else "assumed" if measured is None else "measured here",
+        network_from="given" if elsewhere else "assumed" if timed is None else "measured here",
         serial=serial,
         choices=choices,
         taken=best if pays else None,
         error=error,
-        model_error=off,
+        model_errors=off,
         machine=describe_machine(),
         reason=_reason(best, serial, error),
     )
@@ -135,22 +137,19 @@ def settings_of(advice: Advice) -> tuple[int, list[str]]:
 def format_advice(advice: Advice) -> str:
     """Trials, forecast and advice, as text with tables in Markdown. Local."""
     lines = [f"Tried on {advice.machine}:", "", "| trial | ms a step | sweeps |", "|---|---|---|"]
-    trials = advice.trials
-    for trial in (*trials.plain, *trials.ours, trials.half, trials.pair):
-        if trial is not None:
-            spread = f"{trial.seconds * 1e3:.3g} (+- {trial.spread:.0%})"
-            sweeps = "-" if trial.shares is None else "{:.3g} + {:.3g}".format(*trial.sweeps)
-            lines.append(f"| {trial.name} | {spread} | {sweeps} |")
+    for trial in advice.trials.all():
+        spread = f"{trial.seconds * 1e3:.3g} (+- {trial.spread:.0%})"
+        sweeps = "-" if trial.shares is None else "{:.3g} + {:.3g}".format(*trial.sweeps)
+        lines.append(f"| {trial.name} | {spread} | {sweeps} |")
     network = advice.network
     lines += [
         "",
         f"Network, {advice.network_from}: a message takes {network.latency_s * 1e6:.3g} us and "
         f"1 s for {network.bandwidth / 1e9:.3g} GB.",
     ]
-    if advice.model_error is not None:
-        lines.append(
-            f"The model's error on 2 ranks, which were measured: {advice.model_error:+.1%}."
-        )
+    if advice.model_errors:
+        errors = [f"{off:+.1%} on {_grid(layout)}" for layout, off in advice.model_errors.items()]
+        lines.append(f"The model's error on what was measured: {', '.join(errors)}.")
     lines += [
         "",
         "| ranks | time x data | slices | method | ms a step | to plain diffrax | efficiency "
@@ -171,12 +170,9 @@ def advice_as_data(advice: Advice) -> dict[str, Any]:
         "trials": [
             {"name": trial.name, "settings": trial.settings, "step_s": trial.seconds,
              "spread": trial.spread, "sweeps": trial.sweeps, "peak_bytes": trial.peak_bytes}
-            for trial in (
-                *advice.trials.plain, *advice.trials.ours, advice.trials.half, advice.trials.pair
-            )
-            if trial is not None
+            for trial in advice.trials.all()
         ],
-        "model_error": advice.model_error,
+        "model_errors": {_grid(layout): off for layout, off in advice.model_errors.items()},
         "error": advice.error,
         "choices": [_choice_as_data(choice, advice) for choice in advice.choices.values()],
         "serial": advice.taken is None,
@@ -184,6 +180,10 @@ def advice_as_data(advice: Advice) -> dict[str, Any]:
         "settings": settings,
         "reason": advice.reason,
     }  # fmt: skip
+
+
+def _grid(layout: Layout) -> str:
+    return f"{layout.n_time} x {layout.n_data}"
 
 
 def _choice_as_data(choice: Choice, advice: Advice) -> dict[str, Any]:
@@ -213,7 +213,7 @@ def _line(choice: Choice, advice: Advice) -> str:
     serial = advice.serial
     (limit, gain), *_ = limits(choice, advice.network)
     cells = [
-        str(layout.n_ranks), f"{layout.n_time} x {layout.n_data}",
+        str(layout.n_ranks), _grid(layout),
         f"{way.shape.n_slices}{'' if way.slices_tried else ' (not tried)'}", way.shape.method,
         f"{choice.step_s * 1e3:.3g}{'' if choice.measured else ' (forecast)'}",
         "-" if serial is None else f"{choice.step_s / serial.seconds:.2f}",

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from nodepint_mpi.core.partition import owned_range
-from nodepint_mpi.run.planning.network import Network
+from nodepint_mpi.run.planning.network import Network, Number
 
 Ranks = Float[np.ndarray, " ranks"]
 
@@ -52,12 +52,12 @@ class Clocks:
         solved = np.clip(front - self.first, 0, self.owned)
         return np.where(solved == self.owned, 0, self.owned - solved // width * width)
 
-    def work(self, part: str, seconds: float | Ranks) -> None:
+    def work(self, part: str, seconds: Number | Ranks) -> None:
         """Every rank is busy for so long."""
         self.now = self.now + seconds
         self.spent[part] = self.spent[part] + seconds
 
-    def walk(self, part: str, seconds: Ranks, n_bytes: float, *, rightwards: bool) -> None:
+    def walk(self, part: str, seconds: Ranks, n_bytes: Number, *, rightwards: bool) -> None:
         """From slice to slice: a rank begins its own when its neighbour's state has come."""
         turn: Callable[[Ranks], Ranks] = (lambda a: a) if rightwards else (lambda a: a[::-1])
         ready, took = turn(self.now), turn(seconds)
@@ -72,7 +72,7 @@ class Clocks:
         self.spent[WAIT] = self.spent[WAIT] + turn(idle - received)
         self.now = turn(done)
 
-    def shift(self, n_bytes: float, *, rightwards: bool, distance: int = 1) -> None:
+    def shift(self, n_bytes: Number, *, rightwards: bool, distance: int = 1) -> None:
         """Every rank hands something to the one so far on, all at the same time."""
         if self.n_time <= distance:
             return
@@ -81,14 +81,14 @@ class Clocks:
         ready = np.maximum(now[distance:], now[:-distance])
         self._meet(turn(np.concatenate([now[:distance], ready])), message_s)
 
-    def reduce(self, n_bytes: float) -> None:
+    def reduce(self, n_bytes: Number) -> None:
         """A sum or maximum over the ranks of all lines, known to all: to one rank and back."""
         n_ranks = self.n_time * self._n_data
         if n_ranks > 1:
             ready = np.full(self.n_time, self.now.max())
             self._meet(ready, 2 * self._network.tree_s(n_ranks, n_bytes))
 
-    def on_first(self, seconds: float, n_bytes_in: float, n_bytes_out: float) -> None:
+    def on_first(self, seconds: Number, n_bytes_in: Number, n_bytes_out: Number) -> None:
         """The first rank gathers, works, and deals out; bytes are those of each of the others."""
         n_time, network = self.n_time, self._network
         self._meet(np.full(n_time, self.now.max()), network.gather_s(n_time, n_bytes_in))
@@ -96,7 +96,7 @@ class Clocks:
         self.spent[COARSE][0] += seconds
         self._meet(np.full(n_time, self.now[0]), network.gather_s(n_time, n_bytes_out))
 
-    def _meet(self, ready: Ranks, message_s: float) -> None:
+    def _meet(self, ready: Ranks, message_s: Number) -> None:
         """Wait until others are ready, then take part in a message."""
         self.spent[WAIT] = self.spent[WAIT] + (ready - self.now)
         self.spent[MESSAGES] = self.spent[MESSAGES] + message_s

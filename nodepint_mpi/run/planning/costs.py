@@ -20,18 +20,19 @@ PULLED = 2.0
 COMPOSED = 4.0
 """Making one map of two, in walks through a slice."""
 
-ByRank = Mapping[str, Sequence[float]]
+ByRank = Mapping[str, Sequence[int | float]]
 
 
-def step_shape(config: Config, sweeps: Sequence[float]) -> StepShape:
+def step_shape(config: Config, sweeps: Sequence[int | float]) -> StepShape:
     """What a step of a config does, with sweeps forward and back as they were counted. Local."""
     section, basis = config.time, config.time.basis
     method = "serial" if section.n_slices == 1 else section.method
-    based = method in ("tangent", "reduced") and basis is not None
-    walks = method == "parareal" or bool(based and basis.complement)
-    n_solves = 0
-    if based and not walks:
-        n_solves = 2 if method == "tangent" and _n_new(config) else 1
+    walks, n_solves = method == "parareal", 0
+    if method in ("tangent", "reduced"):
+        assert basis is not None  # the config is checked
+        walks = basis.complement
+        if not walks:
+            n_solves = 2 if method == "tangent" and _n_new(config) else 1
     forward, back = (max(0, round(n)) for n in sweeps)
     return StepShape(
         n_slices=section.n_slices,
@@ -86,41 +87,29 @@ def read_costs(seconds: ByRank, counts: ByRank, shape: StepShape) -> Costs:
     done = {name: math.fsum(ranks) for name, ranks in counts.items()}
     if not done["fine"] or not done["fine_pulled"]:
         raise DataError("These steps have no time-parallel fine solves to learn costs from.")
-    other_s = spent[OTHER] / len(seconds[OTHER])
+    n_lines = max(1, round(done["fine_pulled"] / (shape.n_slices * shape.n_pulled)))
+    n_swept = n_lines * shape.n_slices * max(1, shape.sweeps)
     costs = Costs(
         fine_s=spent[FINE_FORWARD] / done["fine"],
         pulled_s=spent[FINE_ADJOINT] / done["fine_pulled"],
-        tangents_s=0.0,
+        tangents_s=spent[TANGENTS] / n_swept,
         coarse_s=0.0,
         copulled_s=0.0,
         recurrence_s=0.0,
         compose_s=0.0,
-        other_s=other_s,
+        other_s=spent[OTHER] / len(seconds[OTHER]) / shape.n_updates,
     )
-    if shape.method in ("tangent", "reduced"):
-        swept = shape.n_slices * (1 if shape.tracked else max(shape.sweeps, 1))
-        costs = costs._replace(tangents_s=spent[TANGENTS] / swept)
-    passes = done["coarse"] + PULLED * done["coarse_pulled"]
     if shape.n_solves:
-        solves = shape.n_solves + 1
-        if not shape.tracked:
-            solves = shape.n_solves * shape.sweeps + shape.adjoint_sweeps
-        recurrence_s = spent[COARSE] / max(solves * shape.n_slices, 1)
+        n_solved = n_lines * shape.n_slices * shape.n_all_solves
+        recurrence_s = spent[COARSE] / max(n_solved, 1)
         return costs._replace(recurrence_s=recurrence_s, compose_s=COMPOSED * recurrence_s)
-    if not passes:
-        return costs
-    coarse_s = spent[COARSE] / passes
+    passes = done["coarse"] + PULLED * done["coarse_pulled"]
+    coarse_s = spent[COARSE] / passes if passes else 0.0
     return costs._replace(coarse_s=coarse_s, copulled_s=PULLED * coarse_s)
 
 
-def for_share(whole: Costs, half: Costs | None, share: float) -> Costs:
-    """Costs with a share of the samples, linear in them through two measured ones. Local.
-
-    With one measurement alone all but `other_s` are taken to be proportional to the samples.
-    """
-    if half is None:
-        scaled = Costs(*(cost * share for cost in whole))
-        return scaled._replace(other_s=whole.other_s)
+def for_share(whole: Costs, half: Costs, share: float) -> Costs:
+    """Costs with a share of the samples, linear in them through two that were measured. Local."""
     fixed = [max(0.0, 2 * part - all_) for all_, part in zip(whole, half, strict=True)]
     return Costs(*(base + (all_ - base) * share for base, all_ in zip(fixed, whole, strict=True)))
 

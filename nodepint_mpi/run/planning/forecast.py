@@ -32,7 +32,9 @@ LEAST_ERROR = 0.05
 class Way(NamedTuple):
     """A way to do the steps, as it was tried on one rank: the config, and what it costs.
 
-    `slices_tried` is false where costs were carried over from another number of slices.
+    `half` is what it costs with half of the samples, by what the config as it is saves then; None
+    where that was not tried. `slices_tried` is false where costs were carried over from another
+    number of slices.
     """
 
     settings: tuple[str, ...]
@@ -58,14 +60,20 @@ class Choice(NamedTuple):
 
 def ways_of(config: Config, trials: Trials) -> list[Way]:
     """Every way that was tried, with its costs. Local."""
-    found = []
-    for trial in trials.ours:
+    found, saved = [], None
+    for trial in trials.ours:  # first the config as it is
         changed = parse_config(config_text(config), trial.settings)
-        shape, half = step_shape(changed, trial.sweeps), None
-        if trials.half is not None and not trial.settings:
-            half = costs_of(trials.half, step_shape(changed, trials.half.sweeps))
-        info = make_plan(changed.model_copy(update={"run": _alone(changed)}), 1)
-        found.append(Way(trial.settings, changed, shape, costs_of(trial, shape), half, info, trial))
+        shape = step_shape(changed, trial.sweeps)
+        costs, half = costs_of(trial, shape), None
+        if trials.along_samples is not None and not trial.settings:
+            sweeps = trials.along_samples.sweeps
+            of_half = costs_of(trials.along_samples, step_shape(changed, sweeps))
+            saved = [
+                part / all_ if all_ else 0.5 for all_, part in zip(costs, of_half, strict=True)
+            ]
+        if saved is not None:
+            half = Costs(*(cost * share for cost, share in zip(costs, saved, strict=True)))
+        found.append(Way(trial.settings, changed, shape, costs, half, make_plan(changed, 1), trial))
     return found
 
 
@@ -79,41 +87,43 @@ def costs_of(trial: Trial, shape: StepShape) -> Costs:
 
 
 def choices_for(
-    ways: Sequence[Way], n_ranks: int, network: Network, pair: Trial | None
+    ways: Sequence[Way], n_ranks: int, network: Network, measured: Mapping[Layout, Trial]
 ) -> list[Choice]:
-    """All ways on all grids of so many ranks, the fastest first. Local."""
+    """All ways on all grids of so many ranks, the fastest first. Local.
+
+    What was measured of the config as it is, on this network, takes the place of its forecast.
+    """
     found = []
     for way in ways:
         for layout in _layouts(n_ranks, way):
             fitting = _with_enough_slices(way, layout.n_time)
             if fitting is not None:
-                found.append(_choose(fitting, layout, network, pair))
+                found.append(_choose(fitting, layout, network, measured))
     return sorted(found, key=lambda choice: choice.step_s)
 
 
-def model_error(ways: Sequence[Way], network: Network, pair: Trial | None) -> float | None:
-    """How far the simulation of two ranks is from what was measured, relative. Local."""
-    if pair is None:
-        return None
-    simulated = _simulate(ways[0], Layout(2), network).step_s
-    return simulated / pair.seconds - 1
+def model_errors(
+    ways: Sequence[Way], network: Network, measured: Mapping[Layout, Trial]
+) -> dict[Layout, float]:
+    """How far simulations of several ranks are from what was measured, relative. Local."""
+    return {
+        layout: _simulate(ways[0], layout, network).step_s / trial.seconds - 1
+        for layout, trial in measured.items()
+    }
 
 
 def limits(choice: Choice, network: Network) -> list[tuple[str, float]]:
     """How many times as fast a step would be without each thing that costs, largest first."""
     way, layout = choice.way, choice.layout
-    costs = way.costs
     without = {
-        "the walk from slice to slice by coarse steps": costs._replace(
-            coarse_s=0.0, copulled_s=0.0
-        ),
-        "the coarse problem in coordinates": costs._replace(recurrence_s=0.0, compose_s=0.0),
-        "what all ranks do alike (update, encoder, loss)": costs._replace(other_s=0.0),
+        "the walk from slice to slice by coarse steps": ("coarse_s", "copulled_s"),
+        "the coarse problem in coordinates": ("recurrence_s", "compose_s"),
+        "what all ranks do alike (update, encoder, loss)": ("other_s",),
     }
     now = choice.simulated.step_s
     gains = {
-        name: now / _simulate(way._replace(costs=cheaper, half=None), layout, network).step_s
-        for name, cheaper in without.items()
+        name: now / _simulate(_without(way, costs), layout, network).step_s
+        for name, costs in without.items()
     }
     at_once = Network(0.0, math.inf)
     gains["messages"] = now / _simulate(way, layout, at_once).step_s
@@ -155,13 +165,16 @@ def why_slow(choice: Choice, serial_s: float) -> str:
     )
 
 
-def _alone(config: Config):
-    return config.run.model_copy(update={"data_ranks": 1})
+def _without(way: Way, names: Sequence[str]) -> Way:
+    """The same way, if some costs were none."""
+    nothing = dict.fromkeys(names, 0.0)
+    half = None if way.half is None else way.half._replace(**nothing)
+    return way._replace(costs=way.costs._replace(**nothing), half=half)
 
 
 def _layouts(n_ranks: int, way: Way) -> Iterator[Layout]:
-    """Grids whose lines can share the samples of a step evenly."""
-    for n_data in range(1, n_ranks + 1):
+    """Grids whose lines can share the samples of a step evenly, if it is known what that saves."""
+    for n_data in range(1, n_ranks + 1 if way.half is not None else 2):
         if n_ranks % n_data == 0 and way.info["batch_size"] % n_data == 0:
             yield Layout(n_ranks // n_data, n_data)
 
@@ -187,24 +200,21 @@ def _with_enough_slices(way: Way, n_time: int) -> Way | None:
     return way._replace(settings=settings, shape=shape, costs=costs, half=half, slices_tried=False)
 
 
-def _choose(way: Way, layout: Layout, network: Network, pair: Trial | None) -> Choice:
-    simulated, measured = _simulate(way, layout, network), None
+def _choose(way: Way, layout: Layout, network: Network, measured: Mapping[Layout, Trial]) -> Choice:
+    simulated, trial = _simulate(way, layout, network), None
     if way.slices_tried and layout == Layout(1):
-        measured = way.trial.seconds
-    elif way.slices_tried and not way.settings and layout == Layout(2) and pair is not None:
-        measured = pair.seconds
-    return Choice(
-        way,
-        layout,
-        simulated,
-        simulated.step_s if measured is None else measured,
-        measured is not None,
-        _memory(way, layout),
-    )
+        trial = way.trial
+    elif way.slices_tried and not way.settings:
+        trial = measured.get(layout)
+    step_s = simulated.step_s if trial is None else trial.seconds
+    return Choice(way, layout, simulated, step_s, trial is not None, _memory(way, layout))
 
 
 def _simulate(way: Way, layout: Layout, network: Network) -> Simulated:
-    costs = for_share(way.costs, way.half, 1 / layout.n_data)
+    costs = way.costs
+    if layout.n_data > 1:
+        assert way.half is not None  # else there is no such layout
+        costs = for_share(costs, way.half, 1 / layout.n_data)
     sizes = step_sizes(way.config, way.info, layout.n_data)
     return simulate_step(costs, sizes, way.shape, layout, network)
 

@@ -14,6 +14,8 @@ from nodepint_mpi.errors import LayoutError
 if TYPE_CHECKING:
     from nodepint_mpi.parallel.comms import Comms
 
+Number = int | float
+
 SMALL, LARGE = 8, 2**22
 """Bytes of the messages that are timed."""
 N_MESSAGES, N_REPEATS = 200, 5
@@ -30,15 +32,15 @@ class Network(NamedTuple):
     latency_s: float
     bandwidth: float
 
-    def message_s(self, n_bytes: float) -> float:
+    def message_s(self, n_bytes: Number) -> float:
         """From one rank to another."""
         return self.latency_s + n_bytes / self.bandwidth
 
-    def tree_s(self, n_ranks: int, n_bytes: float) -> float:
+    def tree_s(self, n_ranks: int, n_bytes: Number) -> float:
         """From one rank to all, or a sum over all on one, along a binomial tree."""
         return _depth(n_ranks) * self.message_s(n_bytes)
 
-    def gather_s(self, n_ranks: int, n_bytes: float) -> float:
+    def gather_s(self, n_ranks: int, n_bytes: Number) -> float:
         """What many ranks have, `n_bytes` each, on one of them; or dealt out by it."""
         return _depth(n_ranks) * self.latency_s + (n_ranks - 1) * n_bytes / self.bandwidth
 

@@ -30,12 +30,12 @@ class TimedRun(NamedTuple):
     speed_up: float | None
 
 
-def _s(hours: float = 0, minutes: float = 0, *, days: float = 0) -> float:
+def _s(hours: int = 0, minutes: int = 0, *, days: int = 0) -> int:
     return ((days * 24 + hours) * 60 + minutes) * 60
 
 
 def _rows(
-    source: str, problem: str, n_slices: int, serial_s: float | None, *rows: tuple
+    source: str, problem: str, n_slices: int, serial_s: int | None, *rows: tuple
 ) -> tuple[TimedRun, ...]:
     """Rows of (method, n_sweeps, coarse_s, model_s, measured_s, speed_up) that share the rest."""
     return tuple(

@@ -53,10 +53,10 @@ class Sizes(NamedTuple):
 class StepShape(NamedTuple):
     """What a step does.
 
-    `tracked` steps do one sweep each way; others `sweeps` and `adjoint_sweeps`, and where `judged`
-    a last fine solve for the jumps that are left. A sweep walks through coarse states where it
-    `walks`; else it solves so many problems in coordinates, `n_solves`, if any, in the way of
-    `recurrence`.
+    Of a `tracked` step each of the `sweeps` goes forward and back and ends with an update; others
+    do `sweeps` and `adjoint_sweeps`, and where `judged` a last fine solve for the jumps left. A
+    sweep walks through coarse states where it `walks`; else it solves so many problems in
+    coordinates, `n_solves`, if any, in the way of `recurrence`.
     """
 
     n_slices: int
@@ -69,6 +69,25 @@ class StepShape(NamedTuple):
     n_solves: int = 0
     recurrence: str = "slices"
     at_once: int | None = None
+
+    @property
+    def n_updates(self) -> int:
+        """How often gradients are summed over all ranks, and an update made of them."""
+        return max(1, self.sweeps) if self.tracked and self.method != "serial" else 1
+
+    @property
+    def n_pulled(self) -> int:
+        """How often each slice is pulled back."""
+        if self.method == "serial":
+            return 1
+        return self.n_updates if self.tracked else self.adjoint_sweeps + 1
+
+    @property
+    def n_all_solves(self) -> int:
+        """Coarse problems in coordinates, forward and back."""
+        if self.tracked:
+            return self.n_updates * (self.n_solves + 1)
+        return self.n_solves * self.sweeps + self.adjoint_sweeps
 
 
 class Layout(NamedTuple):
@@ -100,19 +119,15 @@ def simulate_step(
     """
     check_layout(shape.n_slices, layout.n_time)
     clocks = Clocks(shape.n_slices, *layout, network)
-    if shape.method == "serial":
-        _serial(clocks, costs, sizes)
-    elif shape.tracked:
-        _tracked(clocks, costs, sizes, shape)
-    else:
-        clocks.reduce(NUMBERS)  # what iteration 0 had to guard
-        solve(clocks, costs, sizes, shape)
-        clocks.work(FINE, costs.fine_s * clocks.owned)  # once more, to be linearised
-        clocks.reduce(NUMBERS)
-        _solve_adjoint(clocks, costs, sizes, shape)
-        clocks.reduce(NUMBERS)  # the number of observations
-    clocks.reduce(sizes.gradient)
-    clocks.work(OTHER, costs.other_s)
+    for _ in range(shape.n_updates):
+        if shape.method == "serial":
+            _serial(clocks, costs, sizes)
+        elif shape.tracked:
+            _tracked(clocks, costs, sizes, shape)
+        else:
+            _anew(clocks, costs, sizes, shape)
+        clocks.reduce(sizes.gradient)
+        clocks.work(OTHER, costs.other_s)
     step_s = float(clocks.now.max())
     means = {part: float(np.mean(clocks.spent[part])) for part in PARTS}
     return Simulated(step_s, {part: mean / step_s for part, mean in means.items()})
@@ -129,6 +144,16 @@ def solve(clocks: Clocks, costs: Costs, sizes: Sizes, shape: StepShape) -> None:
         if k < min(shape.sweeps, shape.n_slices):
             _correct(clocks, costs, sizes, shape, front=k)
             clocks.reduce(NUMBERS)
+
+
+def _anew(clocks: Clocks, costs: Costs, sizes: Sizes, shape: StepShape) -> None:
+    """`run.step.loss_and_gradient`, without what an earlier step has left."""
+    clocks.reduce(NUMBERS)  # what iteration 0 had to guard
+    solve(clocks, costs, sizes, shape)
+    clocks.work(FINE, costs.fine_s * clocks.owned)  # once more, to be linearised
+    clocks.reduce(NUMBERS)
+    _solve_adjoint(clocks, costs, sizes, shape)
+    clocks.reduce(NUMBERS)  # the number of observations
 
 
 def _serial(clocks: Clocks, costs: Costs, sizes: Sizes) -> None:

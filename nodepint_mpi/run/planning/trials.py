@@ -44,13 +44,19 @@ class Trials(NamedTuple):
     """Trials of a config.
 
     `plain` by plain diffrax, where it has such a loss, on one core and on all; `ours` on one rank,
-    as it is and by variants; `half` with half of the samples, `pair` on two ranks along time.
+    as it is and by variants; `along_time` and `along_samples` on two ranks, where there are two
+    cores, slices and samples.
     """
 
     plain: tuple[Trial, ...]
     ours: tuple[Trial, ...]
-    half: Trial | None
-    pair: Trial | None
+    along_time: Trial | None = None
+    along_samples: Trial | None = None
+
+    def all(self) -> list[Trial]:
+        """Every trial that was made. Local."""
+        pairs = [one for one in (self.along_time, self.along_samples) if one is not None]
+        return [*self.plain, *self.ours, *pairs]
 
 
 def make_trials(
@@ -79,6 +85,8 @@ def make_trials(
 
     def trial(settings: Sequence[str], one: Contestant, network: bool = False) -> Trial:
         changed = parse_config(config_text(config), settings) if settings else config
+        where = changed.run.model_copy(update={"data_ranks": one.data_ranks})
+        changed = changed.model_copy(update={"run": where})
         run = run_contestant(changed, one, N_STEPS, cores, timeout_s=timeout_s, network=network)
         made = _trial(one.name, tuple(settings), run)
         report(f"{made.name}: {made.seconds * 1e3:.3g} ms a step")
@@ -94,12 +102,13 @@ def make_trials(
         report(f"plain diffrax: {error}")
         plain = []
     ours = [trial((), Contestant("nodepint_mpi, 1 rank", "ours"))]
-    pair = half = None
+    along_time = along_samples = None
     if len(cores) > 1 and config.time.n_slices > 1:
-        pair = trial((), Contestant("nodepint_mpi, 2 ranks", "ours", 2), network=True)
-    if n_samples % 2 == 0:
-        settings = [f"data.batch_size={n_samples // 2}"]
-        half = trial(settings, Contestant("nodepint_mpi, 1 rank, half of the samples", "ours"))
+        one = Contestant("nodepint_mpi, 2 ranks along time", "ours", 2)
+        along_time = trial((), one, network=True)
+    if len(cores) > 1 and n_samples % 2 == 0:
+        one = Contestant("nodepint_mpi, 2 ranks along samples", "ours", 2, data_ranks=2)
+        along_samples = trial((), one)
     for what, settings in variants(config):
         if time.monotonic() - began > budget_s:
             report(f"{what}: not tried, {budget_s:g} s are over (`--seconds`)")
@@ -108,7 +117,7 @@ def make_trials(
             ours.append(trial(settings, Contestant(f"nodepint_mpi, 1 rank, {what}", "ours")))
         except NodepintError as error:  # it is no more than a suggestion
             report(f"{what}: left out: {error}")
-    return Trials(tuple(plain), tuple(ours), half, pair)
+    return Trials(tuple(plain), tuple(ours), along_time, along_samples)
 
 
 def variants(config: Config) -> list[tuple[str, list[str]]]:

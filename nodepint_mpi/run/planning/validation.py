@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nodepint_mpi.run.planning.clocks import Clocks
-from nodepint_mpi.run.planning.network import Network
+from nodepint_mpi.run.planning.network import Network, Number
 from nodepint_mpi.run.planning.published import ONE_PROBLEM, WITH_COSTS, TimedRun
 from nodepint_mpi.run.planning.step import Costs, Sizes, StepShape, solve
 
@@ -12,7 +12,7 @@ NO_NETWORK = Network(latency_s=0.0, bandwidth=float("inf"))
 """The authors state none; their slices take seconds to hours."""
 
 
-def simulated_s(run: TimedRun, serial_s: float) -> float:
+def simulated_s(run: TimedRun, serial_s: Number) -> float:
     """Seconds that a published run should take by its costs. Local.
 
     Learned corrections are trained on one rank while the others wait.
@@ -58,7 +58,7 @@ def format_validation(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _row(run: TimedRun, measured: float, model: float, what: str) -> dict[str, Any]:
+def _row(run: TimedRun, measured: Number, model: Number, what: str) -> dict[str, Any]:
     return {
         "source": run.source,
         "problem": run.problem,
