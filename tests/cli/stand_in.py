@@ -36,7 +36,12 @@ def made_times(n_ranks: int, *, plain: bool) -> dict[str, Any]:
         "phases_s": None if plain else {name: alike(value) for name, value in phases.items()},
         "host_s": {"compile": alike(5.0)},
         "counts": {name: alike(value) for name, value in counts.items()} | {"reduced": None},
-        "profiles": {"steps": [10], "cost_s": 0.1, "missing": "none" if plain else None},
+        "profiles": {
+            "steps": [10],
+            "counts": None if plain else {n: alike(value / 10) for n, value in counts.items()},
+            "cost_s": 0.1,
+            "missing": "no reason" if plain else None,
+        },
     }
 
 
@@ -59,7 +64,7 @@ def main(folder: Path, n_ranks: int, n_cores: int, words: list[str]) -> None:
         deadline = time.monotonic() + 60
         while not (folder / "go").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
-    record = {"step": 4, "training_s": 12.34, "sweeps": 2, "adjoint_sweeps": 1}
+    record = {"step": 11, "training_s": 12.34, "sweeps": 2, "adjoint_sweeps": 1}
     (run / "metrics.jsonl").write_text(json.dumps(record) + "\n")
     start = {"hosts": ["here"], "n_cores": min(4, n_ranks)}
     (run / "provenance.json").write_text(json.dumps({"starts": [start]}))

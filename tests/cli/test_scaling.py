@@ -232,7 +232,8 @@ def test_a_row_has_what_the_run_has(place):
     assert (serial["step_s"]["max"], serial["phases_s"]) == (0.3, None)
     assert one["step_s"] == {"min": 0.5, "mean": 0.5, "max": 0.5} and one["loss"] == 0.75
     assert one["counts"]["fine"] == {"min": 80, "mean": 80, "max": 80, "sum": 80}
-    assert "reduced" not in one["counts"] and one["sweeps"] == [2, 1]
+    assert "reduced" not in one["counts"] and one["sweeps"] == one["profiled"]["sweeps"] == [2, 1]
+    assert one["profiled"]["counts"]["fine"] == {"min": 8, "mean": 8, "max": 8}
     assert not one["oversubscribed"] and seven["oversubscribed"]  # it pretends to have four cores
     assert one["busy_share"] == 0.0 and one["peak_bytes"] == 500_000_000
 

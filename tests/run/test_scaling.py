@@ -35,6 +35,10 @@ def alike(value, **more):
 def made(n_ranks, step_s, *, kind="strong", fine=None, walked=80, phases=PHASES, **more):
     """A point of ten steps; `fine` are slices of the busiest rank, `walked` coarse ones of all."""
     fine = 80 // n_ranks if fine is None else fine
+    done = {"fine": fine, "fine_pulled": fine, "tangent_passes": 0, "coarse": walked / n_ranks}
+    done |= {"coarse_pulled": 0, "reduced": 0, "reduced_pulled": 0}
+    done |= {"messages": 20 * (n_ranks > 1)}
+    profiled = {"counts": {k: alike(n / 10) for k, n in done.items()}, "sweeps": [1.0, 1.0]}
     counts = {"fine": alike(fine, sum=80), "fine_pulled": alike(fine, sum=80)}
     counts |= {
         "coarse": alike(walked / n_ranks, sum=walked),
@@ -46,7 +50,8 @@ def made(n_ranks, step_s, *, kind="strong", fine=None, walked=80, phases=PHASES,
         "n_cores": 1, "n_slices": 8, "batch_size": None, "method": "parareal", "run": "x",
         "state": "finished", "reason": "", "n_steps": 10, "n_warm_steps": 7,
         "step_s": alike(step_s), "phases_s": phases and {k: alike(v) for k, v in phases.items()},
-        "unprofiled": None, "counts": counts | {"bytes": alike(1e6, sum=2e6)}, "compile_s": 5.0,
+        "unprofiled": None, "profiled": phases and profiled, "compile_s": 5.0,
+        "counts": counts | {"bytes": alike(1e6, sum=2e6)},
         "loss": 0.5, "gradient_error": 1e-3, "sweeps": [1.0, 1.0], "peak_bytes": 5e8,
         "n_nodes": 1, "all_cores": 4, "oversubscribed": False, "machine": "AMD", "date": "today",
         "commit": "c0ffee", "busy_share": 0.0, "load_average": 0.0,

@@ -160,20 +160,19 @@ def counted_s(first: Row, row: Row) -> float | None:
     """A step by what is counted, each piece of work as dear as it was on the first point. Local.
 
     The busiest rank's fine solves, pull-backs and tangents; the coarse steps of a whole line, which
-    one rank does after the other; all else as on the first point. None if that was not profiled.
+    one rank does after the other; all else as on the first point. None if no step was profiled.
     """
     phases = first["phases_s"]
-    if phases is None:
+    if phases is None or row["profiled"] is None:
         return None
     share = samples_of_a_line(row) / samples_of_a_line(first)
     total = phases[OTHER]["max"]
     for phase, names in COUNTED.items():
-        done, base = (_per_step(one, names, "max") for one in (row, first))
+        done, base = (_done(one, names, "max") for one in (row, first))
         total += phases[phase]["max"] * share * (done / base if base else 0.0)
-    walked, base = (_per_step(one, WALKED, "sum") / one["data_ranks"] for one in (row, first))
+    walked, base = (_done(one, WALKED, "mean") * _line_ranks(one) for one in (row, first))
     ratio = walked / base if base else row["n_slices"] / first["n_slices"]
-    n_time = first["n_ranks"] // first["data_ranks"]
-    return total + phases[COARSE]["mean"] * n_time * share * ratio
+    return total + phases[COARSE]["mean"] * _line_ranks(first) * share * ratio
 
 
 def break_even(curve: Curve, model: Model | None = None) -> BreakEven | None:
@@ -220,6 +219,10 @@ def _counted_efficiency(first: Row | None, row: Row) -> float | None:
     return base / now * ideal
 
 
-def _per_step(row: Row, names: Sequence[str], which: str) -> float:
-    counts = row["counts"]
-    return sum(counts[name][which] for name in names if name in counts) / row["n_steps"]
+def _line_ranks(row: Row) -> int:
+    return row["n_ranks"] // row["data_ranks"]
+
+
+def _done(row: Row, names: Sequence[str], which: str) -> float:
+    """In a profiled step."""
+    return sum(row["profiled"]["counts"][name][which] for name in names)

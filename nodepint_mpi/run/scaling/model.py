@@ -10,9 +10,9 @@ from nodepint_mpi.errors import NodepintError
 from nodepint_mpi.run.directory import CONFIG, PHASES
 from nodepint_mpi.run.info import make_plan
 from nodepint_mpi.run.planning.clocks import WAIT
-from nodepint_mpi.run.planning.costs import for_share, read_costs, step_shape, step_sizes
+from nodepint_mpi.run.planning.costs import read_costs, step_shape, step_sizes
 from nodepint_mpi.run.planning.network import Network
-from nodepint_mpi.run.planning.step import Layout, simulate_step
+from nodepint_mpi.run.planning.step import Costs, Layout, simulate_step
 from nodepint_mpi.run.scaling.measures import (
     Curve,
     Model,
@@ -52,8 +52,9 @@ def measured_network(curve: Curve) -> Network:
     """
     found = 0.0
     for row in curve.rows:
-        count = row["counts"]["messages"]["mean"] / row["n_steps"]
-        if seconds(row) is not None and row["phases_s"] is not None and count > 0:
+        if seconds(row) is None or row["phases_s"] is None:
+            continue
+        if count := row["profiled"]["counts"]["messages"]["mean"]:
             found = sum(row["phases_s"][name]["mean"] for name in MESSAGES) / count
     return Network(found, float("inf"))
 
@@ -63,12 +64,8 @@ def _model(first: Row, network: Network) -> Model:
     config = read_config(run / CONFIG)
     times = json.loads((run / PHASES).read_text(encoding="utf-8"))
     spent = {name: phase["ranks"] for name, phase in times["phases_s"].items()}
-    counts = {
-        name: [n / times["n_steps"] for n in count["ranks"]]
-        for name, count in times["counts"].items()
-        if count is not None
-    }
-    shape = step_shape(config, first["sweeps"])
+    counts = {name: count["ranks"] for name, count in times["profiles"]["counts"].items()}
+    shape = step_shape(config, first["profiled"]["sweeps"])
     costs = read_costs(spent, counts, shape)
     alone = config.model_copy(update={"run": config.run.model_copy(update={"data_ranks": 1})})
     sizes = step_sizes(config, make_plan(alone, 1), first["data_ranks"])
@@ -76,8 +73,9 @@ def _model(first: Row, network: Network) -> Model:
     def model(row: Row) -> Predicted:
         share = samples_of_a_line(row) / samples_of_a_line(first)
         layout = Layout(row["n_ranks"] // row["data_ranks"], row["data_ranks"])
+        shared = Costs(*(cost * share for cost in costs))._replace(other_s=costs.other_s)
         simulated = simulate_step(
-            for_share(costs, None, share),
+            shared,
             sizes._replace(
                 state=sizes.state * share, maps=sizes.maps * share, vectors=sizes.vectors * share
             ),

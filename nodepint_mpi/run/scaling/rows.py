@@ -88,16 +88,23 @@ def _read(point: Point) -> Row:
 def _numbers(done: Mapping[str, Any], times: Mapping[str, Any], metrics: Sequence[Row]) -> Row:
     """Of a finished run: times of a step by phase, counts of all steps, and what it came to.
 
-    `step_s` is, over the ranks, the median of the steps that neither compiled nor were profiled.
+    `step_s` is, over the ranks, the median of the steps that neither compiled nor were profiled;
+    `counts` are of all steps, those of `profiled` of a step as it was profiled.
     """
-    phases = times["phases_s"]
+    phases, profiles = times["phases_s"], times["profiles"]
     estimates = [m["gradient_error_estimate"] for m in metrics if "gradient_error_estimate" in m]
     return {
         "n_steps": times["n_steps"],
         "n_warm_steps": times["n_warm_steps"],
         "step_s": times["step_s"] and _over_ranks(times["step_s"]),
         "phases_s": phases and {name: _over_ranks(phase) for name, phase in phases.items()},
-        "unprofiled": times["profiles"]["missing"],
+        "unprofiled": profiles["missing"],
+        "profiled": None
+        if profiles["missing"]
+        else {
+            "counts": {name: _over_ranks(count) for name, count in profiles["counts"].items()},
+            "sweeps": _sweeps([m for m in metrics if m["step"] - 1 in profiles["steps"]]),
+        },
         "counts": {
             name: _over_ranks(count) | {"sum": count["sum"]}
             for name, count in times["counts"].items()
@@ -106,12 +113,15 @@ def _numbers(done: Mapping[str, Any], times: Mapping[str, Any], metrics: Sequenc
         "compile_s": times["host_s"]["compile"]["max"],
         "loss": done["train_loss"],
         "gradient_error": estimates[-1] if estimates else None,
-        "sweeps": [
-            statistics.fmean(metric[name] for metric in metrics)
-            for name in ("sweeps", "adjoint_sweeps")
-        ],
+        "sweeps": _sweeps(metrics),
         "peak_bytes": max(done["peak_bytes"]),
     }
+
+
+def _sweeps(metrics: Sequence[Row]) -> list[float]:
+    """Forward and adjoint, means over these steps."""
+    names = "sweeps", "adjoint_sweeps"
+    return [statistics.fmean(metric[name] for metric in metrics) for name in names]
 
 
 def _over_ranks(reduced: Mapping[str, Any]) -> Row:
