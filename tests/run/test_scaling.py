@@ -112,6 +112,10 @@ def test_a_weak_curve():
     assert values(points, "counted") == about(1, 1 / 1.08)  # the coarse walk is twice as long
     assert values(points, "model_efficiency") == about(1, 0.5)
     assert break_even(curve) is None
+    plain = [made(1, s, kind="weak", is_plain=True, point=n) for s, n in ((0.9, "a"), (2.1, "b"))]
+    paired = [row | {"serial": name} for row, name in zip(rows, "ab", strict=True)]
+    found = break_even(make_curves([*plain, *paired])[0], lambda row: Predicted(1.5, {}))
+    assert found is not None and (found.measured, found.model) == (2, 2)
 
 
 def test_lines_of_ranks_share_the_samples():

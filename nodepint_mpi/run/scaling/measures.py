@@ -178,7 +178,7 @@ def counted_s(first: Row, row: Row) -> float | None:
 def break_even(curve: Curve, model: Model | None = None) -> BreakEven | None:
     """Where it begins to pay; None if plain serial training was not measured. Local.
 
-    The model is asked about 1, 2, 4 ... ranks along time of a strong curve's problem.
+    Of a strong curve's problem the model is asked about 1, 2, 4 ... ranks along time.
     """
     paired = [(row, seconds(curve.serial.get(row["serial"]))) for row in curve.rows]
     known = [(row, serial_s) for row, serial_s in paired if serial_s is not None]
@@ -190,11 +190,9 @@ def break_even(curve: Curve, model: Model | None = None) -> BreakEven | None:
         if (step_s := seconds(row)) is not None and step_s < serial_s
     ]
     first, serial_s = known[0]
-    by_model = None
-    if model is not None and curve.kind == "strong":
-        paying = (row["n_ranks"] for row in more_ranks(first) if model(row).step_s < serial_s)
-        by_model = next(paying, None)
-    return BreakEven(curve, serial_s, min(pays, default=None), by_model)
+    asked = known if curve.kind == "weak" else [(row, serial_s) for row in more_ranks(first)]
+    by_model = (r["n_ranks"] for r, plain_s in asked if model and model(r).step_s < plain_s)
+    return BreakEven(curve, serial_s, min(pays, default=None), next(by_model, None))
 
 
 def more_ranks(row: Row) -> list[Row]:
