@@ -108,7 +108,7 @@ def test_a_weak_study_grows(place):
     two, four = place.points(study)  # two ranks along time in both: only [data] grows
     assert four.config.time == two.config.time
     assert (two.config.data.batch_size, four.config.data.batch_size) == (2, 4)
-    two, four = place.points(study.replace("[1, 2]", "[1, 1]") + "serial = true\n")[-2:]
+    two, four = place.points(study.replace("[1, 2]", "[1, 1]") + "serial = true\n")[1::2]
     assert (two.config.time.n_slices, four.config.time.n_slices) == (7, 14)
     assert two.config.time.horizon == [-0.5, 3.5] and four.config.time.horizon == [-0.5, 7.5]
     assert (two.config.data.batch_size, four.config.data.batch_size) == (2, 2)
@@ -129,7 +129,8 @@ def test_a_study_over_values_has_a_curve_for_each(place):
     section = 'set = { "time.basis" = { kind = "pod", rank = 2 } }\n'
     points = place.points(STRONG + section + 'over = { "time.basis.rank" = [1, 2] }\n')
     ranks = [p.config.time.basis.rank for p in points if p.config.time.basis]
-    assert ranks == [1] * 3 + [2] * 3
+    assert ranks == [1, 1, 2, 2] and len(points) == 5  # plain training knows of no basis
+    assert {point.serial for point in points[1:]} == {points[0].label}
 
 
 BAD = {

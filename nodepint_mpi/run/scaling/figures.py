@@ -43,7 +43,7 @@ def draw_scaling(judgements: Sequence[Judgement]) -> Figure | None:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     figure.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=3, fontsize="small"
+        list(handles.values()), list(handles), loc="outside lower center", ncols=4, fontsize="small"
     )
     return figure
 

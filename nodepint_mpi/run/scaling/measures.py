@@ -61,7 +61,10 @@ class Judged(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """Points of a study that differ in ranks alone, the fewest first. `label` may be empty."""
+    """Finished points of a study that differ in ranks alone, the fewest first.
+
+    `label` may be empty; `serial` are the plain ones beside them, by name.
+    """
 
     study: str
     kind: str
@@ -97,15 +100,15 @@ def seconds(row: Row | None) -> float | None:
 def make_curves(rows: Sequence[Row]) -> list[Curve]:
     """Finished points by study and the values of the keys it goes over, in order. Local."""
     curves: dict[tuple[str, str], Curve] = {}
-    for row in rows:
+    plain = {r["point"]: r for r in rows if r["is_plain"] and r["state"] == "finished"}
+    for row in (row for row in rows if not row["is_plain"]):
         label = ", ".join(f"{key} = {json.dumps(value)}" for key, value in row["over"].items())
         where = row["study"], label
         curve = curves.setdefault(where, Curve(row["study"], row["kind"], label, [], {}))
         if row["state"] == "finished":
-            if row["is_plain"]:
-                curve.serial[row["point"]] = row
-            else:
-                curve.rows.append(row)
+            curve.rows.append(row)
+        if row["serial"] in plain:
+            curve.serial[row["serial"]] = plain[row["serial"]]
     for curve in curves.values():
         curve.rows.sort(key=lambda row: (row["n_ranks"], row["data_ranks"]))
     return list(curves.values())

@@ -26,8 +26,8 @@ class Point(NamedTuple):
     """One run: of a study, with some values of the keys it goes over, on some ranks.
 
     `settings` are all keys that differ from the studies' config, `over` those that tell curves
-    apart. `serial` is the point that takes the same
-    steps by plain diffrax, if there is one; of such a point itself, `is_plain`, it is None.
+    apart. `serial` is the point that takes the same steps by plain diffrax, if there is one; it is
+    `is_plain`, has none itself, and may be that of several curves.
     """
 
     study: str
@@ -100,16 +100,15 @@ def plan_points(
 
 
 def _points_of(study: StudySection, scaling: Scaling, folder: Path) -> Iterator[Point]:
-    """The points of one study, in the order of values and ranks, the serial ones first."""
-    combinations = itertools.product(*study.over.values())
-    for values in combinations:
+    """The points of one study, in the order of values and ranks; serial ones where first needed."""
+    plain: dict[str, Point] = {}
+    grid = study.grid()
+    for values in itertools.product(*study.over.values()):
         over = dict(zip(study.over, values, strict=True))
         place = folder / _folder_name(over) if over else folder
         base = {"run.n_steps": scaling.n_steps, "output.log_every": 1, "output.keep": 1}
         base |= {"output.checkpoint_every": NEVER, "output.tensorboard": False}
         settings = base | study.set | over
-        grid = study.grid()
-        points, plain = [], {}
         for n_ranks, data_ranks in grid:
             grown = _grow(study.grows, scaling.config, settings, (n_ranks, data_ranks), grid[0])
             config = read_config(scaling.config, settings | grown | {"run.data_ranks": data_ranks})
@@ -120,7 +119,7 @@ def _points_of(study: StudySection, scaling: Scaling, folder: Path) -> Iterator[
                 scaling.cores, config, place / name, _label(study.name, over, name),
             )  # fmt: skip
             if study.serial:
-                alone = plain_config(config)
+                alone = _without_sweeps(config)
                 digest = make_digest(alone, 1, scaling.cores)
                 name = "serial" if study.kind == "strong" else f"serial-{n_ranks}"
                 if digest not in plain:
@@ -128,9 +127,16 @@ def _points_of(study: StudySection, scaling: Scaling, folder: Path) -> Iterator[
                         n_ranks=1, data_ranks=1, config=alone, folder=place / name, is_plain=True,
                         label=_label(study.name, over, name),
                     )  # fmt: skip
+                    yield plain[digest]
                 point = point._replace(serial=plain[digest].label)
-            points.append(point)
-        yield from [*plain.values(), *points]
+            yield point
+
+
+def _without_sweeps(config: Config) -> Config:
+    """The plain config, with nothing in it that only sweeps read: many points have the same."""
+    plain = plain_config(config)
+    unread = {"basis": None, "coarse": None, "tangents": None}
+    return plain.model_copy(update={"time": plain.time.model_copy(update=unread)})
 
 
 def _grow(
