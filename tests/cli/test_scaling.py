@@ -311,17 +311,17 @@ SLURM = """#!/bin/sh
 echo "$(basename "$0")" "$@" >>slurm-calls
 case "$0" in
 */sbatch) echo "4$(wc -l <slurm-calls);cluster" ;;
-*) cat queue ;;
+*) cat queue 2>/dev/null ;;
 esac
 """
 
 
 def test_a_job_for_each_number_of_ranks(place, monkeypatch):
     points = place.points(STRONG.replace("[1, 2]", "[1, 2, 4]"))
-    options = ["--timeout", "60"]
-    files = write_jobs(points, Path("study.toml"), place.out, ROOT / TEMPLATE, options)
-    assert sorted(files) == [1, 2, 4]
+    words = ["--timeout", "60"]
+    files = write_jobs(points, Path("study.toml"), place.out, ROOT / TEMPLATE, words)
     text = files[4].read_text()
+    assert sorted(files) == [1, 2, 4]
     subprocess.run(["bash", "-n", files[4]], check=True, timeout=20)
     assert "\n#SBATCH --ntasks=4\n" in text and "\n#SBATCH --job-name=scaling-4\n" in text
     assert f"\nset -- study.toml --out {place.out} --timeout 60\nset -euo pipefail\n" in text
@@ -330,9 +330,8 @@ def test_a_job_for_each_number_of_ranks(place, monkeypatch):
     for name in ("sbatch", "squeue"):
         (place.folder / "bin" / name).write_text(SLURM)
         (place.folder / "bin" / name).chmod(0o755)
-    (place.folder / "queue").touch()
     monkeypatch.setenv("PATH", f"{place.folder / 'bin'}:{os.environ['PATH']}")
-    said: list[str] = []
+    said = []
     assert submit_jobs(files, said.append) == {1: "41", 2: "42", 4: "43"}
     assert said[2] == f"4 ranks: job 43, {files[4]}"
     (place.folder / "queue").write_text("in the queue\n")
