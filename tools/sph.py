@@ -29,6 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from nodepint_mpi.errors import DataError
+
 SUPPORT = 3.0
 """Reach of the quintic spline in smoothing lengths; a smoothing length is the lattice's spacing."""
 ROWS_AT_ONCE = 50
@@ -119,6 +121,19 @@ def sheared_vortices(
 ) -> Float[Array, "points 2"]:
     """The vortices at t = 0 in the shear flow (a sin 2 pi y, b sin 2 pi x). Local."""
     return taylor_green(x, 0.0, 0.0) + shear[None] * jnp.sin(2 * jnp.pi * x[:, ::-1])
+
+
+def check_options(*, n_side: int, n_grid: int, viscosity: float, shear_max: float) -> None:
+    """The options that recipes of flows of these vortices have in common. Local.
+
+    Raises:
+        DataError: for numbers out of range.
+    """
+    if n_side < 8 or n_grid < 1 or not viscosity > 0 or not 0 <= shear_max <= 1:
+        raise DataError(
+            "n_side must be at least 8, n_grid at least 1, viscosity positive and shear_max from 0 "
+            f"to 1, given {n_side}, {n_grid}, {viscosity}, {shear_max}"
+        )
 
 
 def kinetic_energy(v: Float[Array, "particles 2"]) -> Float[Array, ""]:
@@ -229,6 +244,15 @@ def velocity_at(
         return weight @ particles.v / jnp.sum(weight)
 
     return jax.vmap(at)(points)
+
+
+def seen_on_grid(
+    states: Particles, n_grid: int, spacing: float
+) -> Float[Array, "times velocities"]:
+    """The velocity at the points of a grid, at all times, y running fastest. Local."""
+    points = grid(n_grid)
+    on_grid = jax.lax.map(lambda u: velocity_at(points, u, spacing), states)
+    return on_grid.reshape(len(on_grid), -1)
 
 
 def grid(n_side: int) -> Float[Array, "points 2"]:

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nodepint_mpi.errors import DataError
 from nodepint_mpi.io.trajectories import make_trajectories
 from nodepint_mpi.run.imports import import_file
 
@@ -46,14 +45,9 @@ def prepare(
         shear_max: The shear's two amplitudes are uniform between minus this and this.
         seed: Of the draws; trajectory i of a split depends on (seed, split, i) alone.
     """
-    if n_side < 8 or n_grid < 1 or not viscosity > 0 or not 0 <= shear_max <= 1:
-        raise DataError(
-            "n_side must be at least 8, n_grid at least 1, viscosity positive and shear_max from 0 "
-            f"to 1, given {n_side}, {n_grid}, {viscosity}, {shear_max}"
-        )
     sph = import_file(folder / USES[0], "USES")
+    sph.check_options(n_side=n_side, n_grid=n_grid, viscosity=viscosity, shear_max=shear_max)
     fluid = sph.Fluid(n_side, viscosity)
-    points = sph.grid(n_grid)
 
     @partial(jax.jit, static_argnames="n_steps")
     def move(key, shear, times, n_steps):
@@ -65,8 +59,7 @@ def prepare(
     @jax.jit
     def see(states):
         particles = sph.Particles(*jnp.moveaxis(states.reshape(n_obs, 2, -1, 2), 1, 0))
-        seen = jax.lax.map(lambda u: sph.velocity_at(points, u, fluid.spacing), particles)
-        return seen.reshape(n_obs, -1)
+        return sph.seen_on_grid(particles, n_grid, fluid.spacing)
 
     def make(draw: np.random.Generator, times: np.ndarray) -> np.ndarray:
         key = jax.random.key(int(draw.integers(2**31)))

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nodepint_mpi.errors import DataError
 from nodepint_mpi.io.trajectories import make_trajectories
 from nodepint_mpi.run.imports import import_file
 
@@ -45,22 +44,16 @@ def prepare(
         shear_max: a and b are uniform between minus this and this.
         seed: Of the draws; trajectory i of a split depends on (seed, split, i) alone.
     """
-    if n_side < 8 or n_grid < 1 or not viscosity > 0 or not 0 <= shear_max <= 1:
-        raise DataError(
-            "n_side must be at least 8, n_grid at least 1, viscosity positive and shear_max from 0 "
-            f"to 1, given {n_side}, {n_grid}, {viscosity}, {shear_max}"
-        )
     sph = import_file(folder / USES[0], "USES")
+    sph.check_options(n_side=n_side, n_grid=n_grid, viscosity=viscosity, shear_max=shear_max)
     fluid = sph.Fluid(n_side, viscosity)
-    points = sph.grid(n_grid)
     settled = sph.settle(jax.random.key(seed), n_side)
 
     @partial(jax.jit, static_argnames="n_steps")
     def observe(shear, times, n_steps):
         start = sph.begin(fluid, settled, lambda x: sph.sheared_vortices(x, shear))
         states = sph.simulate(fluid, start, times, n_steps=n_steps)
-        on_grid = jax.lax.map(lambda u: sph.velocity_at(points, u, fluid.spacing), states)
-        return on_grid.reshape(n_obs, -1)
+        return sph.seen_on_grid(states, n_grid, fluid.spacing)
 
     def make(draw: np.random.Generator, times: np.ndarray) -> np.ndarray:
         shear = jnp.asarray(shear_max * draw.uniform(-1, 1, 2))

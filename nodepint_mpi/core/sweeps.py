@@ -189,8 +189,8 @@ def correct_block(
 
     U[n+1] <- F(U_old[n]) + (G(U[n]) - G(U_old[n])), with slices left of `front` kept and the slice
     at the front set to F exactly. A non-finite F falls back to G, a non-finite G to its start,
-    so a sweep over states far from the solution cannot poison the block. Slices left of `front`
-    cost nothing; `count_unsolved` with `at_once=1` counts the others.
+    so a sweep over states far from the solution cannot poison the block. Slices up to `front` cost
+    nothing; `count_unsolved` from `front + 1` on, with `at_once=1`, counts the others.
 
     Reference:
         Lions, Maday, Turinici (2001), C. R. Acad. Sci. 332, 661-668; in the form of Gander and
@@ -205,13 +205,12 @@ def correct_block(
             candidate = fine_end + (coarse_end - old_coarse_end)
             usable = jnp.all(jnp.isfinite(candidate))
             end = jnp.where(usable, candidate, coarse_end)
-            end = jnp.where(index == front, fine_end, end)
-            return end, coarse_end, (index > front) & (guarded_coarse | ~usable)
+            return end, coarse_end, guarded_coarse | ~usable
 
-        def keep():
-            return old_end, old_coarse_end, jnp.array(False)
+        def keep():  # also at the front, whose start has not changed
+            return jnp.where(index == front, fine_end, old_end), old_coarse_end, jnp.array(False)
 
-        end, coarse_end, guarded = jax.lax.cond(index >= front, correct, keep)
+        end, coarse_end, guarded = jax.lax.cond(index > front, correct, keep)
         return end, (BlockStates(start, end), coarse_end, guarded)
 
     rows = (

@@ -236,7 +236,7 @@ class Parareal(AbstractSweeps):
 
     def correct(self, line, initial, old, fine_ends, front, memory):
         incoming = recv_left(line.comm, initial)
-        with work(COARSE, Tally(coarse=count_unsolved(front, line.owned, at_once=1))):
+        with work(COARSE, Tally(coarse=count_unsolved(front + 1, line.owned, at_once=1))):
             states, coarse_ends, guarded = correct_block(
                 self.coarse,
                 line.params,

@@ -134,7 +134,7 @@ class Reduced(AbstractSweeps):
             with work(COARSE, Tally(coarse=n_owned, reduced=n_owned)):
                 coarse_ends = coarse_block(both, line.params, old.starts, line.owned)
             # Parareal counts the other half of it.
-            count(Tally(reduced=count_unsolved(front, line.owned, at_once=1)))
+            count(Tally(reduced=count_unsolved(front + 1, line.owned, at_once=1)))
             corrected = parareal.correct(line, initial, old, fine_ends, front, coarse_ends)
             return corrected._replace(memory=ReducedMemory(basis, k + 1))
         targets = jnp.where(_column(index < front, old.ends), old.ends, fine_ends)

@@ -15,33 +15,10 @@ from nodepint_mpi.run.evaluate import deal_rows, evaluate
 from nodepint_mpi.run.saving import resume_run, save_run
 from nodepint_mpi.run.setup import fresh_state, set_up, slice_rows
 from nodepint_mpi.run.tracking import make_stepper
+from tests.run.small_config import small_config
 
-TEXT = """
-[run]
-name = "test"
-precision = "float64"
-[data]
-source = "{source}"
-input = "u"
-target = "u"
-times = "t"
-{batch}
-[network]
-name = "mlp"
-width = 8
-[loss]
-name = "mean_squared_error"
-[optim]
-learning_rate = 0.02
-[time]
-horizon = [0.0, 2.0]
-n_slices = 5
-fine = {{ solver = "rk4", n_steps = 4 }}
-coarse = {{ solver = "euler", n_steps = 2 }}
-stopping = {{ tol = 1e-12 }}
-{options}
-"""
 N_TRAIN, N_TEST = 12, 5
+STOPPING = "stopping = { tol = 1e-12 }\n"
 MINI_BATCHES = "tracking = { check_every = 8 }", "batch_size = {}"
 TANGENTS = 'method = "tangent"\nbasis = { kind = "jumps", rank = 2, new = 1 }\ntracking = {}', ""
 
@@ -94,7 +71,8 @@ def check_grids(source, on_one_rank, shared_tmp_path, options, batch):
     """Ten steps on a grid, saved, ten more on another; all against one rank alone."""
     size = world().size
     batch = batch.format(3 if size == 3 else 4)
-    config = parse_config(TEXT.format(source=source, options=options, batch=batch))
+    text = small_config(source, STOPPING + options, n_slices=5, data=batch)
+    config = parse_config(text)
 
     def emulate():
         experiment = set_up(config, make_comms(alone()))
@@ -168,7 +146,7 @@ def test_a_grid_that_does_not_fit_is_refused(source, comms):
     size = world().size
     with pytest.raises(LayoutError, match=f"{size} ranks cannot form {size + 1} lines"):
         make_comms(world(), n_groups=size + 1)
-    text = TEXT.format(source=source, options="", batch="batch_size = 7")
+    text = small_config(source, n_slices=5, data="batch_size = 7")
     grid = make_comms(world(), n_groups=size)
     with pytest.raises(ConfigError, match="7 samples, which .* `run.data_ranks` to one of 1, 7"):
         set_up(parse_config(text), grid)

@@ -16,43 +16,34 @@ from nodepint_mpi.run.rom_load import load_rom
 from nodepint_mpi.run.setup import fresh_state, set_up
 from nodepint_mpi.run.step import make_train_step
 from nodepint_mpi.run.train import train
+from tests.run.small_config import EXACT, small_config
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.timeout_s(300)]
 
-TEXT = """
-[run]
-name = "grows"
-precision = "float64"
-n_steps = 8
-[data]
-source = "{source}"
-input = "u"
-target = "u"
-times = "t"
-[network]
-name = "mlp"
-width = 6
-latent = 2
+GROWTH = """
 [growth]
 steps = [3, 5]
 sizes = [3, 4]
-[loss]
-name = "mean_squared_error"
-[optim]
-learning_rate = 0.01
-[time]
-horizon = [0.0, 1.0]
-n_slices = 5
-method = "tangent"
-basis = {{ kind = "learned" }}
-fine = {{ solver = "rk4", n_steps = 2 }}
-stopping = {{ tol = 1e-12 }}
-adjoint = {{ tol = 1e-12 }}
+"""
+OUTPUT = """
 [output]
 log_every = 1
 checkpoint_every = 3
 keep = 9
 """
+
+
+def config_text(source, method="tangent", growth=GROWTH):
+    return small_config(
+        source,
+        f'method = "{method}"\nbasis = {{ kind = "learned" }}\n{EXACT}',
+        n_slices=5,
+        horizon=1.0,
+        steps='fine = { solver = "rk4", n_steps = 2 }',
+        run="n_steps = 8",
+        network='name = "mlp"\nwidth = 6\nlatent = 2',
+        sections=growth + OUTPUT,
+    )
 
 
 @pytest.fixture
@@ -78,8 +69,7 @@ def size_of(run):
 
 @pytest.mark.mpi(max_size=2)
 def test_runs_grow_and_resume_on_any_ranks(comms, source, shared_tmp_path):
-    text = TEXT.format(source=source).replace('"tangent"', '"serial"')  # compiles faster
-    config = parse_config(text)
+    config = parse_config(config_text(source, "serial"))  # compiles faster
     flag = StopFlag()
     whole = train(config, shared_tmp_path / "whole", comms, flag)
     run = open_run(shared_tmp_path / "whole", comms)
@@ -113,14 +103,13 @@ def losses_of(comms, text, n_steps):
 
 
 def test_the_loss_goes_on_where_it_was_and_any_ranks_agree(comms, on_one_rank, source):
-    text = TEXT.format(source=source)
+    text = config_text(source)
     losses, state = losses_of(comms, text, 5)
     if comms.time.size > 1:
         emulated = on_one_rank(lambda: losses_of(make_comms(alone()), text, 5)[0])
         np.testing.assert_allclose(losses, emulated, rtol=1e-9)
     # The step at which the network grows sees the loss that it would have had without.
-    plain = text.replace("[growth]\nsteps = [3, 5]\nsizes = [3, 4]\n", "")
-    experiment = set_up(parse_config(plain), comms)
+    experiment = set_up(parse_config(config_text(source, growth="")), comms)
     fixed, plain_losses = fresh_state(experiment), []
     step = make_train_step(experiment.train_problem, experiment.optimiser)
     for k in range(4):
@@ -147,4 +136,4 @@ def test_the_loss_goes_on_where_it_was_and_any_ranks_agree(comms, on_one_rank, s
 )
 def test_growth_that_cannot_be_is_refused(comms, source, change, error, message):
     with pytest.raises(error, match=message):
-        losses_of(comms, TEXT.format(source=source).replace(*change), 4)
+        losses_of(comms, config_text(source).replace(*change), 4)

@@ -20,30 +20,11 @@ from nodepint_mpi.run.rom_evaluate import evaluate_rom, format_comparison
 from nodepint_mpi.run.rom_export import export_rom
 from nodepint_mpi.run.setup import fresh_state, set_up
 from nodepint_mpi.run.step import make_prediction
+from tests.run.small_config import MLP, small_config
 
 pytestmark = [pytest.mark.timeout_s(300)]
 
-TEXT = """
-[run]
-name = "test"
-precision = "float64"
-[data]
-source = "{source}"
-input = "u"
-target = "u"
-times = "t"
-[network]
-{network}
-[loss]
-name = "mean_squared_error"
-[time]
-horizon = [0.0, 2.0]
-n_slices = 5
-method = "serial"
-fine = {{ solver = "rk4", n_steps = 4 }}
-"""
 SIZE = 6
-MLP = 'name = "mlp"\nwidth = 8'
 OWN = """
 import jax, jax.numpy as jnp, equinox as eqx
 
@@ -64,16 +45,15 @@ def make_run(comms, shared_tmp_path):
 
     def make(network: str = MLP, name: str = "run"):
         folder = shared_tmp_path / name
-        text = TEXT.format(source=shared_tmp_path / "set", network=network)
+        source = shared_tmp_path / "set"
+        text = small_config(source, 'method = "serial"', n_slices=5, network=network)
         if comms.control.rank == 0:
             t = np.linspace(0.0, 2.0, 9)
             start = np.random.default_rng(0).normal(size=(8, 1, SIZE))
             states = start * np.exp(-np.linspace(0.5, 1.5, SIZE) * t[:, None])
             rows = {"t": [t.tolist()] * 8, "u": states.tolist()}
             split = datasets.Dataset.from_dict(rows)
-            datasets.DatasetDict({"train": split, "test": split}).save_to_disk(
-                str(shared_tmp_path / "set")
-            )
+            datasets.DatasetDict({"train": split, "test": split}).save_to_disk(str(source))
             (folder / CHECKPOINTS).mkdir(parents=True)
             (folder / CONFIG).write_text(config_text(parse_config(text)))
         comms.control.Barrier()

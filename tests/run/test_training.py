@@ -15,33 +15,7 @@ from nodepint_mpi.run.plain import make_plain_loss
 from nodepint_mpi.run.setup import fresh_state, set_up
 from nodepint_mpi.run.step import batched_field, make_prediction
 from nodepint_mpi.run.tracking import Tracker, make_stepper, relative_error
-
-TEXT = """
-[run]
-name = "test"
-precision = "float64"
-[data]
-source = "{source}"
-input = "u"
-target = "u"
-times = "t"
-[network]
-name = "mlp"
-width = 8
-[loss]
-name = "mean_squared_error"
-[optim]
-learning_rate = 0.02
-[time]
-horizon = [0.0, 2.0]
-n_slices = 7
-{options}
-fine = {{ solver = "rk4", n_steps = 4 }}
-coarse = {{ solver = "euler", n_steps = 2 }}
-stopping = {{ tol = 1e-12 }}
-adjoint = {{ tol = 1e-12 }}
-"""
-
+from tests.run.small_config import EXACT, small_config
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.timeout_s(300)]
 FEW_RANKS = pytest.mark.mpi(max_size=2)  # the others compile for minutes
@@ -85,7 +59,7 @@ TANGENT = 'method = "tangent"\nbasis = { kind = "jumps", rank = 2, new = 1 }\n'
     ],
 )
 def test_twenty_steps_do_not_depend_on_the_ranks(comms, on_one_rank, source, options, n_traces):
-    text = TEXT.format(source=source, options=options)
+    text = small_config(source, EXACT + options)
     taken, stepper = train(comms, text, 20)
     losses = losses_of(taken)
     if comms.time.size > 1:
@@ -102,7 +76,7 @@ def test_twenty_steps_do_not_depend_on_the_ranks(comms, on_one_rank, source, opt
 def test_tracked_gradients_keep_to_their_bound(comms, on_one_rank, source, options):
     """Against the plain diffrax gradient, where tracking does not look at one itself."""
     tracking = "tracking = { bound = 1e-2, check_every = 10 }"
-    text = TEXT.format(source=source, options=options + tracking)
+    text = small_config(source, EXACT + options + tracking)
     experiment = set_up(parse_config(text), comms)
     stepper, state = make_stepper(experiment), fresh_state(experiment)
     exact = jax.jit(jax.grad(make_plain_loss(experiment)))
@@ -127,14 +101,10 @@ def test_tracked_gradients_keep_to_their_bound(comms, on_one_rank, source, optio
     assert np.mean(sweeps) < (3.5 if options else 2.5)  # solved anew it takes 7
 
 
-BATCHES = 'batch_size = 3\ntimes = "t"'
-
-
 @pytest.mark.mpi(max_size=2)
 def test_samples_are_tracked_in_mini_batches(comms, on_one_rank, source):
     tracking = "tracking = { bound = 1e-2, check_every = 0, store_mb = %s, max_sweeps = 5 }"
-    text = TEXT.replace('times = "t"', BATCHES)
-    text = text.format(source=source, options=tracking % 1.0)
+    text = small_config(source, EXACT + tracking % 1.0, data="batch_size = 3")
     taken, stepper = train(comms, text, 30)
     if comms.time.size > 1:
         emulated, _ = on_one_rank(lambda: emulate(text, 30))
@@ -157,7 +127,7 @@ def test_samples_are_tracked_in_mini_batches(comms, on_one_rank, source):
 @pytest.mark.mpi(max_size=2)
 def test_what_cannot_be_tracked_is_trained_serially_and_says_so(comms, source, caplog):
     options = "tracking = { bound = 1e-13, max_sweeps = 1, check_every = 0 }"
-    text = TEXT.format(source=source, options=options)
+    text = small_config(source, EXACT + options)
     with caplog.at_level("INFO", logger="nodepint_mpi"):
         taken, _ = train(comms, text, 13)
     plain, _ = train(comms, text.replace(options, 'method = "serial"'), 13)
@@ -172,7 +142,7 @@ def test_what_cannot_be_tracked_is_trained_serially_and_says_so(comms, source, c
 @pytest.mark.mpi(max_size=2)
 def test_a_field_that_blows_up_off_the_solution_is_solved_serially(comms, source):
     """A track so wrong that F is not finite: the step is serial, and the next ones track again."""
-    text = TEXT.format(source=source, options="tracking = { check_every = 0 }")
+    text = small_config(source, EXACT + "tracking = { check_every = 0 }")
     experiment = set_up(parse_config(text), comms)
     stepper, state = make_stepper(experiment), fresh_state(experiment)
     batch = experiment.batch(0)
@@ -228,7 +198,7 @@ def test_relaxed_slices_start_between_the_last_end_and_the_data(
 ):
     """Loss and gradient of the definition, whatever the weight; then training goes on whole."""
     options = "relaxation = { steps = 4, start = 0.2 }\n" + tracking
-    experiment = set_up(parse_config(TEXT.format(source=source, options=options)), comms)
+    experiment = set_up(parse_config(small_config(source, EXACT + options)), comms)
     stepper, state = make_stepper(experiment), fresh_state(experiment)
     batch = experiment.batch(0)
     exact = jax.jit(jax.value_and_grad(relaxed_loss(experiment)))
@@ -246,8 +216,7 @@ def test_relaxed_slices_start_between_the_last_end_and_the_data(
 @pytest.mark.mpi(max_size=2)
 def test_the_relative_error_counts_every_rank_once(comms, source):
     """Also those in whose slices nothing is observed."""
-    text = TEXT.format(source=source, options='method = "serial"')
-    text = text.replace("horizon = [0.0, 2.0]", "horizon = [0.0, 6.0]")  # seen until 2
+    text = small_config(source, 'method = "serial"', horizon=6.0)  # seen until 2
     experiment = set_up(parse_config(text), comms)
     params = fresh_state(experiment).params
     scores = evaluate(comms, experiment, params)
@@ -265,9 +234,8 @@ def test_the_relative_error_counts_every_rank_once(comms, source):
 
 
 def test_the_training_split_is_scored_without_relaxation(comms, on_one_rank, source):
-    experiment = set_up(
-        parse_config(TEXT.format(source=source, options="relaxation = { steps = 4 }")), comms
-    )
+    text = small_config(source, EXACT + "relaxation = { steps = 4 }")
+    experiment = set_up(parse_config(text), comms)
     params = fresh_state(experiment).params
     untested = experiment._replace(test=None, test_problem=None)  # only the other split is read
     scores = evaluate(comms, untested, params, split="train")
