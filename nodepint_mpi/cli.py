@@ -23,6 +23,7 @@ from nodepint_mpi.cli_common import (
 )
 from nodepint_mpi.cli_plan import plan, train_as_advised
 from nodepint_mpi.cli_report import compare, report
+from nodepint_mpi.cli_scaling import scaling
 from nodepint_mpi.config import Config, read_config
 from nodepint_mpi.errors import ConfigError, NodepintError
 from nodepint_mpi.parallel.guard import run_guarded
@@ -259,7 +260,7 @@ def evaluate_reduced(file: Path, run_dir: Path, json_file: Path | None) -> None:
     finish(comms.control, result, json_file)
 
 
-for command in (bench, plan, report, compare):
+for command in (bench, plan, scaling, report, compare):
     cli.add_command(command)
 
 

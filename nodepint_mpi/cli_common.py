@@ -40,6 +40,21 @@ def parse_ranks(context: Any, option: Any, text: str) -> tuple[int, ...]:
     return ranks
 
 
+def parse_network(context: Any, option: Any, text: str | None) -> tuple[float, float] | None:
+    """Latency in seconds and bandwidth in bytes a second, separated by a comma."""
+    if text is None:
+        return None
+    try:
+        latency_s, bandwidth = map(float, text.split(","))
+    except ValueError:
+        latency_s = bandwidth = -1.0
+    if not 0 <= latency_s < 1 or not bandwidth > 0:
+        raise click.BadParameter(
+            f"'{text}' is no latency in seconds and bandwidth in bytes a second, such as 2e-6,1e10"
+        )
+    return latency_s, bandwidth
+
+
 json_option = click.option(
     "--json",
     "json_file",

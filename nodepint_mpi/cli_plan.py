@@ -3,13 +3,13 @@
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
 from nodepint_mpi.cli_common import (
     config_argument,
     json_option,
+    parse_network,
     parse_ranks,
     set_option,
     set_precision,
@@ -17,21 +17,6 @@ from nodepint_mpi.cli_common import (
 )
 from nodepint_mpi.config import Config, read_config
 from nodepint_mpi.run.doctor_ranks import in_job
-
-
-def _parse_network(context: Any, option: Any, text: str | None) -> tuple[float, float] | None:
-    """Latency in seconds and bandwidth in bytes a second, separated by a comma."""
-    if text is None:
-        return None
-    try:
-        latency_s, bandwidth = map(float, text.split(","))
-    except ValueError:
-        latency_s = bandwidth = -1.0
-    if not 0 <= latency_s < 1 or not bandwidth > 0:
-        raise click.BadParameter(
-            f"'{text}' is no latency in seconds and bandwidth in bytes a second, such as 2e-6,1e10"
-        )
-    return latency_s, bandwidth
 
 
 @click.command()
@@ -42,7 +27,7 @@ def _parse_network(context: Any, option: Any, text: str | None) -> tuple[float, 
     help="Numbers of ranks to plan for [as many as there are cores here].",
 )  # fmt: skip
 @click.option(
-    "--network", metavar="SECONDS,BYTES", callback=_parse_network,
+    "--network", metavar="SECONDS,BYTES", callback=parse_network,
     help="Latency and bandwidth per second of the network to plan for [measured here].",
 )  # fmt: skip
 @click.option(

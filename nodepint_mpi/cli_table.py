@@ -69,15 +69,19 @@ def table(
     is not done again, and what was interrupted goes on; a problem whose config has changed is done
     anew. Exits with 1 if something failed; the rest is done all the same.
     """
+    from nodepint_mpi.run.series.launch import make_launch, sole_use
     from nodepint_mpi.run.table.cells import plan_cells
     from nodepint_mpi.run.table.page import format_table, write_page
     from nodepint_mpi.run.table.rows import read_rows, write_rows
-    from nodepint_mpi.run.table.work import do_cells, make_launch, sole_use
+    from nodepint_mpi.run.table.work import do_cells
 
     if in_job():
         raise ConfigError("`nodepint bench table` starts its own jobs: run it without mpirun.")
     cells = plan_cells(read_table_list(list_file), out, only=only, ranks=ranks)
-    launch = make_launch(launcher, cells)
+    chosen = [cell for cell in cells if cell.chosen]
+    launch = make_launch(
+        launcher, n_ranks=max(c.n_ranks for c in chosen), n_cores=max(c.n_cores for c in chosen)
+    )
     rows = read_rows(cells)  # says now what is damaged
     if dry_run:
         done = ("finished", "left out")

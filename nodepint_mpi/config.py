@@ -4,6 +4,7 @@ Sections are frozen pydantic models. A key nobody knows, a value of the wrong ty
 that contradict each other are a `ConfigError` that names the key and the nearest valid one.
 """
 
+import copy
 import hashlib
 import json
 import tomllib
@@ -290,7 +291,11 @@ class Config(Section):
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+Overrides = Sequence[str] | Mapping[str, Any]
+"""`section.key=value`, the value in TOML, as words of the command line; or values by key."""
+
+
+def read_config(path: str | Path, overrides: Overrides = ()) -> Config:
     """Read a config file, or the `CONFIG` of a Python file, and apply `--set` overrides. Local.
 
     Raises:
@@ -304,20 +309,20 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def parse_config(
-    text: str, overrides: Sequence[str] = (), *, source: str = "config", home: str | None = None
+    text: str, overrides: Overrides = (), *, source: str = "config", home: str | None = None
 ) -> Config:
     """Parse and validate the text of a config file. Local; see `read_config`.
 
     Args:
         text: TOML.
-        overrides: `section.key=value`, the value in TOML.
+        overrides: What is set besides.
         source: For messages.
         home: The Python file that `":name"` is looked for in.
     """
     data = parse_toml(text, source)
     seen: set[str] = set()
-    for override in overrides:
-        key, value = _parse_override(override)
+    by_key = isinstance(overrides, Mapping)
+    for key, value in overrides.items() if by_key else map(_parse_override, overrides):
         if key in seen:
             raise ConfigError(f"`--set {key}=...` is given twice; give it once.")
         seen.add(key)
@@ -377,4 +382,4 @@ def _assign(data: dict[str, Any], key: str, value: Any) -> None:
             raise ConfigError(
                 f"`--set {key}=...`: `{'.'.join(path[: i + 1])}` is a value, not a section."
             )
-    table[last] = value
+    table[last] = copy.deepcopy(value)

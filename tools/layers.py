@@ -41,6 +41,9 @@ LAYERS: dict[str, Layer] = {
     "config_table": Layer(
         frozenset({"errors", "config", "config_errors", "config_section"}), frozenset({"pydantic"})
     ),
+    "config_scaling": Layer(
+        frozenset({"errors", "config", "config_errors", "config_section"}), frozenset({"pydantic"})
+    ),
     "config_time": Layer(frozenset({"config_section"}), frozenset({"pydantic"})),
     "config_section": Layer(frozenset(), frozenset({"pydantic"})),
     "config_errors": Layer(frozenset({"errors"}), frozenset({"pydantic"})),
@@ -52,8 +55,8 @@ LAYERS: dict[str, Layer] = {
         NUMERICS | {"h5py", "datasets", "pyarrow", "mpi4py", "xxhash"},
     ),
     "run": Layer(
-        frozenset({"core", "errors", "config", "config_embedded", "config_table", "config_time"})
-        | {"parallel", "io"},
+        frozenset({"core", "errors", "config", "config_embedded", "config_scaling"})
+        | {"config_table", "config_time", "parallel", "io"},
         NUMERICS
         | {"mpi4py", "mpi4jax", "h5py", "pydantic", "tomli_w", "tqdm", "matplotlib"}
         | {"jinja2", "tensorboardX"},
@@ -78,9 +81,13 @@ LAYERS: dict[str, Layer] = {
         frozenset({"errors", "config", "run", "cli_common"}),
         frozenset({"click", "mpi4py"}),
     ),
+    "cli_scaling": Layer(
+        frozenset({"errors", "config", "config_scaling", "run", "cli_common"}),
+        frozenset({"click"}),
+    ),
     "cli": Layer(
         frozenset({"core", "errors", "config", "parallel", "io", "run", "cli_common", "cli_bench"})
-        | {"cli_plan", "cli_report"},
+        | {"cli_plan", "cli_report", "cli_scaling"},
         NUMERICS | {"click"},
     ),
     "__main__": Layer(frozenset({"cli", "errors", "parallel.guard"}), frozenset({"click"})),

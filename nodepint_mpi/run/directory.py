@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,21 @@ def check_directory(folder: Path, *, resume: bool) -> None:
 
 
 def start_directory(
-    folder: Path, config: Config, *, n_ranks: int, data_ranks: int, hosts: list[str]
+    folder: Path,
+    config: Config,
+    *,
+    data_ranks: int,
+    places: Sequence[tuple[str, Collection[int]]],
 ) -> None:
     """Make the run directory and write config and provenance. Local; rank 0 only.
 
     Of a run that has finished and now goes on, DONE is taken away.
+
+    Args:
+        folder: The run directory.
+        config: The experiment.
+        data_ranks: Lines of ranks that share the samples.
+        places: Host and cores of every rank; no cores where ranks are not bound to any.
 
     Raises:
         OutputError: if nothing can be written there.
@@ -66,9 +77,10 @@ def start_directory(
         {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": sys.argv,
-            "n_ranks": n_ranks,
+            "n_ranks": len(places),
             "data_ranks": data_ranks,
-            "hosts": sorted(set(hosts)),
+            "hosts": sorted({host for host, _ in places}),
+            "n_cores": len({(host, core) for host, cores in places for core in cores}),
             "fingerprint": config.fingerprint(),
             "versions": versions(),
             "commit": commit(),

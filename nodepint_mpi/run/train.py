@@ -15,6 +15,7 @@ import jax
 from nodepint_mpi.config import Config
 from nodepint_mpi.io.records import Records
 from nodepint_mpi.parallel.comms import Comms
+from nodepint_mpi.parallel.devices import own_cores
 from nodepint_mpi.parallel.guard import together
 from nodepint_mpi.parallel.signals import StopFlag
 from nodepint_mpi.parallel.watchdog import Watchdog
@@ -92,15 +93,14 @@ def train(
             if resume is not None:
                 experiment, state, start, stepper = resume_run(experiment, folder, resume, make)
             stepper = stepper or make(experiment)
-            hosts = control.allgather(socket.gethostname())
+            places = control.allgather((socket.gethostname(), own_cores()))
             with together(control):
                 if control.rank == 0:
                     start_directory(
                         folder,
                         config,
-                        n_ranks=control.size,
                         data_ranks=comms.time.n_groups,
-                        hosts=hosts,
+                        places=places,
                     )
                     log_to_file(folder)
         records, scalars = _open_records(
@@ -112,7 +112,7 @@ def train(
         with watchdog.phase("comparing times", collective=True, step=step):
             times = record_times(comms, timers, watchdog.spent(), experiment.train_problem.solver)
         with watchdog.phase("writing times", limit_s=120.0), together(control):
-            if control.rank == 0:
+            if times is not None:  # rank 0 has them
                 write_times(folder, times)
         result = {
             "status": "finished" if step >= config.run.n_steps else "stopped",

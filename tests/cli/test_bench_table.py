@@ -14,10 +14,12 @@ import pytest
 
 from nodepint_mpi.config_table import TableList, read_table_list
 from nodepint_mpi.errors import DataError, NodepintError, OutputError
-from nodepint_mpi.run.table import work
+from nodepint_mpi.run.series import kept
+from nodepint_mpi.run.series.launch import make_launch, sole_use
 from nodepint_mpi.run.table.cells import plan_cells
 from nodepint_mpi.run.table.page import format_table
 from nodepint_mpi.run.table.rows import read_rows
+from nodepint_mpi.run.table.work import do_cells
 from tests.cli.small_case import (
     alone,
     free_env,
@@ -66,9 +68,10 @@ class Place(NamedTuple):
     def do(self, table: TableList, **options) -> tuple[int, list[str], dict[str, str]]:
         """How many failed, what was said, and the state of each cell."""
         cells, said = plan_cells(table, self.out, **options), []
-        launch = work.make_launch(LAUNCHER, cells)
-        with work.sole_use(self.out) as held:
-            n_failed = work.do_cells(
+        most = max(cell.n_cores for cell in cells)
+        launch = make_launch(LAUNCHER, n_ranks=1, n_cores=most)
+        with sole_use(self.out) as held:
+            n_failed = do_cells(
                 cells,
                 launch,
                 held=held,
@@ -86,7 +89,7 @@ def place(case, tmp_path, monkeypatch):
         shutil.copy(case.config, tmp_path / f"{name}.toml")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(work, "busy_share", lambda cores: 0.0)
+    monkeypatch.setattr(kept, "busy_share", lambda cores: 0.0)
     place = Place(tmp_path, tmp_path / "table")
     place.order()
     return place
@@ -237,7 +240,7 @@ def test_a_job_that_a_kill_has_left_behind_is_waited_for(place, begin):
 
     def is_free() -> bool:
         try:
-            with work.sole_use(place.out):
+            with sole_use(place.out):
                 return True
         except OutputError:
             return False
@@ -283,23 +286,25 @@ def test_data_that_are_missing_are_named_before_anything_is_done(place):
 
 
 def test_what_cannot_be_started_is_refused(place, monkeypatch):
-    cells = plan_cells(place.listed("one"), place.out, ranks=[7])
-    with pytest.raises(NodepintError, match="7`: this machine has"):
-        work.make_launch(None, cells)
+    most = 1 + len(os.sched_getaffinity(0))
+    with pytest.raises(NodepintError, match=f"{most}`: this machine has"):
+        make_launch(None, n_ranks=most, n_cores=1)
+    assert make_launch(None, n_ranks=most, n_cores=1, crowded=True).words == ()
+    assert make_launch("env {ranks}", n_ranks=2, n_cores=1).words == ("env", "{ranks}")
     for launcher, message in (
         ("srun -n {ranks}", r"must say where the numbers .*'srun -n \{ranks\} -c \{cores\}'"),
         ("no_such_launcher {ranks} {cores}", "there is no no_such_launcher on the PATH"),
     ):
         with pytest.raises(NodepintError, match=message):
-            work.make_launch(launcher, cells)
+            make_launch(launcher, n_ranks=1, n_cores=7)
     monkeypatch.setenv("PATH", str(place.folder))
     with pytest.raises(NodepintError, match="no mpirun on the PATH"):
-        work.make_launch(None, plan_cells(place.listed("one"), place.out, ranks=[2]))
+        make_launch(None, n_ranks=2, n_cores=1, crowded=True)
 
 
 def test_a_folder_that_is_not_of_the_table_is_left_alone(place):
     (place.out / "one" / "ranks-1").mkdir(parents=True)
-    with pytest.raises(OutputError, match="ranks-1 is in the way: it has no note of this table"):
+    with pytest.raises(OutputError, match="ranks-1 is in the way: it has no note of this series"):
         place.do(place.listed("one"))
 
 

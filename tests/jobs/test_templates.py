@@ -1,6 +1,7 @@
 """Every template in a real SLURM, on CPUs and GPUs, under srun and mpirun."""
 
 import json
+import os
 import re
 
 import pytest
@@ -29,7 +30,7 @@ if "--out" in options and rank == 0:
     Path(options["--out"]).mkdir(parents=True)
     (Path(options["--out"]) / "DONE").touch()
 if "--json" in options and rank == 0:
-    Path(options["--json"]).write_text(json.dumps({"n_ranks": size, "step_s": 0.1 + 0.4 / size}))
+    Path(options["--json"]).touch()
 """
 
 
@@ -49,7 +50,7 @@ def test_every_template_starts_the_ranks_it_should(repository, slurm, gpus, laun
     jobs = {
         "smoke": place.submit(*options, "jobs/smoke.sbatch"),
         "train": place.submit(*options, "jobs/train.sbatch", "c.toml", "runs/t", "--set", "a=1"),
-        "scaling": place.submit(*options, "jobs/scaling.sbatch", "c.toml", "runs/s"),
+        "scaling": place.submit(*options, "jobs/scaling.sbatch", "s.toml", "--out", "runs/s"),
         "array": place.submit(
             *options, "--array=1-2", "jobs/array.sbatch", "c.toml", "sweep.txt", "runs/a"
         ),
@@ -61,42 +62,38 @@ def test_every_template_starts_the_ranks_it_should(repository, slurm, gpus, laun
         assert state == "COMPLETED", logs[name].read_text()
     slurm.wait(f"{jobs['array']}_1")
     notes = [json.loads(line) for line in (place.folder / "notes").read_text().splitlines()]
-    assert [note["words"] for note in notes if note["rank"] < 0] == [
-        ["data", "prepare", "lotka_volterra"]
+    start = "srun --mpi=pmix --kill-on-bad-exit=1 -n {ranks} -c {cores}"
+    start = "mpirun -n {ranks}" if launcher == "mpirun" else start
+    alone = [note["words"] for note in notes if note["rank"] < 0]
+    assert sorted(alone) == [
+        ["data", "prepare", "lotka_volterra"],
+        ["scaling", "s.toml", "--only-ranks", "2", "--launcher", start, "--out", "runs/s"],
     ]
 
     ranks = [note for note in notes if note["rank"] >= 0]
     started = {" ".join(note["words"]) for note in ranks}
-    smoke, scaling = f"runs/smoke-{jobs['smoke']}", "train c.toml --set run.n_steps=20 --out runs/s"
+    smoke = f"runs/smoke-{jobs['smoke']}"
     assert started == {
         "doctor --mpi",
         f"train configs/quickstart.toml --out {smoke} --set run.n_steps=50",
         f"evaluate {smoke} --json {smoke}/scores.json",
         "train c.toml --out runs/t --set a=1",
-        f"{scaling}/1 --json runs/s/1.json",
-        f"{scaling}/2 --json runs/s/2.json",
         "train c.toml --out runs/a/1 --set run.seed=1",
         "train c.toml --out runs/a/2 --set run.seed=2 --set optim.learning_rate=0.1",
     }
     for words in started:
         group = [note for note in ranks if " ".join(note["words"]) == words]
-        n_ranks = 1 if "runs/s/1" in words else 2
-        assert [note["size"] for note in group] == [n_ranks] * n_ranks, words
-        assert sorted(note["rank"] for note in group) == list(range(n_ranks))
+        assert [note["size"] for note in group] == [2, 2], words
+        assert sorted(note["rank"] for note in group) == [0, 1]
         assert {note["OMP_NUM_THREADS"] for note in group} == {"2"}
         assert {note["JAX_PLATFORMS"] for note in group} == {"cuda,cpu" if gpus else "cpu"}
         seen = [note["CUDA_VISIBLE_DEVICES"] for note in group]
         if not gpus:
             continue  # an exclusive job is given all GPUs of a node, and leaves them alone
         if launcher == "srun":  # one for each rank
-            assert len(set(seen)) == n_ranks
-            assert set(seen) <= {"0", "1"}
+            assert sorted(seen) == ["0", "1"]
         else:  # those of the job: the rank takes its own
             assert set(seen) == {"0,1"}
-    table = (place.folder / "runs" / "s" / "table.txt").read_text()
-    assert table in logs["scaling"].read_text()
-    rows = [line.split() for line in table.splitlines()]
-    assert rows[1:] == [["1", "500.00", "1.00", "100%"], ["2", "300.00", "1.67", "83%"]]
 
 
 def test_an_array_task_without_a_line_fails(repository, slurm):
@@ -136,3 +133,32 @@ def test_smoke_with_the_real_nodepint(case, slurm, tmp_path):
     (start,) = read_json(run / "provenance.json")["starts"]
     assert start["n_ranks"] == 2
     assert read_json(run / "scores.json")["step"] == 50
+
+
+STUDY = """
+config = "configs/tiny.toml"
+n_steps = 12
+
+[[study]]
+name = "strong"
+ranks = [2]
+"""
+
+
+def test_a_scaling_study_submits_its_jobs(case, repository, slurm):
+    place = repository()
+    (place.folder / "configs" / "tiny.toml").write_text(case.config.read_text())
+    (place.folder / "study.toml").write_text(STUDY)
+    typed = ". jobs/site.sh && . tools/env.sh && exec nodepint scaling study.toml"
+    said = slurm.ask("bash", "-c", f"{typed} --submit", cwd=place.folder)
+    files = "runs/scaling/study/jobs/ranks-2"
+    match = re.search(rf"^2 ranks: job (\d+), {files}.sbatch$", said, re.MULTILINE)
+    assert match, said
+    again = slurm.ask("bash", "-c", f"{typed} --submit", cwd=place.folder)
+    assert f"2 ranks: job {match[1]} is in the queue" in again
+    log = place.folder / f"{files}.log"
+    assert slurm.wait(match[1]) == "COMPLETED", log.read_text()
+    assert "strong, ranks-2: finished" in log.read_text()
+    said = slurm.ask("bash", "-c", f"{typed} --report", cwd=place.folder)
+    time = r"\d" if len(os.sched_getaffinity(0)) > 1 else "cores are shared"
+    assert re.search(rf"^\| 2 +\| {time}", said, re.MULTILINE), said

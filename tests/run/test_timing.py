@@ -182,7 +182,9 @@ def train_some(comms, source, n_steps):
             state = timers.take(stepper, state, experiment.batch(step), step).state
         spent = {"reading a batch": 0.5 + comms.control.rank}
         solver = experiment.train_problem.solver
-        return record_times(comms, timers, spent, solver)
+        times = record_times(comms, timers, spent, solver)
+    assert (times is None) == (comms.control.rank > 0)
+    return comms.control.bcast(times)
 
 
 def test_the_record_has_all_ranks_and_phases_that_add_up_to_the_step(
@@ -191,7 +193,6 @@ def test_the_record_has_all_ranks_and_phases_that_add_up_to_the_step(
     monkeypatch.setattr(sampling, "FIRST", 3)
     times = train_some(comms, source, 8)
     size = comms.control.size
-    assert comms.control.allgather(times) == [times] * size
     if comms.control.rank == 0:
         write_times(shared_tmp_path, times)
         assert json.loads((shared_tmp_path / "phases.json").read_text()) == times

@@ -35,7 +35,8 @@ def write_rows(out: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _read(cell: Cell) -> dict[str, Any]:
-    state, note = cell.state(), cell.note() or {}
+    state = cell.state()
+    note = {} if state == "left out" else cell.kept.note() or {}
     row: dict[str, Any] = {
         "problem": cell.problem.name,
         "dataset": cell.problem.dataset,

@@ -46,8 +46,10 @@ class Own(NamedTuple):
 
 def record_times(
     comms: Comms, timers: Timers, spent: Mapping[str, float], solver: TimeSolver
-) -> dict[str, Any]:
-    """What all ranks have found, reduced. Collective over `comms.control`; equal on all ranks.
+) -> dict[str, Any] | None:
+    """What all ranks have found, reduced. Collective over `comms.control`; None but on rank 0.
+
+    The profiles of a thousand ranks are more than each of them should hold.
 
     Args:
         comms: The run's communicators.
@@ -66,7 +68,8 @@ def record_times(
         len(timers.seconds.steps), timers.warm_s, host_s, counts, sampler.samples,
         sampler.cost_s, sampler.why,
     )  # fmt: skip
-    return reduce_times(comms.control.allgather(own), comms.time.n_groups)
+    ranks = comms.control.gather(own)
+    return None if ranks is None else reduce_times(ranks, comms.time.n_groups)
 
 
 def reduce_times(ranks: Sequence[Own], n_groups: int) -> dict[str, Any]:

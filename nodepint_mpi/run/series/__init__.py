@@ -1,0 +1,1 @@
+"""Runs that one command starts, one after the other; each is kept, and not made again."""
