@@ -54,7 +54,7 @@ def made(n_ranks, step_s, *, kind="strong", fine=None, walked=80, phases=PHASES,
         "counts": counts | {"bytes": alike(1e6, sum=2e6)},
         "loss": 0.5, "gradient_error": 1e-3, "sweeps": [1.0, 1.0], "peak_bytes": 5e8,
         "n_nodes": 1, "all_cores": 4, "oversubscribed": False, "machine": "AMD", "date": "today",
-        "commit": "c0ffee", "busy_share": 0.0, "load_average": 0.0,
+        "commit": "c0ffee", "serial_steps": 0, "busy_share": 0.0, "load_average": 0.0,
     } | more  # fmt: skip
 
 
@@ -179,6 +179,7 @@ def test_the_page(tmp_path):
     other = [row | {"over": {"time.n_slices": 9}} for row in STRONG]
     rows = [row | {"over": {"time.n_slices": 8}} for row in STRONG] + other
     weak = made(1, 1.0, kind="weak", study="w", point="w, ranks-1", serial=None, busy_share=0.5)
+    weak["serial_steps"] = 7
     report = make_report(STUDIES, "study.toml", [*rows, weak], tmp_path, lambda curve: amdahl)
     page = Page(tmp_path / "report.html")
     assert page.links == [] and len(page.images) == 4
@@ -188,6 +189,7 @@ def test_the_page(tmp_path):
     assert "Of 13 points: 11 finished, 2 failed." in page.text
     assert "More ranks than cores had s, ranks-8, s, ranks-8:" in page.text
     assert "kept the cores busy before or after w, ranks-1:" in page.text
+    assert "since sweeps missed their bound: w, ranks-1 (7)." in page.text
     tables = [table for table in page.tables if table[0][0] == "ranks"]
     assert tables[0][1:] == [
         ["plain serial", "700", *["-"] * 9],

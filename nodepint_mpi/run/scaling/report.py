@@ -190,6 +190,12 @@ def _state(scaling: Scaling, source: str, rows: Sequence[Row]) -> Section:
             f"More ranks than cores had {', '.join(shared)}: what they counted is shown, their "
             "times are not."
         )
+    serial = [f"{r['point']} ({r['serial_steps']})" for r in done if r["serial_steps"]]
+    if serial:
+        parts.append(
+            f"Steps with a serial gradient, since sweeps missed their bound: {', '.join(serial)}. "
+            "They are among those whose median is shown."
+        )
     failed = [(row["point"], row["reason"]) for row in rows if row["state"] == "failed"]
     if failed:
         parts.append(Table(("failed", "reason"), failed))

@@ -75,6 +75,7 @@ def _read(point: Point) -> Row:
         metrics = [json.loads(line) for line in text.splitlines()]
         row |= _numbers(done, times, metrics)
         row |= {"n_nodes": len(start["hosts"]), "all_cores": start["n_cores"]}
+        row["serial_steps"] = 0 if point.is_plain else sum(m["sweeps"] == 0 for m in metrics)
         row["oversubscribed"] = 0 < start["n_cores"] < point.n_ranks * point.n_cores
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise DataError(
