@@ -17,7 +17,6 @@ from nodepint_mpi.cli_common import (
     json_option,
     say,
     set_option,
-    set_precision,
     start_run,
     write_json,
 )
@@ -151,9 +150,10 @@ def solve(
 def info(config_file: Path, overrides: tuple[str, ...], ranks: int, json_file: Path | None) -> None:
     """Print the plan of CONFIG without running it: slices, messages, memory, checkpoints."""
     config = read_config(config_file, overrides)
-    set_precision(config)
     from nodepint_mpi.run.info import format_plan, make_plan
+    from nodepint_mpi.run.start import set_precision
 
+    set_precision(config)
     plan = make_plan(config, ranks)
     click.echo(format_plan(plan))
     write_json(plan, json_file)

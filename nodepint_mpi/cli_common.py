@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from nodepint_mpi.config import Config
-from nodepint_mpi.errors import NodepintError, OutputError
+from nodepint_mpi.errors import OutputError
 from nodepint_mpi.parallel.guard import together
 
 
@@ -79,13 +79,10 @@ def start_ranks() -> Any:
 
 def start_run(read: Callable[[], Config]) -> tuple[Any, Config]:
     """The same for a command with a config, which is shared and says what ranks may take."""
-    from nodepint_mpi.parallel.devices import settle
+    from nodepint_mpi.run.start import begin
 
     comms = _connect()
-    config = share_config(comms.control, read)
-    settle(comms.control, share_gpus=config.run.share_gpus, cuda_mpi=config.run.cuda_mpi)
-    set_precision(config)
-    return comms, config
+    return comms, begin(comms.control, read)
 
 
 def _connect() -> Any:
@@ -99,25 +96,6 @@ def _connect() -> Any:
         logger.setLevel(max(logger.level, logging.WARNING))
         logger.handlers[0].setFormatter(logging.Formatter(f"r{rank:03d} %(message)s"))
     return comms
-
-
-def share_config(control: Any, read: Callable[[], Config]) -> Config:
-    """Rank 0 reads the config; all ranks get the same bytes. Collective over `control`."""
-    config = failure = None
-    if control.rank == 0:
-        try:
-            config = read()
-        except NodepintError as error:
-            failure = error
-    config, failure = control.bcast((config, failure))
-    if failure is not None:
-        raise failure
-    return config
-
-
-def set_precision(config: Config) -> None:
-    if config.run.precision == "float64":
-        set_float64()
 
 
 def set_float64() -> None:

@@ -62,7 +62,7 @@ LAYERS: dict[str, Layer] = {
         | {"jinja2", "tensorboardX"},
     ),
     "cli_common": Layer(
-        frozenset({"errors", "config", "parallel"}),
+        frozenset({"errors", "config", "parallel", "run"}),
         NUMERICS | {"click"},
     ),
     "cli_report": Layer(

@@ -10,16 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from nodepint_mpi.config import Config, read_config
-from nodepint_mpi.io.agreement import agreed
 from nodepint_mpi.parallel.comms import Comms, make_comms, world
-from nodepint_mpi.parallel.devices import settle
 from nodepint_mpi.parallel.signals import StopFlag
 from nodepint_mpi.run import rom_export
 from nodepint_mpi.run import train as training
 from nodepint_mpi.run.directory import read_run
+from nodepint_mpi.run.start import begin
 
 
 def train(
@@ -79,19 +76,10 @@ def export_rom(
 
 
 def _start(read: Callable[[], Config]) -> tuple[Comms, Config]:
-    """Communicators and config; what a rank computes on is settled by them. Collective."""
+    """Communicators and config; what a rank computes on is settled by the first. Collective."""
     is_first = not _world_comms.cache_info().currsize
-    comms, config = _world_comms(1), None
-    with agreed(comms.control):
-        if comms.control.rank == 0:
-            config = read()
-    config = comms.control.bcast(config)
-    assert config is not None  # rank 0 has read it
-    if is_first:  # once JAX has started it is too late
-        settle(comms.control, share_gpus=config.run.share_gpus, cuda_mpi=config.run.cuda_mpi)
-    if config.run.precision == "float64":
-        jax.config.update("jax_enable_x64", True)
-    return comms, config
+    comms = _world_comms(1)
+    return comms, begin(comms.control, read, placed=not is_first)
 
 
 @functools.cache

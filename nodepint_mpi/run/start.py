@@ -1,0 +1,46 @@
+"""How ranks begin with a config: one of them reads it, and it says what they compute on.
+
+Importing this module does not load JAX, which must not start before `begin`.
+"""
+
+from collections.abc import Callable
+
+from mpi4py import MPI
+
+from nodepint_mpi.config import Config
+from nodepint_mpi.io.agreement import agreed
+from nodepint_mpi.parallel.devices import settle
+
+
+def begin(control: MPI.Intracomm, read: Callable[[], Config], *, placed: bool = False) -> Config:
+    """The config that rank 0 reads, with devices and precision as it says. Collective.
+
+    Args:
+        control: The ranks.
+        read: Called on rank 0 alone.
+        placed: Whether ranks have their GPU or cores: once JAX has started it is too late.
+
+    Returns:
+        The same on all ranks.
+
+    Raises:
+        NodepintError: on all ranks.
+    """
+    config = None
+    with agreed(control):
+        if control.rank == 0:
+            config = read()
+    config = control.bcast(config)
+    assert config is not None  # rank 0 has read it
+    if not placed:
+        settle(control, share_gpus=config.run.share_gpus, cuda_mpi=config.run.cuda_mpi)
+    set_precision(config)
+    return config
+
+
+def set_precision(config: Config) -> None:
+    """JAX's, for all that follows. Local."""
+    if config.run.precision == "float64":
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
