@@ -12,7 +12,6 @@ from nodepint_mpi.cli_common import (
     parse_network,
     parse_ranks,
     set_option,
-    set_precision,
     write_json,
 )
 from nodepint_mpi.config import Config, read_config
@@ -73,6 +72,8 @@ def _without_mpi(config: Config) -> None:
     import mpi4py
 
     mpi4py.rc.initialize = in_job()  # in a job there will be no more than a message
+    from nodepint_mpi.run.start import set_precision
+
     set_precision(config)
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import mpi4py
 
 from nodepint_mpi.cli_common import (
     json_option,
     parse_network,
     parse_ranks,
-    set_precision,
     write_json,
 )
 from nodepint_mpi.config import read_config
@@ -105,11 +105,13 @@ def scaling(
     if only_ranks and not only_report:
         write_json({"points": rows}, json_file)
     else:
-        set_precision(read_config(studies.config))
+        mpi4py.rc.initialize = False  # nothing here is sent, and a batch shell is no rank
         from nodepint_mpi.run.planning.network import Network
         from nodepint_mpi.run.scaling.model import make_model
         from nodepint_mpi.run.scaling.report import make_report
+        from nodepint_mpi.run.start import set_precision
 
+        set_precision(read_config(studies.config))
         given = None if network is None else Network(*network)
         report = make_report(
             studies, str(study_file), rows, out, lambda curve: make_model(curve, given)
