@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import mpi4py
 
 from nodepint_mpi.cli_common import (
     json_option,
@@ -104,6 +105,7 @@ def scaling(
     if only_ranks and not only_report:
         write_json({"points": rows}, json_file)
     else:
+        mpi4py.rc.initialize = False  # nothing here is sent, and a batch shell is no rank
         from nodepint_mpi.run.planning.network import Network
         from nodepint_mpi.run.scaling.model import make_model
         from nodepint_mpi.run.scaling.report import make_report

@@ -83,7 +83,7 @@ LAYERS: dict[str, Layer] = {
     ),
     "cli_scaling": Layer(
         frozenset({"errors", "config", "config_scaling", "run", "cli_common"}),
-        frozenset({"click"}),
+        frozenset({"click", "mpi4py"}),
     ),
     "cli": Layer(
         frozenset({"core", "errors", "config", "parallel", "io", "run", "cli_common", "cli_bench"})

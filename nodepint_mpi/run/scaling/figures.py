@@ -1,14 +1,15 @@
 """Figures of scaling studies: speed-up, efficiency, and where a step's time goes. Local."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from nodepint_mpi.run.figures import MARKERS, STYLES
+from nodepint_mpi.run.figures import MARKERS
 from nodepint_mpi.run.report.training import COLORS
 from nodepint_mpi.run.scaling.measures import SHARES, Curve, Judged
 
@@ -20,7 +21,15 @@ LOOKS = {
     "other": ("white", ""),
 }
 """Colour and hatching, so that neighbours are told apart in black and white."""
+Look = dict[str, Any]
+MEASURED: Look = {"linestyle": "-", "linewidth": 1.4, "markersize": 5}
+MODEL: Look = {"linestyle": "--", "linewidth": 1.2}
+COUNTED: Look = {"linestyle": "none", "markersize": 9, "markerfacecolor": "white"}
+IDEAL: Look = {"linestyle": "-", "linewidth": 0.9, "color": "grey"}
+
 MOST_TICKS = 11
+WIDE = 24
+"""Letters of labels that fit under a panel of bars, side by side."""
 N_COLUMNS = 3
 
 Judgement = tuple[Curve, list[Judged]]
@@ -38,13 +47,7 @@ def draw_scaling(judgements: Sequence[Judgement]) -> Figure | None:
     if strong:
         _speed_ups(panels[0], shown, ranks)
     _efficiencies(panels[-1], shown, ranks)
-    handles: dict[str, Artist] = {}
-    for panel in panels:
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    figure.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=4, fontsize="small"
-    )
+    figure.legend(handles=_legend(shown), loc="outside lower center", ncols=4, fontsize="small")
     return figure
 
 
@@ -85,7 +88,8 @@ def _bars(panel: Axes, points: Sequence[Judged]) -> None:
             linewidth=0.6, label=part,
         )  # fmt: skip
         bottom += heights
-    panel.set_xticks(places, [ranks_label(point) for point in points])
+    labels = [ranks_label(point) for point in points]
+    panel.set_xticks(places, labels, rotation=90 if len("  ".join(labels)) > WIDE else 0)
     margin = 0.6 + max(0, 4 - len(points)) / 2  # so that few bars are no walls
     panel.set_xlim(-margin, len(points) - 1 + margin)
     panel.set_ylim(0, 1)
@@ -93,14 +97,14 @@ def _bars(panel: Axes, points: Sequence[Judged]) -> None:
 
 
 def _speed_ups(panel: Axes, shown: Sequence[Judgement], ranks: Sequence[int]) -> None:
-    for i, (curve, points) in enumerate(shown):
+    for i, (_, points) in enumerate(shown):
         first = next((p.row["n_ranks"] for p in points if p.speed_up is not None), 1)
-        _line(panel, i, points, lambda p: p.speed_up, f"measured{_of(curve)}")
-        _model_line(
-            panel, i, points, f"model{_of(curve)}",
+        _line(panel, i, MEASURED, points, lambda p: p.speed_up)
+        _line(
+            panel, i, MODEL, points,
             lambda p, n0=first: p.model_efficiency and p.model_efficiency * p.row["n_ranks"] / n0,
         )  # fmt: skip
-    panel.plot(ranks, np.array(ranks) / ranks[0], color="grey", linewidth=0.9, label="ideal")
+    panel.plot(ranks, np.array(ranks) / ranks[0], **IDEAL)
     panel.set_yscale("log", base=2)
     panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     panel.set_ylabel("speed-up")
@@ -108,17 +112,11 @@ def _speed_ups(panel: Axes, shown: Sequence[Judgement], ranks: Sequence[int]) ->
 
 
 def _efficiencies(panel: Axes, shown: Sequence[Judgement], ranks: Sequence[int]) -> None:
-    for i, (curve, points) in enumerate(shown):
-        _line(panel, i, points, lambda p: p.efficiency, f"measured{_of(curve)}")
-        _model_line(panel, i, points, f"model{_of(curve)}", lambda p: p.model_efficiency)
-        counted = [(p.row["n_ranks"], p.counted) for p in points if p.counted is not None]
-        if counted:
-            panel.plot(
-                *zip(*counted, strict=True), linestyle="none", marker=MARKERS[i % len(MARKERS)],
-                color=COLORS[i % len(COLORS)], markerfacecolor="white", markersize=9,
-                zorder=1.5, label=f"as counted{_of(curve)}",
-            )  # fmt: skip
-    panel.plot(ranks, np.ones(len(ranks)), color="grey", linewidth=0.9, label="ideal")
+    for i, (_, points) in enumerate(shown):
+        _line(panel, i, COUNTED, points, lambda p: p.counted)
+        _line(panel, i, MEASURED, points, lambda p: p.efficiency)
+        _line(panel, i, MODEL, points, lambda p: p.model_efficiency)
+    panel.plot(ranks, np.ones(len(ranks)), **IDEAL)
     panel.set_ylim(bottom=0, top=max(1.1, panel.get_ylim()[1]))
     panel.yaxis.set_major_formatter(PercentFormatter(1.0))
     panel.set_ylabel("efficiency")
@@ -128,33 +126,32 @@ def _efficiencies(panel: Axes, shown: Sequence[Judgement], ranks: Sequence[int])
 def _line(
     panel: Axes,
     i: int,
+    look: Look,
     points: Sequence[Judged],
     value: Callable[[Judged], float | None],
-    label: str,
 ) -> None:
-    """What was measured: filled markers, joined."""
+    """One kind of number of curve `i`, where there is one."""
     found = [(p.row["n_ranks"], y) for p in points if (y := value(p)) is not None]
     if found:
-        panel.plot(
-            *zip(*found, strict=True), STYLES[0], marker=MARKERS[i % len(MARKERS)],
-            color=COLORS[i % len(COLORS)], markersize=5, label=label,
-        )  # fmt: skip
+        panel.plot(*zip(*found, strict=True), **_of_curve(i, look))
 
 
-def _model_line(
-    panel: Axes,
-    i: int,
-    points: Sequence[Judged],
-    label: str,
-    value: Callable[[Judged], float | None],
-) -> None:
-    """What a model has: dashes without markers."""
-    found = [(p.row["n_ranks"], y) for p in points if (y := value(p)) is not None]
-    if found:
-        panel.plot(
-            *zip(*found, strict=True), STYLES[1], color=COLORS[i % len(COLORS)], linewidth=1.2,
-            label=label,
-        )  # fmt: skip
+def _of_curve(i: int, look: Look) -> Look:
+    """The look of a kind of number in the colour, and with the marker, of a curve."""
+    marker = {"marker": MARKERS[i % len(MARKERS)]} if "markersize" in look else {}
+    return look | marker | {"color": COLORS[i % len(COLORS)]}
+
+
+def _legend(shown: Sequence[Judgement]) -> list[Line2D]:
+    """Kinds of numbers, as the first curve has them, and where there are several what tells curves
+    apart."""
+    kinds = {"measured": MEASURED, "as counted": COUNTED, "model": MODEL}
+    lines = [Line2D([], [], label=name, **_of_curve(0, look)) for name, look in kinds.items()]
+    lines.append(Line2D([], [], label="ideal", **IDEAL))
+    if len(shown) > 1:
+        for i, (curve, _) in enumerate(shown):
+            lines.append(Line2D([], [], label=curve.label, **_of_curve(i, MEASURED)))
+    return lines
 
 
 def _rank_axis(panel: Axes, ranks: Sequence[int]) -> None:
@@ -167,10 +164,6 @@ def _rank_axis(panel: Axes, ranks: Sequence[int]) -> None:
     panel.set_xlabel("ranks")
     panel.grid(alpha=0.3)
     panel.set_axisbelow(True)
-
-
-def _of(curve: Curve) -> str:
-    return f", {curve.label}" if curve.label else ""
 
 
 def ranks_label(point: Judged) -> str:
