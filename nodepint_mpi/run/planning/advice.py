@@ -87,9 +87,15 @@ def advise(
     trials = make_trials(
         alone, cores, info["batch_size"], budget_s=budget_s, timeout_s=timeout_s, report=report
     )
-    if any(one.shares is None for one in trials.all() if one not in trials.plain):
+    for one in (one for one in trials.all() if one not in trials.plain and one.shares is None):
         raise DataError(
-            "No step could be profiled, so nothing is known of its parts: is another profiler on?"
+            f"{one.name}: no step could be profiled, so nothing is known of its parts. "
+            + (
+                f"{one.serial_steps} of its steps took the serial gradient, since tracking could not "
+                "keep `time.tracking.bound`: finer `time.coarse` steps, or a larger basis, may."
+                if one.serial_steps > 1
+                else "Is another profiler on?"
+            )
         )
     pairs = {Layout(2): trials.along_time, Layout(1, 2): trials.along_samples}
     measured = {layout: trial for layout, trial in pairs.items() if trial is not None}

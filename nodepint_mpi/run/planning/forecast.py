@@ -105,11 +105,15 @@ def choices_for(
 def model_errors(
     ways: Sequence[Way], network: Network, measured: Mapping[Layout, Trial]
 ) -> dict[Layout, float]:
-    """How far simulations of several ranks are from what was measured, relative. Local."""
-    return {
-        layout: _simulate(ways[0], layout, network).step_s / trial.seconds - 1
-        for layout, trial in measured.items()
-    }
+    """How far simulations of several ranks are from what was measured, relative. Local.
+
+    By the sweeps that were counted there: round-off may decide whether a step sweeps once more.
+    """
+    found = {}
+    for layout, trial in measured.items():
+        way = ways[0]._replace(shape=step_shape(ways[0].config, trial.sweeps))
+        found[layout] = _simulate(way, layout, network).step_s / trial.seconds - 1
+    return found
 
 
 def limits(choice: Choice, network: Network) -> list[tuple[str, float]]:
