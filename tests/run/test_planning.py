@@ -135,11 +135,11 @@ def test_what_the_first_rank_gathers_grows_with_slices_or_ranks_or_not_at_all():
         way: simulate_step(NOTHING, sizes, shape, Layout(4), free).step_s
         for way, shape in shapes.items()
     }
-    # Forward and back: of three others three slices each; one map each; two maps from rank to rank
-    # and a vector. All but the first agree besides, on 32 bytes up and down a tree of two levels.
+    # Forward and back: of three others three slices each; one map each; a map from rank to rank,
+    # then two vectors. All but the first agree besides, on 32 bytes, by a tree of two levels.
     assert found["slices"] == pytest.approx(2 * 3 * 3 * (16 + 4))
     assert found["blocks"] == pytest.approx(2 * (3 * (16 + 4) + 4 * 32))
-    assert found["scan"] == pytest.approx(2 * (2 * 16 + 4 + 4 * 32))
+    assert found["scan"] == pytest.approx(2 * (16 + 4 + 4 + 4 * 32))
 
 
 def test_ways_of_the_coarse_problem_walk_and_compose_so_many_maps():
@@ -148,7 +148,7 @@ def test_ways_of_the_coarse_problem_walk_and_compose_so_many_maps():
     for way, forward in (
         ("slices", 12 * 1.0),  # all on the first rank
         ("blocks", 2 * 10.0 + 4 * 1.0 + 3 * 1.0),  # three slices a rank, then four blocks
-        ("scan", 2 * 10.0 + 2 * 10.0 + 3 * 1.0),  # ranks 1 and 2 further on
+        ("scan", 2 * 10.0 + 10.0 + 1.0 + 3 * 1.0),  # a map of rank 1, a vector of rank 2 further on
     ):
         shape = tangent._replace(recurrence=way)
         assert simulate_step(costs, SMALL, shape, Layout(4), FREE).step_s == 2 * forward

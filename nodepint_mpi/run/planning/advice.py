@@ -87,16 +87,9 @@ def advise(
     trials = make_trials(
         alone, cores, info["batch_size"], budget_s=budget_s, timeout_s=timeout_s, report=report
     )
-    for one in (one for one in trials.all() if one not in trials.plain and one.shares is None):
-        raise DataError(
-            f"{one.name}: no step could be profiled, so nothing is known of its parts. "
-            + (
-                f"{one.serial_steps} of its steps took the serial gradient, since tracking could not "
-                "keep `time.tracking.bound`: finer `time.coarse` steps, or a larger basis, may."
-                if one.serial_steps > 1
-                else "Is another profiler on?"
-            )
-        )
+    for one in trials.all():
+        if one not in trials.plain and one.shares is None:
+            raise DataError(f"{one.name}: no step could be profiled. {_why_none(one)}")
     pairs = {Layout(2): trials.along_time, Layout(1, 2): trials.along_samples}
     measured = {layout: trial for layout, trial in pairs.items() if trial is not None}
     timed = None if trials.along_time is None else trials.along_time.network
@@ -129,6 +122,16 @@ def advise(
         model_errors=off,
         machine=describe_machine(),
         reason=_reason(best, serial, error),
+    )
+
+
+def _why_none(trial: Trial) -> str:
+    """Why no step of it was profiled, and what to do."""
+    if trial.serial_steps < 2:
+        return "Is another profiler on?"
+    return (
+        f"{trial.serial_steps} of its steps took the serial gradient, since tracking could not "
+        "keep `time.tracking.bound`: finer coarse steps, or more directions, may."
     )
 
 

@@ -17,8 +17,9 @@ from nodepint_mpi.run.timing.trace import OTHER
 PULLED = 2.0
 """A coarse pull-back in coarse solves: it passes forward and back."""
 
-COMPOSED = 4.0
-"""Making one map of two, in walks through a slice."""
+COMPOSED = 6.0
+"""Making one map of two, in walks through a slice: 5 to 8 of them for 16 to 64 directions and
+several samples (`nodepint bench coarse`)."""
 
 ByRank = Mapping[str, Sequence[int | float]]
 

@@ -129,6 +129,11 @@ def limits(choice: Choice, network: Network) -> list[tuple[str, float]]:
         name: now / _simulate(_without(way, costs), layout, network).step_s
         for name, costs in without.items()
     }
+    if way.shape.n_solves and way.shape.recurrence == "slices":
+        scan = way._replace(shape=way.shape._replace(recurrence="scan"))
+        gains['`recurrence = "slices"` instead of "scan"'] = (
+            now / _simulate(scan, layout, network).step_s
+        )
     at_once = Network(0.0, math.inf)
     gains["messages"] = now / _simulate(way, layout, at_once).step_s
     return sorted(gains.items(), key=lambda item: -item[1])

@@ -205,8 +205,11 @@ def _tie(clocks: Clocks, costs: Costs, sizes: Sizes, shape: StepShape, *, rightw
     else:
         distance = 1
         while distance < n_time - 1:
-            clocks.shift(sizes.maps, rightwards=rightwards, distance=distance)
-            clocks.work(COARSE, costs.compose_s)
+            # What the last ranks get in the last round reaches back to the beginning: no matrix.
+            whole = 2 * distance < n_time - 1
+            n_bytes = sizes.maps if whole else sizes.vectors
+            clocks.shift(n_bytes, rightwards=rightwards, distance=distance)
+            clocks.work(COARSE, costs.compose_s if whole else costs.recurrence_s)
             distance *= 2
         clocks.shift(sizes.vectors, rightwards=rightwards)
     clocks.work(COARSE, costs.recurrence_s * clocks.owned)
