@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from nodepint_mpi.config import read_config
 from nodepint_mpi.config_scaling import Scaling, read_scaling
 from nodepint_mpi.run.scaling.measures import (
     Predicted,
@@ -227,3 +228,13 @@ def test_the_studies_in_the_repository(monkeypatch):
         assert len({point.folder for point in points}) == len(points) > 2
         page = (ROOT / "docs" / "scaling.md").read_text()
         assert f"configs/scaling/{file.name}" in page
+
+
+def test_another_way_to_solve_the_coarse_problem_is_another_run_of_the_same_experiment():
+    basis = "time.basis={kind='pod', rank=4}"
+    slices, scan = (
+        read_config(ROOT / "configs" / "heat.toml", [basis, "time.method='tangent'", *more])
+        for more in ([], ["time.basis.recurrence='scan'"])
+    )
+    assert slices.fingerprint() == scan.fingerprint()
+    assert kept.make_digest(slices, 2, 1) != kept.make_digest(scan, 2, 1)

@@ -143,6 +143,8 @@ def make_digest(config: Config, n_ranks: int, n_cores: int) -> str:
     """Names all that the numbers of a run depend on, but for the code and the machine. Local."""
     run, metrics = config.run, None if config.loss is None else config.loss.metrics
     parts = [config.fingerprint(), run.n_steps, run.data_ranks, metrics, n_ranks, n_cores]
+    if config.time.basis is not None:
+        parts.append(config.time.basis.recurrence)  # the same experiment, in another time
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
