@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import mpi4py
 
 from nodepint_mpi.cli_common import (
     json_option,
@@ -105,6 +104,8 @@ def scaling(
     if only_ranks and not only_report:
         write_json({"points": rows}, json_file)
     else:
+        import mpi4py
+
         mpi4py.rc.initialize = False  # nothing here is sent, and a batch shell is no rank
         from nodepint_mpi.run.planning.network import Network
         from nodepint_mpi.run.scaling.model import make_model
