@@ -28,7 +28,7 @@ def trial(name, seconds, settings=(), n_ranks=1, *, fine=0.45, other=0.01, count
     return Trial(
         name, tuple(settings), seconds, 0.01, (1.0, 1.0), 0, [share] * n_ranks,
         {name: {"ranks": [value] * n_ranks} for name, value in done.items()}, 500_000_000,
-        network, 0.1,
+        network,
     )  # fmt: skip
 
 

@@ -37,7 +37,6 @@ class Trial(NamedTuple):
     counts: dict[str, dict[str, Any]] | None
     peak_bytes: int
     network: tuple[float, float] | None
-    loss: float
 
 
 class Trials(NamedTuple):
@@ -157,5 +156,4 @@ def _trial(name: str, settings: tuple[str, ...], run: dict[str, Any]) -> Trial:
         run["counts"],
         run["peak_bytes"],
         None if run["network"] is None else tuple(run["network"]),
-        run["losses"][-1],
     )
