@@ -95,7 +95,7 @@ def predict(run: TrainedRun, of: TrainedRun) -> Flows:
             "same grid, the one of particles first."
         )
     config = run.experiment.config
-    ts = jnp.asarray(samples.times, config.run.precision)
+    ts = np.asarray(samples.times, dtype=float)
     states = run_batch(full_model(run, stepper_of(config)).solve, inputs, ts)
     if not has_particles(run):
         return Flows(by_place(states), by_place(states))

@@ -15,7 +15,7 @@ from jaxtyping import Array, Inexact, Int
 from nodepint_mpi.core.basis import along, combine, in_complement, lift, project
 from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.propagators import Propagator
-from nodepint_mpi.core.sweeps import coarse_block, finite_coarse_end, slice_times
+from nodepint_mpi.core.sweeps import coarse_block, end_times, finite_coarse_end
 from nodepint_mpi.core.types import Block, Params, State
 
 
@@ -58,9 +58,8 @@ def walk_corrections(
         end, guarded = jax.lax.cond(index >= front, correct, lambda: (jump, jnp.array(False)))
         return end, (end, guarded)
 
-    t0, t1, ts = slice_times(owned, starts)
     indices = jnp.asarray(owned.indices)
-    rows = ((t0, t1, ts[:, :0]), indices, starts, coarse_ends, jumps, split.tangents)
+    rows = (end_times(owned, starts), indices, starts, coarse_ends, jumps, split.tangents)
     _, (ends, guarded) = jax.lax.scan(advance, incoming, rows)
     return ends, jnp.sum(guarded)
 
@@ -81,15 +80,14 @@ def walk_cocorrections(
     n_sample_axes = split.basis.ndim - 1
 
     def retreat(change, row):
-        (t0, t1, no_times), start, misfit, tangents = row
+        times, start, misfit, tangents = row
         inside = lift(split.basis, along(tangents[None], change[None], n_sample_axes)[0])
-        _, pull_back = jax.vjp(lambda u: coarse(params, u, t0, t1, no_times).end, start)
+        _, pull_back = jax.vjp(lambda u: coarse(params, u, *times).end, start)
         outside = in_complement(split.basis, pull_back(change)[0])
         outside = jnp.where(jnp.all(jnp.isfinite(outside)), outside, 0.0)
         left = misfit + inside + outside
         return left, (left, change)
 
-    t0, t1, ts = slice_times(owned, starts)
-    rows = ((t0, t1, ts[:, :0]), starts, misfits, split.tangents)
+    rows = (end_times(owned, starts), starts, misfits, split.tangents)
     _, (lefts, rights) = jax.lax.scan(retreat, incoming, rows, reverse=True)
     return lefts, rights

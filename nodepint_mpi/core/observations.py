@@ -45,8 +45,10 @@ def place_observations(
     span = edges[-1] - edges[0]
     if times.ndim != 1 or not np.all(np.diff(times) > 0):
         raise ProblemError("Observation times must be one list of increasing numbers.")
+    # As near as what computed them could bring them, in double precision.
+    close = max(1e-9 * span, 4 * float(np.spacing(np.max(np.abs(edges)))))
     near = np.argmin(np.abs(times[:, None] - edges[None, :]), axis=1)
-    snapped = np.where(np.abs(times - edges[near]) <= 1e-9 * span, edges[near], times)
+    snapped = np.where(np.abs(times - edges[near]) <= close, edges[near], times)
     if len(times) and (snapped[0] < edges[0] or snapped[-1] > edges[-1]):
         raise ProblemError(
             f"Observation times run from {times[0]:g} to {times[-1]:g}, outside the horizon "

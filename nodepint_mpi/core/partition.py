@@ -7,6 +7,9 @@ from numpy.typing import ArrayLike
 
 from nodepint_mpi.errors import LayoutError, ProblemError
 
+SLICE_RESOLUTION = 1e-3
+"""Largest distance of neighboring floating-point times, as a share of a slice."""
+
 
 class OwnedSlices(NamedTuple):
     """The consecutive slices one rank owns, and where they lie in time.
@@ -63,8 +66,22 @@ def check_edges(edges: ArrayLike) -> np.ndarray:
             f"`edges` has shape {edges.shape}; it must list at least two times, the boundaries "
             "of the slices."
         )
-    if not np.all(np.isfinite(edges)) or not np.all(np.diff(edges) > 0):
-        raise ProblemError("`edges` must be finite and strictly increasing.")
+    if not np.all(np.isfinite(edges)):
+        raise ProblemError("`edges` holds NaN or infinity; times must be finite.")
+    widths = np.diff(edges)
+    if not np.all(widths > 0):
+        n = int(np.argmin(widths > 0))
+        raise ProblemError(
+            f"`edges` must be strictly increasing: {edges[n]!r} is followed by {edges[n + 1]!r}. "
+            "Late times need double precision: pass a NumPy array or a list."
+        )
+    spacing, shortest = float(np.spacing(np.max(np.abs(edges)))), float(np.min(widths))
+    if spacing > SLICE_RESOLUTION * shortest:
+        raise ProblemError(
+            f"Times near {edges[np.argmax(np.abs(edges))]:g} are {spacing:g} apart in double "
+            f"precision, and the shortest slice is {shortest:g} long: count time from a later "
+            "origin."
+        )
     return edges
 
 

@@ -8,7 +8,7 @@ import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Inexact, Real
+from jaxtyping import Array, Bool, Inexact, Int, Real
 
 from nodepint_mpi.core.types import Field, Params, State
 from nodepint_mpi.errors import ProblemError
@@ -178,19 +178,32 @@ class Propagator(eqx.Module):
         params: Params,
         start: State,
         t0: Real[Array, ""],
-        t1: Real[Array, ""],
+        length: Real[Array, ""],
         ts: Real[Array, " times"],
+        index: Int[Array, ""] | None = None,
     ) -> SliceResult:
         """Propagate one state over one slice and read it at `ts`. Local.
+
+        Steps are taken in the time since `t0`, so that they do not depend on where the slice lies;
+        the field is given `t0` plus that time.
 
         Args:
             params: Parameters of the vector field.
             start: State at `t0`.
             t0: Left edge of the slice.
-            t1: Right edge of the slice.
-            ts: Observation times in `[t0, t1]`, increasing; may be empty.
+            length: Length of the slice.
+            ts: Observation times counted from `t0`, in `[0, length]`, increasing; may be empty.
+            index: Global index of the slice, for propagators that differ between slices.
         """
-        return self.integrator.integrate(self.field, params, start, t0, t1, ts)
+        del index
+        field = self.field
+
+        def local_field(since, u, args):
+            t0, params = args  # diffrax's continuous adjoint must not close over t0
+            return field(jax.lax.stop_gradient(t0) + since, u, params)
+
+        zero = jnp.zeros_like(length)
+        return self.integrator.integrate(local_field, (t0, params), start, zero, length, ts)
 
 
 def _diffeqsolve(

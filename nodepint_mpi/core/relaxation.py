@@ -38,28 +38,24 @@ class RelaxedParams(NamedTuple):
 class RelaxedPropagator(Propagator):
     """A propagator whose slices start relaxed if it is given `RelaxedParams`, else as ever."""
 
-    edges: tuple[float, ...] = eqx.field(static=True)
-
     def for_tangents(self):
-        return RelaxedPropagator(self.field, self.integrator.for_tangents(), self.edges)
+        return RelaxedPropagator(self.field, self.integrator.for_tangents())
 
-    def __call__(self, params, start, t0, t1, ts):
+    def __call__(self, params, start, t0, length, ts, index=None):
         if not isinstance(params, RelaxedParams):
-            return super().__call__(params, start, t0, t1, ts)
-        middles = (np.asarray(self.edges[1:]) + np.asarray(self.edges[:-1])) / 2
-        n = jnp.searchsorted(jnp.asarray(middles, dtype=t0.dtype), t0)
-        weight = jnp.where(n == 0, 1.0, params.weight).astype(start.dtype)
-        relaxed = weight * start + (1 - weight) * params.observed[n]
-        return super().__call__(params.field, relaxed, t0, t1, ts)
+            return super().__call__(params, start, t0, length, ts, index)
+        weight = jnp.where(index == 0, 1.0, params.weight).astype(start.dtype)
+        relaxed = weight * start + (1 - weight) * params.observed[index]
+        return super().__call__(params.field, relaxed, t0, length, ts, index)
 
 
-def relax(solver: Solver, edges: np.ndarray) -> Solver:
+def relax(solver: Solver) -> Solver:
     """The same solver with relaxed propagators throughout. Local."""
 
     def wrap(part):
         if not isinstance(part, Propagator):
             return part
-        return RelaxedPropagator(part.field, part.integrator, tuple(edges.tolist()))
+        return RelaxedPropagator(part.field, part.integrator)
 
     return jax.tree.map(wrap, solver, is_leaf=lambda part: isinstance(part, Propagator))
 

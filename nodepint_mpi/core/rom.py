@@ -12,11 +12,14 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Inexact, Real, Shaped
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Float, Inexact, Real, Shaped
 
 from nodepint_mpi.core import basis as bases
 from nodepint_mpi.core.networks import EncodeProcessDecode, as_numbers
 from nodepint_mpi.core.propagators import AbstractIntegrator, AdaptiveSteps, FixedSteps
+from nodepint_mpi.core.resolution import STEP_RESOLUTION
 from nodepint_mpi.core.types import Field
 from nodepint_mpi.errors import ProblemError
 
@@ -34,25 +37,49 @@ class Stepper(eqx.Module):
     controller: diffrax.AbstractStepSizeController
     t0: float = eqx.field(static=True)
     step: float | None = eqx.field(static=True)
+    longest_step: float = eqx.field(static=True)
+    """`step`, or the length of a slice."""
 
     def __call__(
-        self, field: Field, start: Inexact[Array, "*state"], ts: Real[Array, " times"]
+        self, field: Field, start: Inexact[Array, "*state"], since: Real[Array, " times"]
     ) -> Inexact[Array, "times *state"]:
-        """States of `du/dt = field(t, u, None)` at `ts`, increasing and not before `t0`. Local."""
-        times = ts.astype(start.real.dtype)
+        """States of `du/dt = field(t, u, None)` at times counted from `t0`, increasing. Local."""
+        times = since.astype(start.real.dtype)
         last, step = times[-1], self.step
         if step is not None:  # whole steps, so that a state does not depend on the other times
-            n_steps = jnp.maximum(1, jnp.ceil((last - self.t0) / step - 1e-4))
-            last = jnp.maximum(last, self.t0 + n_steps * step)
+            n_steps = jnp.maximum(1, jnp.ceil(last / step - 1e-4))
+            last = jnp.maximum(last, n_steps * step)
             # diffrax takes the number of steps from this length, rounded up.
-            step = (last - self.t0) / n_steps * (1 + 4 * float(jnp.finfo(times.dtype).eps))
+            step = last / n_steps * (1 + 4 * float(jnp.finfo(times.dtype).eps))
+
+        def local_field(since, u, args):
+            return field(self.t0 + since, u, args)
+
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(field), self.solver, t0=jnp.asarray(self.t0, times.dtype), t1=last,
+            diffrax.ODETerm(local_field), self.solver, t0=jnp.zeros_like(last), t1=last,
             dt0=step, y0=start, saveat=diffrax.SaveAt(ts=times),
             stepsize_controller=self.controller, max_steps=MAX_STEPS,
         )  # fmt: skip
         assert solution.ys is not None  # something was saved
         return solution.ys
+
+    def since_start(self, ts: Real[ArrayLike, " times"]) -> Real[Array, " times"]:
+        """Times counted from `t0`, subtracted in double precision unless they are traced. Local.
+
+        Raises:
+            ProblemError: if their type does not resolve a step at `t0`.
+        """
+        dtype = np.dtype(getattr(ts, "dtype", float))
+        if self.t0 and dtype in (np.float16, np.float32):
+            spacing = float(np.spacing(np.asarray(abs(self.t0), dtype)))
+            if spacing > STEP_RESOLUTION * self.longest_step:
+                raise ProblemError(
+                    f"Times near {self.t0:g} of type {dtype} are {spacing:g} apart, too far for "
+                    f"steps of {self.longest_step:g}: pass double precision, outside of jit."
+                )
+        if isinstance(ts, Tracer):
+            return jnp.asarray(ts) - self.t0
+        return jnp.asarray(np.asarray(ts, dtype=float) - self.t0)
 
 
 class Origin(NamedTuple):
@@ -102,23 +129,31 @@ class ReducedModel(eqx.Module):
         return self.project(self.processor(t, self.lift(c), args))
 
     def states(
-        self, x: Shaped[Array, "..."], ts: Real[Array, " times"]
+        self, x: Shaped[Array, "..."], ts: Real[ArrayLike, " times"]
     ) -> Inexact[Array, "times *sample"]:
         """States V c(t) at `ts` of one input. Local."""
         start = self.project(self.encoder(as_numbers(x, self.basis.dtype)))
-        return self.lift(self.stepper(self.field, start, ts))
+        return self.lift(self.stepper(self.field, start, self.stepper.since_start(ts)))
 
-    @eqx.filter_jit
     def solve(
-        self, x: Shaped[Array, "..."], ts: Real[Array, " times"]
+        self, x: Shaped[ArrayLike, "..."], ts: Real[ArrayLike, " times"]
     ) -> Inexact[Array, "times *prediction"]:
         """Predictions at `ts` for one input. Local.
 
         Args:
             x: What the encoder takes, such as the first observation.
-            ts: Increasing, not before the horizon's start; may go on after its end.
+            ts: Increasing, not before the horizon's start; may go on after its end. Late times
+                need double precision: a NumPy array or a list, outside of jit.
+
+        Raises:
+            ProblemError: if the times are traced and their type does not resolve a step there.
         """
-        return jax.vmap(self.decoder)(self.states(jnp.asarray(x), jnp.asarray(ts)))
+        return self._solve_since(jnp.asarray(x), self.stepper.since_start(ts))
+
+    @eqx.filter_jit
+    def _solve_since(self, x: Array, since: Array) -> Array:
+        start = self.project(self.encoder(as_numbers(x, self.basis.dtype)))
+        return jax.vmap(self.decoder)(self.lift(self.stepper(self.field, start, since)))
 
     def __repr__(self) -> str:
         rank, size = self.basis.shape[0], self.basis[0].size
@@ -143,10 +178,11 @@ def make_stepper(integrator: AbstractIntegrator, edges: Float[Any, " edges"]) ->
     match integrator:
         case FixedSteps():
             controller = diffrax.ConstantStepSize()
-            return Stepper(integrator.solver, controller, t0, shortest / integrator.n_steps)
+            step = shortest / integrator.n_steps
+            return Stepper(integrator.solver, controller, t0, step, step)
         case AdaptiveSteps():
             controller = diffrax.PIDController(rtol=integrator.rtol, atol=integrator.atol)
-            return Stepper(integrator.solver, controller, t0, None)
+            return Stepper(integrator.solver, controller, t0, None, shortest)
     raise ProblemError(f"A reduced model cannot step by {type(integrator).__name__}.")
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Inexact
 
 from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.propagators import Propagator
-from nodepint_mpi.core.sweeps import slice_times
+from nodepint_mpi.core.sweeps import end_times
 from nodepint_mpi.core.types import Block, Params
 
 Numbers = TypeVar("Numbers", Array, np.ndarray)
@@ -56,11 +56,11 @@ def propagate_directions(
         (params, starts, directions),
     )
     params, starts_, directions_ = cast
-    t0, t1, ts = slice_times(owned, starts_)
+    times = end_times(owned, starts_)
 
-    def one(direction, start, left, right, no_times):
+    def one(direction, start, *times):
         def flow(u):
-            return propagator(params, u, left, right, no_times).end
+            return propagator(params, u, *times).end
 
         return jax.jvp(flow, (start,), (jnp.broadcast_to(direction, start.shape),))[1]
 
@@ -69,7 +69,7 @@ def propagate_directions(
     def group(some):
         return jax.lax.cond(
             jnp.any(some != 0),
-            lambda: jax.vmap(lambda v: every_slice(v, starts_, t0, t1, ts[:, :0]))(some),
+            lambda: jax.vmap(lambda v: every_slice(v, starts_, *times))(some),
             lambda: jnp.zeros((some.shape[0], *starts_.shape), dtype),
         )
 

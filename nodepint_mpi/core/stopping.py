@@ -1,7 +1,7 @@
 """When a slice counts as solved, and when the iteration gives up."""
 
 import abc
-from typing import Literal
+from typing import ClassVar, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -17,6 +17,9 @@ class AbstractStopping(eqx.Module):
     Whatever the rule, the first slice right of the front becomes exact in each sweep, so
     `n_slices` sweeps always suffice.
     """
+
+    freezes_by_update: ClassVar[bool] = False
+    """Whether slices are frozen without a fine solve from their frozen start."""
 
     @abc.abstractmethod
     def sweep_limit(self, n_slices: int) -> int:
@@ -78,6 +81,8 @@ class FreezeSlices(AbstractStopping):
     et al., arXiv:2405.12182); `"start"` looks at the slice's start instead, which freezes one
     slice further (Pentland et al., Statistics and Computing 33:20, 2023).
     """
+
+    freezes_by_update: ClassVar[bool] = True
 
     eps: float = eqx.field(static=True)
     where: Literal["start", "end"] = eqx.field(static=True, default="end")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from nodepint_mpi.core.partition import OwnedSlices
@@ -33,11 +34,38 @@ class Correction(NamedTuple):
     n_guarded: Int[Array, ""]
 
 
-def slice_times(owned: OwnedSlices, like: Array) -> tuple[Array, Array, Array]:
-    """Left edges, right edges and observation times of a block, in the state's precision."""
+class SliceTimes(NamedTuple):
+    """What a propagator needs to know of a slice, or of every slice of a block.
+
+    Its left edge, its length, the observation times inside it counted from the left edge, and its
+    global index.
+    """
+
+    t0: Float[Array, "*owned"]
+    length: Float[Array, "*owned"]
+    ts: Float[Array, "*owned times"]
+    global_index: Int[Array, "*owned"]
+
+
+def slice_times(owned: OwnedSlices, like: Array) -> SliceTimes:
+    """The slices of a block in the state's precision. Local.
+
+    Differences are taken in double precision before they are cast: a slice is as long at t = 1e8
+    as at t = 0.
+    """
     dtype = jnp.finfo(like.dtype).dtype
-    edges = jnp.asarray(owned.edges, dtype=dtype)
-    return edges[:-1], edges[1:], jnp.asarray(owned.ts, dtype=dtype)
+    lefts = owned.edges[:-1]
+    parts = (lefts, np.diff(owned.edges), owned.ts - lefts[:, None])
+    times = (*(jnp.asarray(part, dtype=dtype) for part in parts), jnp.asarray(owned.indices))
+    # Slices of equal length are one constant to XLA, whose simplifier then turns in circles over
+    # diffrax's adaptive steps ("likely stuck in a circular simplification loop", jaxlib 0.10.2).
+    return SliceTimes(*jax.lax.optimization_barrier(times))
+
+
+def end_times(owned: OwnedSlices, like: Array) -> SliceTimes:
+    """The same for a propagator that is read at its end only. Local."""
+    times = slice_times(owned, like)
+    return times._replace(ts=times.ts[:, :0])
 
 
 def propagate_block(
@@ -53,15 +81,15 @@ def propagate_block(
     Returns:
         `saves` (owned, times, *state) and `end` (owned, *state).
     """
-    t0, t1, ts = slice_times(owned, starts)
+    times = slice_times(owned, starts)
     if owned.n_owned == 1:
         # One slice is not worth a batched loop, whose every step would carry a select.
-        result = propagator(params, starts[0], t0[0], t1[0], ts[0])
+        result = propagator(params, starts[0], *(part[0] for part in times))
         return SliceResult(result.saves[None], result.end[None])
     if at_once is None or at_once >= owned.n_owned:
-        return jax.vmap(propagator, in_axes=(None, 0, 0, 0, 0))(params, starts, t0, t1, ts)
+        return jax.vmap(propagator, in_axes=(None, *[0] * 5))(params, starts, *times)
     width = None if at_once == 1 else at_once  # as for one slice alone
-    return jax.lax.map(lambda row: propagator(params, *row), (starts, t0, t1, ts), batch_size=width)
+    return jax.lax.map(lambda row: propagator(params, *row), (starts, *times), batch_size=width)
 
 
 def propagate_unsolved(
@@ -81,10 +109,10 @@ def propagate_unsolved(
     n_owned = owned.n_owned
     width = n_owned if at_once is None else min(at_once, n_owned)
     n_groups = -(-n_owned // width)
-    t0, t1, ts = slice_times(owned, states.starts)
+    times = end_times(owned, states.starts)
 
-    def propagate(start, left, right, no_times):
-        return propagator(params, start, left, right, no_times).end
+    def propagate(start, *times):
+        return propagator(params, start, *times).end
 
     def group(rows):
         index, starts, ends, *times = rows
@@ -96,7 +124,7 @@ def propagate_unsolved(
 
         return jax.lax.cond(jnp.any(index >= front), every, lambda: ends)
 
-    rows = (jnp.asarray(owned.indices), states.starts, states.ends, t0, t1, ts[:, :0])
+    rows = (jnp.asarray(owned.indices), states.starts, states.ends, *times)
     if n_groups == 1:
         return group(rows)
     surplus = n_groups * width - n_owned
@@ -160,7 +188,7 @@ def coarse_chain_block(
         end = coarse_end if defect is None else coarse_end + defect
         return end, (BlockStates(start, end), coarse_end, guarded)
 
-    rows = (_coarse_times(owned, incoming), defects)
+    rows = (end_times(owned, incoming), defects)
     _, (states, coarse_ends, guarded) = jax.lax.scan(advance, incoming, rows)
     return Correction(states, coarse_ends, jnp.sum(guarded))
 
@@ -171,7 +199,7 @@ def coarse_block(coarse: Propagator, params: Params, starts: Block, owned: Owned
     def one(start, times):
         return finite_coarse_end(coarse, params, start, times)[0]
 
-    return jax.vmap(one)(starts, _coarse_times(owned, starts))
+    return jax.vmap(one)(starts, end_times(owned, starts))
 
 
 def correct_block(
@@ -214,7 +242,7 @@ def correct_block(
         return end, (BlockStates(start, end), coarse_end, guarded)
 
     rows = (
-        _coarse_times(owned, incoming),
+        end_times(owned, incoming),
         jnp.asarray(owned.indices),
         fine_ends,
         old.ends,
@@ -249,14 +277,8 @@ def slices_finite(states: Block) -> Bool[Array, " owned"]:
     return jnp.all(jnp.isfinite(states), axis=tuple(range(1, states.ndim)))
 
 
-def _coarse_times(owned: OwnedSlices, like: Array) -> tuple[Array, Array, Array]:
-    """Times of a block for a propagator that is read at its end only."""
-    t0, t1, ts = slice_times(owned, like)
-    return t0, t1, ts[:, :0]
-
-
 def finite_coarse_end(
-    coarse: Propagator, params: Params, start: State, times: tuple[Array, Array, Array]
+    coarse: Propagator, params: Params, start: State, times: SliceTimes
 ) -> tuple[State, Bool[Array, ""]]:
     """G(start), or the start itself where G is not finite. Local.
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Inexact
 
 from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.propagators import Propagator, SliceResult
-from nodepint_mpi.core.sweeps import propagate_block, slice_times
+from nodepint_mpi.core.sweeps import end_times, propagate_block, slice_times
 from nodepint_mpi.core.types import Block, Params, State
 
 PullBack = Callable[[SliceResult], tuple[Params, Block]]
@@ -63,8 +63,8 @@ def coarse_pull_back_chain(
     """
 
     def retreat(right, row):
-        start, (t0, t1, ts), source, defect = row
-        _, pull_back = jax.vjp(lambda u: coarse(params, u, t0, t1, ts), start)
+        start, times, source, defect = row
+        _, pull_back = jax.vjp(lambda u: coarse(params, u, *times), start)
         (left,) = pull_back(SliceResult(source.saves, source.end + right))
         left = jnp.where(jnp.all(jnp.isfinite(left)), left, right)
         left = left if defect is None else left + defect
@@ -92,13 +92,12 @@ def correct_cotangents(
     """
 
     def retreat(right, row):
-        start, (t0, t1, ts), out, old_right = row
-        _, pull_back = jax.vjp(lambda u: coarse(params, u, t0, t1, ts).end, start)
+        start, times, out, old_right = row
+        _, pull_back = jax.vjp(lambda u: coarse(params, u, *times).end, start)
         (change,) = pull_back(right - old_right)
         left = out + jnp.where(jnp.all(jnp.isfinite(change)), change, 0.0)
         return left, BlockCotangents(left, right)
 
-    t0, t1, ts = slice_times(owned, starts)
-    rows = (starts, (t0, t1, ts[:, :0]), outs, old.rights)
+    rows = (starts, end_times(owned, starts), outs, old.rights)
     _, cotangents = jax.lax.scan(retreat, incoming, rows, reverse=True)
     return cotangents

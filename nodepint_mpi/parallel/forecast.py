@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from nodepint_mpi.core.partition import own_slices
 from nodepint_mpi.core.propagators import AbstractIntegrator, FixedSteps, Propagator
+from nodepint_mpi.core.sweeps import end_times
 from nodepint_mpi.core.types import Field
 from nodepint_mpi.parallel.ivp import Solution, Status
 
@@ -90,9 +92,9 @@ def make_forecast(
     )
     solution = rehearse(better)
     solved = isinstance(coarse, FixedSteps) and solution.status is Status.CONVERGED
-    log_growth = float(
-        _log_growth(Propagator(field, coarse.for_tangents()), args, solution.interface[:-1], edges)
-    )
+    tangents = Propagator(field, coarse.for_tangents())
+    times = tuple(np.asarray(edges, dtype=float).tolist())
+    log_growth = float(_log_growth(tangents, args, solution.interface[:-1], times))
     span = float(edges[-1] - edges[0])
     return Forecast(
         exponent=log_growth / span,
@@ -105,18 +107,17 @@ def make_forecast(
 
 @eqx.filter_jit
 def _log_growth(
-    coarse: Propagator, args: Any, starts: Array, edges: np.ndarray
+    coarse: Propagator, args: Any, starts: Array, edges: tuple[float, ...]
 ) -> Float[Array, ""]:
     """Logarithm of the growth of a perturbation pushed through all slices, renormalised in each."""
-    times = jnp.asarray(edges, starts.dtype)
-    no_times = jnp.zeros(0, starts.dtype)
+    times = end_times(own_slices(np.asarray(edges), 1, 0), starts)
     direction = jax.random.normal(jax.random.key(0), starts.shape[1:], starts.dtype)
 
     def advance(direction, row):
-        start, left, right = row
+        start, times = row
 
         def flow(u):
-            return coarse(args, u, left, right, no_times).end
+            return coarse(args, u, *times).end
 
         _, pushed = jax.jvp(flow, (start,), (direction,))
         length = jnp.linalg.norm(jnp.ravel(pushed))
@@ -125,5 +126,5 @@ def _log_growth(
         return direction, jnp.where(usable, jnp.log(length), 0.0)
 
     direction = direction / jnp.linalg.norm(jnp.ravel(direction))
-    _, logs = jax.lax.scan(advance, direction, (starts, times[:-1], times[1:]))
+    _, logs = jax.lax.scan(advance, direction, (starts, times))
     return jnp.sum(logs)

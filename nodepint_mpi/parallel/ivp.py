@@ -16,6 +16,7 @@ from jaxtyping import Array, Inexact, PyTree
 from nodepint_mpi.core.galerkin import Galerkin
 from nodepint_mpi.core.partition import check_edges, check_layout, own_slices
 from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator, SliceResult
+from nodepint_mpi.core.resolution import check_field_resolution
 from nodepint_mpi.core.stopping import AbstractStopping, JumpTolerance
 from nodepint_mpi.core.types import Field
 from nodepint_mpi.errors import NonFiniteError, ProblemError
@@ -169,6 +170,8 @@ def solve(
     edges = check_edges(edges)
     initial, unravel, flat_field = _as_array(field, u0)
     _check_problem(flat_field, initial, edges, args)
+    steps = [part for part in (fine, coarse, tangents) if isinstance(part, AbstractIntegrator)]
+    check_field_resolution(flat_field, args, initial, edges, steps)
     flat_guess = None if guess is None else _flat_guess(guess, u0, initial, len(edges))
     if basis is not None:
         if unravel is not None and basis.n_batch_axes:

@@ -16,13 +16,14 @@ from jaxtyping import Array, Inexact, Int
 
 from nodepint_mpi.core.basis import in_complement, lift, project
 from nodepint_mpi.core.galerkin import AbstractReduction
+from nodepint_mpi.core.partition import own_slices
 from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator
 from nodepint_mpi.core.scopes import COARSE, TANGENTS
 from nodepint_mpi.core.sweeps import (
     coarse_block,
     count_unsolved,
+    end_times,
     finite_coarse_end,
-    slice_times,
     slices_finite,
 )
 from nodepint_mpi.core.transposed import BlockCotangents
@@ -68,9 +69,11 @@ class _Completed(Propagator):
     reduced_params: Any
     reduced: Propagator
 
-    def __call__(self, params, start, t0, t1, ts):
-        coarse = super().__call__(params, start, t0, t1, ts)
-        within = self.reduced(self.reduced_params, project(self.basis, start), t0, t1, ts)
+    def __call__(self, params, start, t0, length, ts, index=None):
+        coarse = super().__call__(params, start, t0, length, ts, index)
+        within = self.reduced(
+            self.reduced_params, project(self.basis, start), t0, length, ts, index
+        )
         return jax.tree.map(
             lambda whole, part: in_complement(self.basis, whole) + lift(self.basis, part),
             coarse,
@@ -152,20 +155,17 @@ class Reduced(AbstractSweeps):
             return self._completed(line, basis)
         reduced = self._propagator()
         params = self.reduction.reduce(line.params, basis)
-        t0, t1, ts = slice_times(line.owned, starts)
         rank, axis = basis.shape[0], self.basis.n_batch_axes
 
-        def one(c, left, right, no_times):
+        def one(c, *times):
             def push(direction):
                 tangent = jnp.broadcast_to(direction, c.shape)
-                return jax.jvp(
-                    lambda c: reduced(params, c, left, right, no_times).end, (c,), (tangent,)
-                )[1]
+                return jax.jvp(lambda c: reduced(params, c, *times).end, (c,), (tangent,))[1]
 
             return jax.vmap(push, out_axes=axis)(jnp.eye(rank, dtype=c.dtype))
 
         with work(TANGENTS, Tally(reduced=line.owned.n_owned * (1 + rank))):
-            matrices = jax.vmap(one)(project(basis, starts), t0, t1, ts[:, :0])
+            matrices = jax.vmap(one)(project(basis, starts), *end_times(line.owned, starts))
         return ReducedLinear(basis, jnp.where(jnp.isfinite(matrices), matrices, 0.0))
 
     def first_cotangents(self, line, linear, starts, sources):
@@ -236,9 +236,7 @@ class Reduced(AbstractSweeps):
                 )
                 return vector + end, (end, broken)
 
-            edges = jnp.asarray(owned.all_edges, dtype=old.dtype)
-            no_times = jnp.zeros((owned.n_slices, 0), old.dtype)
-            times = (edges[:-1], edges[1:], no_times)
+            times = end_times(own_slices(owned.all_edges, 1, 0), old)
             rows = (jnp.arange(owned.n_slices), times, all_old, all_given)
             with work(COARSE, Tally(reduced=owned.n_slices - jnp.maximum(front, 0))):
                 _, (every, broken) = jax.lax.scan(advance, all_old[0], rows)

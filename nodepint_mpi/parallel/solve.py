@@ -19,6 +19,7 @@ from nodepint_mpi.core.sweeps import (
     BlockStates,
     chain_block,
     count_unsolved,
+    propagate_block,
     propagate_unsolved,
     slice_distance,
     slices_finite,
@@ -37,11 +38,16 @@ class SweepRecord(NamedTuple):
     """What happened in a solve; equal on all ranks. Row k belongs to the iterate U^k.
 
     `jumps[k]` is the largest jump of U^k (NaN where it was not evaluated), `updates[k]` the
-    largest change from U^(k-1), `fronts[k]` the number of frozen slices.
+    largest change from U^(k-1), `fronts[k]` the number of frozen slices. The last jump of
+    a converged solve is the one it was judged by: the largest with which a slice was frozen.
 
     `n_guarded` is the largest number of slices on one rank where a sweep stepped around a
     non-finite value, `n_damped` the largest number whose correction was cut in a sweep,
     `n_fallbacks` the number of sweeps that another method took over.
+
+    `broken` is the slice whose fine solve failed from a solved start, `n_slices` if there is none;
+    `finite` says that there is none. `broken_entry` is the first entry of the flattened state that
+    was not finite at its end, -1 if all were not, as where it ran out of steps.
     """
 
     n_sweeps: Int[Array, ""]
@@ -52,6 +58,8 @@ class SweepRecord(NamedTuple):
     n_damped: Int[Array, ""]
     n_fallbacks: Int[Array, ""]
     finite: Bool[Array, ""]
+    broken: Int[Array, ""]
+    broken_entry: Int[Array, ""]
 
 
 class Interface(NamedTuple):
@@ -69,6 +77,8 @@ class _Iterate(NamedTuple):
     states: BlockStates
     memory: Memory
     record: SweepRecord
+    frozen_jumps: Float[Array, " owned"]
+    bad_entries: Int[Array, " owned"]
     best_jump: Float[Array, ""]
     n_stalled: Int[Array, ""]
 
@@ -91,10 +101,10 @@ def solve_interface(
     Collective over `comm`, inside jit; every rank must pass equal `params` and options.
 
     After k sweeps the first k slices equal the serial fine solution, and are not propagated any
-    more. A slice whose start is exact and whose fine solve is not finite ends the iteration with
-    `record.finite` false; a non-finite value elsewhere is stepped around, so the returned states
-    are always finite. A method whose jumps have not fallen for `PATIENCE` sweeps hands over to its
-    fallback.
+    more. A slice is frozen only if its fine solve succeeded. One that fails from a solved start
+    ends the iteration: `record.finite` is false, `record.broken` is its index, and the states from
+    its end on are NaN, since no number there would be right. A failure elsewhere is stepped around.
+    A method whose jumps have not fallen for `PATIENCE` sweeps hands over to its fallback.
 
     Args:
         comm: Line of ranks along time.
@@ -151,7 +161,21 @@ def solve_interface(
         return record.finite & (_front(record) < owned.n_slices) & (record.n_sweeps < limit)
 
     last = while_loop(unsolved, sweep, first)
-    return Interface(last.states, last.record, last.memory)
+    if stopping.freezes_by_update:
+
+        def confirm():
+            with work(FINE_FORWARD, Tally(fine=owned.n_owned)):
+                ends = propagate_block(
+                    fine, params, last.states.starts, owned, at_once=slices_at_once
+                ).end
+            return _confirm(line, last, ends)
+
+        last = cond(
+            last.record.finite & (_front(last.record) == owned.n_slices), confirm, lambda: last
+        )
+    record = _locate_failure(comm, last.record, last.bad_entries, owned)
+    states = _without_unsolvable(last.states, record, owned)
+    return Interface(states, record, last.memory)
 
 
 def largest_jump(comm: TimeComm, result: SliceResult, states: BlockStates) -> Float[Array, ""]:
@@ -162,10 +186,13 @@ def largest_jump(comm: TimeComm, result: SliceResult, states: BlockStates) -> Fl
 def _first_iterate(line, initial, guess, memory, method, stopping) -> _Iterate:
     """Iteration 0 of the method."""
     started = method.start(line, initial, guess, memory)
-    record = _empty_record(stopping.sweep_limit(line.owned.n_slices), initial.dtype)
+    n_slices = line.owned.n_slices
+    record = _empty_record(stopping.sweep_limit(n_slices), initial.dtype, n_slices)
     record = record._replace(n_guarded=max_over_ranks(line.comm, started.counts.guarded))
     best = jnp.full((), jnp.inf, record.jumps.dtype)
-    return _Iterate(started.states, started.memory, record, best, jnp.array(0))
+    frozen = jnp.zeros(line.owned.n_owned, record.jumps.dtype)
+    none = jnp.full(line.owned.n_owned, -1)
+    return _Iterate(started.states, started.memory, record, frozen, none, best, jnp.array(0))
 
 
 def _correct(line, initial, iterate, fine_ends, method, stopping) -> _Iterate:
@@ -173,7 +200,7 @@ def _correct(line, initial, iterate, fine_ends, method, stopping) -> _Iterate:
     corrected = method.correct(
         line, initial, iterate.states, fine_ends, _front(iterate.record), iterate.memory
     )
-    record = _judge_updates(line, iterate, corrected, stopping)
+    record = _judge_updates(line, iterate, corrected, fine_ends, stopping)
     return iterate._replace(states=corrected.states, memory=corrected.memory, record=record)
 
 
@@ -183,31 +210,37 @@ def _fall_back(line, initial, iterate, fine_ends, fallback, stopping) -> _Iterat
     corrected = fallback.correct(
         line, initial, iterate.states, fine_ends, _front(iterate.record), guess.memory
     )
-    record = _judge_updates(line, iterate, corrected, stopping)
+    record = _judge_updates(line, iterate, corrected, fine_ends, stopping)
     record = record._replace(n_fallbacks=record.n_fallbacks + 1)
     return iterate._replace(states=corrected.states, record=record)
 
 
-def _judge_updates(line, iterate, corrected, stopping) -> SweepRecord:
-    """Measure what a sweep has changed; all ranks agree on the front."""
+def _judge_updates(line, iterate, corrected, fine_ends, stopping) -> SweepRecord:
+    """Measure what a sweep has changed; all ranks agree on the front.
+
+    A slice whose fine solve failed is not solved, however little the sweep changed it.
+    """
     record, old, owned = iterate.record, iterate.states, line.owned
     start_updates = slice_distance(corrected.states.starts, old.starts)
     end_updates = slice_distance(corrected.states.ends, old.ends)
-    unsolved = stopping.unsolved_by_update(start_updates, end_updates)
+    unsolved = stopping.unsolved_by_update(start_updates, end_updates) | ~slices_finite(fine_ends)
     local = [
         jnp.max(end_updates),
         -_first_unsolved(unsolved, _front(record) + 1, owned),
+        jnp.max(iterate.frozen_jumps),
         corrected.counts.guarded,
         corrected.counts.damped,
     ]
     local = jnp.stack([value.astype(end_updates.dtype) for value in local])
-    update, minus_front, *counts = max_over_ranks(line.comm, local)
+    update, minus_front, frozen_jump, *counts = max_over_ranks(line.comm, local)
     guarded, damped = (count.astype(record.n_guarded.dtype) for count in counts)
+    front = (-minus_front).astype(record.fronts.dtype)
     k = record.n_sweeps + 1
     return record._replace(
         n_sweeps=k,
+        jumps=record.jumps.at[k].set(jnp.where(front == owned.n_slices, frozen_jump, jnp.nan)),
         updates=record.updates.at[k].set(update),
-        fronts=record.fronts.at[k].set((-minus_front).astype(record.fronts.dtype)),
+        fronts=record.fronts.at[k].set(front),
         n_guarded=jnp.maximum(record.n_guarded, guarded),
         n_damped=jnp.maximum(record.n_damped, damped),
     )
@@ -218,22 +251,32 @@ def _judge_jumps(line, iterate, fine_ends, stopping) -> _Iterate:
     record, owned = iterate.record, line.owned
     front = _front(record)
     jumps = slice_distance(fine_ends, iterate.states.ends)
-    at_front = jnp.asarray(owned.indices) == front
-    broken = jnp.any(at_front & ~slices_finite(fine_ends))
-    unsolved = stopping.unsolved_by_jump(jumps)
-    local = [jnp.max(jumps), -_first_unsolved(unsolved, front, owned), broken]
+    failed = ~slices_finite(fine_ends)
+    unsolved = stopping.unsolved_by_jump(jumps) | failed
+    local = [
+        jnp.max(jumps),
+        -_first_unsolved(unsolved, front, owned),
+        -_first_unsolved(failed, front, owned),
+    ]
     local = jnp.stack([value.astype(jumps.dtype) for value in local])
-    jump, minus_front, broken = max_over_ranks(line.comm, local)
-    k = record.n_sweeps
+    jump, *minus = max_over_ranks(line.comm, local)
+    new_front, first_failed = ((-index).astype(record.fronts.dtype) for index in minus)
+    k, index = record.n_sweeps, jnp.asarray(owned.indices)
+    frozen_now = (index >= front) & (index < new_front)
+    # All slices before the front are solved, so one that fails there would fail serially, too.
+    broken = jnp.where(first_failed == new_front, first_failed, owned.n_slices)
     record = record._replace(
         jumps=record.jumps.at[k].set(jump),
-        fronts=record.fronts.at[k].set((-minus_front).astype(record.fronts.dtype)),
-        finite=broken == 0,
+        fronts=record.fronts.at[k].set(new_front),
+        finite=broken == owned.n_slices,
+        broken=broken,
     )
     better = jump < iterate.best_jump
     waiting = jnp.where(better, 0, iterate.n_stalled + 1)
     return iterate._replace(
         record=record,
+        frozen_jumps=jnp.where(frozen_now, jumps, iterate.frozen_jumps),
+        bad_entries=_first_bad_entries(fine_ends),
         best_jump=jnp.where(better, jump, iterate.best_jump),
         n_stalled=jnp.where(iterate.n_stalled >= PATIENCE, iterate.n_stalled, waiting),
     )
@@ -249,7 +292,54 @@ def _front(record: SweepRecord):
     return record.fronts[record.n_sweeps]
 
 
-def _empty_record(limit: int, dtype) -> SweepRecord:
+def _confirm(line, iterate, fine_ends) -> _Iterate:
+    """Judge slices that were frozen by their updates by fine solves from their frozen starts."""
+    record, states = iterate.record, iterate.states
+    failed = _first_unsolved(~slices_finite(fine_ends), 0, line.owned)
+    local = jnp.stack(
+        [
+            jnp.max(slice_distance(fine_ends, states.ends)),
+            -failed.astype(record.jumps.dtype),
+        ]
+    )
+    jump, minus_failed = max_over_ranks(line.comm, local)
+    broken = (-minus_failed).astype(record.broken.dtype)
+    record = record._replace(
+        jumps=record.jumps.at[record.n_sweeps].set(jump),
+        finite=broken == line.owned.n_slices,
+        broken=broken,
+    )
+    return iterate._replace(record=record, bad_entries=_first_bad_entries(fine_ends))
+
+
+def _first_bad_entries(fine_ends: Block) -> Int[Array, " owned"]:
+    """The first entry of every slice's end that is not finite; -1 if none or all are not."""
+    bad = ~jnp.isfinite(fine_ends.reshape(len(fine_ends), -1))
+    return jnp.where(jnp.all(bad, axis=1) | ~jnp.any(bad, axis=1), -1, jnp.argmax(bad, axis=1))
+
+
+def _locate_failure(comm: TimeComm, record: SweepRecord, bad_entries, owned) -> SweepRecord:
+    """The record with the entry that failed in the broken slice. Collective where there is one."""
+
+    def locate():
+        here = jnp.asarray(owned.indices) == record.broken
+        entry = jnp.max(jnp.where(here, bad_entries, -1)).astype(record.broken_entry.dtype)
+        return max_over_ranks(comm, entry)
+
+    entry = cond(record.finite, lambda: record.broken_entry, locate)
+    return record._replace(broken_entry=entry)
+
+
+def _without_unsolvable(states: BlockStates, record: SweepRecord, owned: OwnedSlices):
+    """The states up to the slice whose fine solve failed, NaN from its end on."""
+    index = jnp.asarray(owned.indices).reshape(-1, *[1] * (states.ends.ndim - 1))
+    return BlockStates(
+        jnp.where(index > record.broken, jnp.nan, states.starts),
+        jnp.where(index >= record.broken, jnp.nan, states.ends),
+    )
+
+
+def _empty_record(limit: int, dtype, n_slices: int) -> SweepRecord:
     real, none = jnp.finfo(dtype).dtype, jnp.array(0)
     return SweepRecord(
         n_sweeps=none,
@@ -260,15 +350,21 @@ def _empty_record(limit: int, dtype) -> SweepRecord:
         n_damped=none,
         n_fallbacks=none,
         finite=jnp.array(True),
+        broken=jnp.array(n_slices),
+        broken_entry=jnp.array(-1),
     )
 
 
 def serial_record(comm: TimeComm, ends: Block, owned: OwnedSlices) -> SweepRecord:
-    """A serial solve has no jumps and is solved, unless its states are not finite. Collective."""
-    broken = max_over_ranks(comm, jnp.any(~slices_finite(ends)).astype(jnp.float32))
-    record = _empty_record(0, ends.dtype)
-    return record._replace(
+    """A serial solve has no jumps and is solved, unless a slice fails. Collective."""
+    record = _empty_record(0, ends.dtype, owned.n_slices)
+    dtype = record.jumps.dtype
+    first_failed = _first_unsolved(~slices_finite(ends), 0, owned).astype(dtype)
+    broken = (-max_over_ranks(comm, -first_failed)).astype(record.broken.dtype)
+    record = record._replace(
         jumps=jnp.zeros_like(record.jumps),
-        fronts=jnp.full_like(record.fronts, owned.n_slices),
-        finite=broken == 0,
+        fronts=broken[None].astype(record.fronts.dtype),
+        finite=broken == owned.n_slices,
+        broken=broken,
     )
+    return _locate_failure(comm, record, _first_bad_entries(ends), owned)

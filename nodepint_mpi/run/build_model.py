@@ -13,6 +13,7 @@ import optimistix
 from nodepint_mpi.config import Config, ConvNetwork, DenseNetwork, UserNetwork
 from nodepint_mpi.config_time import StepsSection, TimeSection
 from nodepint_mpi.core.networks import EncodeProcessDecode, Identity, make_conv, make_dense
+from nodepint_mpi.core.partition import check_edges
 from nodepint_mpi.core.propagators import (
     AbstractIntegrator,
     AdaptiveSteps,
@@ -81,11 +82,15 @@ def build_integrator(
 
 
 def build_edges(section: TimeSection) -> np.ndarray:
-    """Slice boundaries, equally long unless they are listed. Local."""
+    """Slice boundaries, equally long unless they are listed. Local.
+
+    Raises:
+        ProblemError: if double precision does not resolve them.
+    """
     if section.edges is not None:
-        return np.asarray(section.edges)
+        return check_edges(section.edges)
     left, right = section.horizon
-    return np.linspace(left, right, section.n_slices + 1)
+    return check_edges(np.linspace(left, right, section.n_slices + 1))
 
 
 def build_model(

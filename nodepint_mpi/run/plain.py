@@ -46,7 +46,9 @@ def make_plain_loss(experiment: Experiment) -> Callable:
     problem, section = experiment.train_problem, experiment.config.time
     integrator, edges = problem.solver.fine.integrator, build_edges(section)
     seen = np.asarray(place_observations(experiment.train.times, edges, 1, 0).indices)
-    times = np.asarray(experiment.train.times)[seen]  # the very first is the input
+    # Counted from the first edge in double precision, as the slices count theirs.
+    t0, edges = edges[0], edges - edges[0]
+    times = np.asarray(experiment.train.times)[seen] - t0  # the very first is the input
     match integrator:
         case FixedSteps(solver=solver, n_steps=n_steps):
             grid = np.concatenate(
@@ -75,11 +77,12 @@ def make_plain_loss(experiment: Experiment) -> Callable:
     else:
         saveat = diffrax.SaveAt(ts=jnp.asarray(times))
     static, function = problem.static, problem.loss
+    field = batched_field(static.processor)
 
     def loss(params, inputs, targets):
         model = eqx.combine(params, static)
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(batched_field(static.processor)),
+            diffrax.ODETerm(lambda since, u, params: field(t0 + since, u, params)),
             solver,
             t0=edges[0],
             t1=edges[-1],

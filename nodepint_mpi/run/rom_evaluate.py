@@ -35,13 +35,14 @@ class FullModel(eqx.Module):
 
     model: EncodeProcessDecode
     stepper: Stepper
+    dtype: Any = eqx.field(static=True)
 
-    def states(self, x: Array, ts: Array) -> Array:
+    def states(self, x: Array, ts: np.ndarray) -> Array:
         """States at `ts` of one input. Local."""
-        start = self.model.encoder(as_numbers(x, ts.dtype))
-        return self.stepper(lambda t, u, args: self.model.processor(t, u, args), start, ts)
+        start, since = self.model.encoder(as_numbers(x, self.dtype)), self.stepper.since_start(ts)
+        return self.stepper(lambda t, u, args: self.model.processor(t, u, args), start, since)
 
-    def solve(self, x: Array, ts: Array) -> Array:
+    def solve(self, x: Array, ts: np.ndarray) -> Array:
         """Predictions at `ts` for one input. Local."""
         return jax.vmap(self.model.decoder)(self.states(x, ts))
 
@@ -96,7 +97,11 @@ def compare_models(
 
 def full_model(trained: TrainedRun, stepper: Stepper) -> FullModel:
     """The trained model, solved serially by these steps. Local."""
-    return FullModel(eqx.combine(trained.params, trained.experiment.test_problem.static), stepper)
+    return FullModel(
+        eqx.combine(trained.params, trained.experiment.test_problem.static),
+        stepper,
+        jnp.zeros(()).dtype,
+    )
 
 
 def format_comparison(result: dict[str, Any]) -> str:
@@ -134,7 +139,7 @@ def _compare(
 ) -> tuple[dict[str, Any], Figure]:
     samples, problem = experiment.test, experiment.test_problem
     inputs, targets = samples.take(np.arange(min(BATCH, samples.n_rows)))
-    ts = jnp.asarray(samples.times, rom.basis.dtype)
+    ts = np.asarray(samples.times, dtype=float)
     states, reduced_states = (run_batch(model.states, inputs, ts) for model in (full, rom))
     predictions, reduced = (run_batch(model.solve, inputs, ts) for model in (full, rom))
     result: dict[str, Any] = {
@@ -169,9 +174,9 @@ def _compare(
     return result, draw_reduced(samples.times, predictions, reduced, truth)
 
 
-def run_batch(function: Callable, inputs: np.ndarray, ts: Array) -> np.ndarray:
+def run_batch(function: Callable, inputs: np.ndarray, ts: np.ndarray) -> np.ndarray:
     """`states` or `solve` of a full or reduced model for a batch of inputs. Local."""
-    return np.asarray(_batched(function)(jnp.asarray(inputs), ts))
+    return np.asarray(_batched(function)(jnp.asarray(inputs), tuple(ts.tolist())))
 
 
 def _batched(function: Callable) -> Callable:
@@ -180,18 +185,18 @@ def _batched(function: Callable) -> Callable:
 
 
 @eqx.filter_jit
-def _call_batched(function: Callable, inputs: Array, ts: Array) -> Array:
-    return jax.vmap(function, in_axes=(0, None))(inputs, ts)
+def _call_batched(function: Callable, inputs: Array, ts: tuple[float, ...]) -> Array:
+    return jax.vmap(lambda x: function(x, np.asarray(ts)))(inputs)
 
 
-def _median_s(function: Callable, inputs: np.ndarray, ts: Array) -> float:
+def _median_s(function: Callable, inputs: np.ndarray, ts: np.ndarray) -> float:
     """Median time of a solve that is compiled and has run before."""
     call, seconds = _batched(function), []
-    x = jnp.asarray(inputs)
-    jax.block_until_ready(call(x, ts))
+    x, times = jnp.asarray(inputs), tuple(ts.tolist())
+    jax.block_until_ready(call(x, times))
     for _ in range(REPEATS):
         began = time.perf_counter()
-        jax.block_until_ready(call(x, ts))
+        jax.block_until_ready(call(x, times))
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds)
 

@@ -15,6 +15,7 @@ from nodepint_mpi.core.networks import EncodeProcessDecode, FlatLinear, as_numbe
 from nodepint_mpi.core.observations import place_observations
 from nodepint_mpi.core.partition import check_layout, own_slices
 from nodepint_mpi.core.relaxation import edge_weights, relax
+from nodepint_mpi.core.resolution import check_field_resolution
 from nodepint_mpi.core.types import Field
 from nodepint_mpi.errors import ConfigError, DataError, ProblemError
 from nodepint_mpi.parallel.comms import Comms, TimeComm
@@ -22,7 +23,7 @@ from nodepint_mpi.parallel.dealing import own_part
 from nodepint_mpi.parallel.guard import together
 from nodepint_mpi.parallel.methods import AbstractMethod
 from nodepint_mpi.run.build import build_loss, build_optimiser, build_time_solver
-from nodepint_mpi.run.build_model import build_edges, build_model
+from nodepint_mpi.run.build_model import build_edges, build_integrator, build_model
 from nodepint_mpi.run.own_data import share_own_data
 from nodepint_mpi.run.sameness import require_same_shapes
 from nodepint_mpi.run.samples import Samples, count_outputs, open_samples
@@ -108,6 +109,7 @@ def _assemble(
     test_problem = make_whole_problem(config, comms.time, model, test)
     n_samples = share_batch(config, train.n_rows, comms.time.n_groups)
     shape = (n_samples, *check_model(model, train))
+    check_times(config, model, shape)
     state = jax.ShapeDtypeStruct(shape, config.run.precision)
     train_problem.solver.method.blank(state)  # says if the basis does not fit the state
     optimiser = build_optimiser(config.optim)
@@ -151,13 +153,13 @@ def make_problem(
     _, static = split_model(model)
     field = batched_field(static.processor)
     loss, metrics = build_loss(config)
-    observations = place_observations(samples.times, build_edges(config.time), comm.size, comm.rank)
+    edges = build_edges(config.time)
+    observations = place_observations(samples.times, edges, comm.size, comm.rank)
     solver = build_time_solver(config, field, reduction_of(static.processor, field), n_batch_axes=1)
     if config.time.relaxation is None:
         return LineProblem(comm, static, solver, observations, loss, metrics)
-    edges = build_edges(config.time)
     weights = edge_weights(samples.times, edges)
-    relaxed = relax(solver, edges)
+    relaxed = relax(solver)
     return LineProblem(comm, static, relaxed, observations, loss, metrics, weights)
 
 
@@ -167,6 +169,17 @@ def make_whole_problem(
     """The same without relaxation: a split is scored as whole trajectories. Local."""
     time = config.time.model_copy(update={"relaxation": None})
     return make_problem(config.model_copy(update={"time": time}), comm, model, samples)
+
+
+def check_times(config: Config, model: EncodeProcessDecode, shape: tuple[int, ...]) -> None:
+    """Refuse a network of t where the precision of the run does not resolve t. Local."""
+    params, static = split_model(model)
+    section = config.time
+    named = {name: getattr(section, name) for name in ("fine", "coarse", "tangents")}
+    steps = [build_integrator(part, f"time.{name}") for name, part in named.items() if part]
+    state = jax.ShapeDtypeStruct(shape, jnp.zeros(()).dtype)
+    field = batched_field(static.processor)
+    check_field_resolution(field, params.processor, state, build_edges(section), steps)
 
 
 def reduction_of(static: PyTree, field: Field) -> AbstractReduction:

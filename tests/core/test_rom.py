@@ -33,7 +33,8 @@ def conv(key):
 def solve_full(model, x, stepper):
     @jax.jit
     def solve(x):
-        states = stepper(lambda t, u, args: model.processor(t, u, args), model.encoder(x), TIMES)
+        since = stepper.since_start(TIMES)
+        states = stepper(lambda t, u, args: model.processor(t, u, args), model.encoder(x), since)
         return jax.vmap(model.decoder)(states)
 
     return solve(x)

@@ -111,7 +111,7 @@ def _look_at_states(
         rows = np.asarray(encoder.matrix, np.float64)
         learned = np.linalg.qr(rows.T)[0].T
         return targets.reshape(-1, rows.shape[1]).astype(np.float64), {"learned basis": learned}
-    ts = jnp.asarray(times, config.run.precision)
+    ts = np.asarray(times, dtype=float)
     states = run_batch(full_model(trained, stepper_of(config)).states, inputs, ts)
     snapshots = states.reshape(len(inputs) * len(times), -1).astype(np.float64)
     bases = {}
