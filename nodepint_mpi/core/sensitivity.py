@@ -64,7 +64,7 @@ def propagate_directions(
 
         return jax.jvp(flow, (start,), (jnp.broadcast_to(direction, start.shape),))[1]
 
-    every_slice = jax.vmap(one, in_axes=(None, 0, 0, 0, 0))
+    every_slice = jax.vmap(one, in_axes=(None, *[0] * 5))
 
     def group(some):
         return jax.lax.cond(

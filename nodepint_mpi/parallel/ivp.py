@@ -28,6 +28,7 @@ from nodepint_mpi.parallel.exchange import (
     max_over_ranks,
     sum_over_ranks,
 )
+from nodepint_mpi.parallel.failure import or_adjoint_failure, require_solved
 from nodepint_mpi.parallel.methods import AbstractMethod, Parareal, Picard, Serial
 from nodepint_mpi.parallel.reduced import Reduced
 from nodepint_mpi.parallel.shared_basis import SharedBasis
@@ -46,7 +47,8 @@ class Status(enum.StrEnum):
     )
     NON_FINITE = (
         "not finite: the fine propagator returned NaN or infinity from an exact start, or ran "
-        "out of steps. Check the field, take smaller steps, or raise `max_steps`."
+        "out of steps; states are NaN from there on. Check the field, take smaller steps, or "
+        "raise `max_steps`."
     )
 
 
@@ -113,6 +115,7 @@ def solve(
     adjoint_tol: float = 1e-10,
     slices_at_once: int | None = None,
     comm: TimeComm | None = None,
+    throw: bool = True,
 ) -> Solution:
     """Solve du/dt = field(t, u, args), u(edges[0]) = u0, on all time slices at once.
 
@@ -153,15 +156,19 @@ def solve(
         adjoint_tol: Bound on the relative residual of the cotangents, for derivatives.
         slices_at_once: Slices a rank propagates as one batch, all its own unless given.
         comm: A line of ranks; the whole world unless given.
+        throw: Raise where the fine solve of a slice fails. Else the states from the end of that
+            slice on are NaN, the status says so, and a derivative is NaN.
 
     Returns:
         Interface states, sweeps, jumps and updates per sweep, frozen front per sweep, status.
-        Not reaching the tolerance is no error: see `Solution.status`. States are finite.
+        Not reaching the tolerance is not an error: see `Solution.status`.
 
     Raises:
         ProblemError: on all ranks, if field, state, edges and options do not fit together.
         LayoutError: on all ranks, if there are more ranks than slices.
-        NonFiniteError: on all ranks, if `u0` holds NaN or infinity.
+        NonFiniteError: on all ranks, if `u0` holds NaN or infinity; if `throw` and the fine solve
+            of a slice fails, with slice, time and entry of the state. Under `jax.jit` and in a
+            derivative it arrives as a `JaxRuntimeError` with that message.
 
     Reference:
         Lions, Maday, Turinici (2001), C. R. Acad. Sci. 332, 661-668.
@@ -188,8 +195,10 @@ def solve(
     check_layout(len(edges) - 1, comm.size)
     params, static = eqx.partition(args, eqx.is_inexact_array)
     interface, record, counts = _solve_replicated(
-        comm, solver, tuple(edges.tolist()), static, params, initial, flat_guess
+        comm, solver, tuple(edges.tolist()), static, params, initial, flat_guess, throw
     )
+    if throw:
+        interface = require_solved(interface, record, edges, u0)
     interface = interface if unravel is None else jax.vmap(unravel)(interface)
     return Solution(interface, record, Tally(*counts))
 
@@ -317,7 +326,7 @@ def _is_concrete(array: Array) -> bool:
 
 
 @eqx.filter_jit
-def _solve_replicated(comm, solver, edges, static, params, initial, guess):
+def _solve_replicated(comm, solver, edges, static, params, initial, guess, throw):
     """Replicated numbers in, replicated numbers out, with the transposed solve as derivative."""
     owned = own_slices(np.asarray(edges), comm.size, comm.rank)
     solver = jax.tree.map(lambda part: _given(part, static), solver, is_leaf=_has_field)
@@ -336,16 +345,17 @@ def _solve_replicated(comm, solver, edges, static, params, initial, guess):
 
     def forward(params, initial):
         interface, record, counts, memory = whole(params, initial)
-        return (interface, record, counts), (params, interface, memory)
+        return (interface, record, counts), (params, interface, memory, record.finite)
 
     def backward(residuals, bars):
-        params, interface, memory = residuals
+        params, interface, memory, solved = residuals
         interface_bar, *_ = bars
         line = linearise_at(comm, solver, params, interface[owned.indices], owned, memory)
         sources = SliceResult(jnp.zeros_like(line.result.saves), interface_bar[owned.indices + 1])
         gradient = line.pull_back(sources, None)
         initial_bar = bcast_from(comm, gradient.initial, 0) + interface_bar[0]
-        return sum_over_ranks(comm, gradient.params), initial_bar
+        bars = sum_over_ranks(comm, gradient.params), initial_bar
+        return or_adjoint_failure(bars, solved & gradient.record.finite, throw)
 
     run.defvjp(forward, backward)
     return run(params, initial)

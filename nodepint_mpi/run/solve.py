@@ -56,7 +56,7 @@ def solve_problem(
 
         edges, args = build_edges(section), _as_arrays(problem)
 
-        def run(method: str, fine: AbstractIntegrator = fine) -> Solution:
+        def run(method: str, fine: AbstractIntegrator = fine, throw: bool = True) -> Solution:
             solution = solve(
                 problem.field,
                 np.asarray(problem.initial, dtype=jnp.zeros(()).dtype),
@@ -74,6 +74,7 @@ def solve_problem(
                 trust=(options and options.trust) or None,
                 slices_at_once=section.slices_at_once,
                 comm=comms.time,
+                throw=throw,
             )
             return jax.block_until_ready(solution)
 
@@ -81,7 +82,7 @@ def solve_problem(
         if with_forecast and coarse is not None and section.method != "serial":
             with watchdog.phase("forecasting", collective=True):
                 forecast = make_forecast(
-                    lambda steps: run(section.method, steps),
+                    lambda steps: run(section.method, steps, throw=False),
                     problem.field,
                     args,
                     coarse,
@@ -113,7 +114,7 @@ def solve_problem(
         }
         if with_error:
             with watchdog.phase("solving serially", collective=True):
-                serial = run("serial")
+                serial = run("serial", throw=False)
             distance = float(jnp.max(jnp.abs(solution.interface - serial.interface)))
             result["serial_status"] = serial.status.name.lower()
             result["error"] = distance

@@ -120,12 +120,16 @@ def test_fields_of_trees_and_images(comms):
     np.testing.assert_allclose(solution.interface["x"], wanted, atol=1e-4)
 
 
-def test_a_true_blow_up_is_said_and_states_stay_finite(comms):
+def test_a_true_blow_up_ends_the_states_there(comms):
+    """u' = u^2 has a pole at t = 1, in the third slice."""
     solution = nm.solve(
-        lambda t, u, args: u * u, jnp.ones(1), np.linspace(0.0, 3.0, 8), comm=comms.time, **STEPS
-    )
-    assert solution.status is nm.Status.NON_FINITE
-    assert np.all(np.isfinite(solution.interface))
+        lambda t, u, args: u * u, jnp.ones(1), np.linspace(0.0, 3.0, 8), comm=comms.time,
+        throw=False, **STEPS,
+    )  # fmt: skip
+    broken = int(solution.record.broken)
+    assert solution.status is nm.Status.NON_FINITE and broken >= 2
+    finite = np.isfinite(solution.interface[:, 0])
+    assert np.all(finite[: broken + 1]) and not np.any(finite[broken + 1 :])
 
 
 def test_a_coarse_blow_up_is_stepped_around(comms):
@@ -144,7 +148,7 @@ def test_a_coarse_blow_up_is_stepped_around(comms):
 
 def test_a_nan_in_the_field_is_said(comms):
     solution = nm.solve(
-        lambda t, u, args: u * jnp.nan, jnp.ones(1), EDGES, comm=comms.time, **STEPS
+        lambda t, u, args: u * jnp.nan, jnp.ones(1), EDGES, comm=comms.time, throw=False, **STEPS
     )
     assert solution.status is nm.Status.NON_FINITE and solution.sweeps == 0
 

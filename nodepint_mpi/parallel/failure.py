@@ -1,0 +1,103 @@
+"""The error for a solve that failed, also where its result is traced."""
+
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Inexact, PyTree
+
+from nodepint_mpi.errors import NonFiniteError
+from nodepint_mpi.parallel.solve import SweepRecord
+
+ADJOINT_FAILURE = (
+    "The adjoint solve failed: the pull-back of a slice returned NaN or infinity, or ran out of "
+    "steps. Take smaller steps or raise `max_steps`; `throw=False` returns NaN."
+)
+
+
+def require_solved(
+    interface: Inexact[Array, "edges *state"], record: SweepRecord, edges: np.ndarray, u0: PyTree
+) -> Inexact[Array, "edges *state"]:
+    """The interface, or an error that names slice, time and entry of the state. Local.
+
+    Where the record is traced, under `jax.jit`, the compiled program raises when it runs: JAX then
+    reports the same message as a `JaxRuntimeError`.
+
+    Args:
+        interface: States at the edges.
+        record: Of the solve.
+        edges: Slice boundaries.
+        u0: The initial state as the caller gave it.
+
+    Raises:
+        NonFiniteError: if the fine solve of a slice failed from a solved start.
+    """
+    shapes = jax.tree.map(jnp.shape, u0, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+    names = [
+        (jax.tree_util.keystr(path), shape)
+        for path, shape in jax.tree_util.tree_leaves_with_path(
+            shapes, is_leaf=lambda leaf: isinstance(leaf, tuple)
+        )
+    ]
+
+    def fail(broken: Any, entry: Any) -> NoReturn:
+        raise NonFiniteError(describe_failure(int(broken), int(entry), edges, names))
+
+    if not isinstance(record.broken, Tracer):
+        if not bool(record.finite):
+            fail(record.broken, record.broken_entry)
+        return interface
+    return _or_raise(interface, record.finite, fail, record.broken, record.broken_entry)
+
+
+def or_adjoint_failure(tree: PyTree[Array], finite: Bool[Array, ""], throw: bool) -> PyTree[Array]:
+    """A gradient that is NaN where its solve failed; an error there if asked. Local, inside jit."""
+
+    def fail() -> NoReturn:
+        raise NonFiniteError(ADJOINT_FAILURE)
+
+    def guard(bar: Array) -> Array:
+        return _or_raise(bar, finite, fail) if throw else jnp.where(finite, bar, jnp.nan)
+
+    return jax.tree.map(guard, tree)
+
+
+def describe_failure(
+    broken: int, entry: int, edges: np.ndarray, names: list[tuple[str, tuple[int, ...]]]
+) -> str:
+    """What failed, and where in time and in the state. Local.
+
+    Args:
+        broken: Index of the slice.
+        entry: First entry of the flattened state that was not finite; -1 if all were not.
+        edges: Slice boundaries.
+        names: Path and shape of every leaf of the state.
+    """
+    where = "in all entries of the state"
+    if entry >= 0:
+        for name, shape in names:
+            size = int(np.prod(shape, dtype=int))
+            if entry < size:
+                index = ", ".join(str(int(i)) for i in np.unravel_index(entry, shape))
+                where = f"first in entry [{index}] of the state{' ' + name if name else ''}"
+                break
+            entry -= size
+    return (
+        f"The fine propagator failed in slice {broken} (of 0 to {len(edges) - 2}; t from "
+        f"{edges[broken]:.17g} to {edges[broken + 1]:.17g}), {where}: it returned NaN or infinity "
+        "from a solved start, or ran out of steps. Check the field, take smaller steps, or raise "
+        "`max_steps`; `throw=False` returns the states before it, and NaN after."
+    )
+
+
+def _or_raise(value: Array, finite: Bool[Array, ""], fail: Any, *found: Array) -> Array:
+    """The value, which is not to be had where the callback raises."""
+    flag = jax.ShapeDtypeStruct((), np.dtype(bool))
+    finite = jax.lax.cond(
+        finite,
+        lambda: jnp.array(True),
+        lambda: jax.pure_callback(fail, flag, *map(jax.lax.stop_gradient, found)),
+    )
+    return jnp.where(finite, value, jnp.nan)
