@@ -131,7 +131,7 @@ def test_tangents_are_the_columns_of_the_jacobian(key, integrator):
 
         def end(u, n=n):
             propagate = flow.for_tangents()
-            return propagate(args, u, times[n], times[n + 1], jnp.zeros(0)).end
+            return propagate(args, u, times[n], times[n + 1] - times[n], jnp.zeros(0)).end
 
         jacobian = jax.jacfwd(end)(starts[n])
         wanted = np.einsum("bxby,jy->jbx", jacobian, directions)

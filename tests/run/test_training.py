@@ -1,5 +1,6 @@
 """Training steps in one process per rank: rank independence, equal bits, no recompilation."""
 
+import datasets
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,30 @@ def emulate(text: str, n_steps: int):
 
 
 TANGENT = 'method = "tangent"\nbasis = { kind = "jumps", rank = 2, new = 1 }\n'
+
+
+def test_training_does_not_depend_on_where_its_times_begin(comms, source, shared_tmp_path):
+    """Dyadic times, so that shifting them by 1e8 does not round."""
+    if comms.control.rank == 0:
+
+        def shift(row):
+            return {"t": [1e8 + t for t in row["t"]]}
+
+        late = datasets.load_from_disk(str(source)).map(shift)
+        late.save_to_disk(str(shared_tmp_path / "late"))
+    comms.control.Barrier()
+    losses = []
+    for t0, folder in ((0.0, source), (1e8, shared_tmp_path / "late")):
+        text = small_config(folder, EXACT, n_slices=8)
+        text = text.replace("horizon = [0.0, 2.0]", f"horizon = [{t0}, {t0 + 2.0}]")
+        experiment = set_up(parse_config(text), comms)
+        batch, state = experiment.batch(0), fresh_state(experiment)
+        plain = jax.jit(make_plain_loss(experiment))
+        losses.append(float(plain(state.params, batch.inputs, batch.targets)))
+        taken, _ = train(comms, text, 2)
+        losses.extend(losses_of(taken))
+    np.testing.assert_allclose(losses[3:], losses[:3], rtol=1e-12)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
 
 
 @pytest.mark.parametrize(
