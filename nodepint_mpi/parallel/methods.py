@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.propagators import Propagator, SliceResult
@@ -123,8 +123,13 @@ class AbstractSweeps(AbstractMethod):
         fine_ends: Block,
         front: Int[Array, ""],
         memory: Memory,
+        slow: Bool[Array, ""] | bool = False,
     ) -> Corrected:
-        """One sweep. Slices left of `front` stay, the slice at the front ends at F exactly."""
+        """One sweep. Slices left of `front` stay, the slice at the front ends at F exactly.
+
+        `slow` says that the last sweep hardly brought the jumps down: what is kept of earlier
+        iterates is not good enough any more.
+        """
 
     @abc.abstractmethod
     def linearise(self, line: Line, starts: Block, memory: Memory | None) -> Any:
@@ -197,7 +202,8 @@ class Picard(AbstractSweeps):
         )
         return Corrected(states, None, no_counts())
 
-    def correct(self, line, initial, old, fine_ends, front, memory):
+    def correct(self, line, initial, old, fine_ends, front, memory, slow=False):
+        del slow
         ends, guarded = replace_ends(fine_ends, old.ends, front, line.owned)
         return Corrected(
             with_ends(line, initial, ends), memory, no_counts()._replace(guarded=guarded)
@@ -234,7 +240,8 @@ class Parareal(AbstractSweeps):
         states, guarded = coarse_states(line, self.coarse, initial)
         return Corrected(states, states.ends, no_counts()._replace(guarded=guarded))
 
-    def correct(self, line, initial, old, fine_ends, front, memory):
+    def correct(self, line, initial, old, fine_ends, front, memory, slow=False):
+        del slow
         incoming = recv_left(line.comm, initial)
         with work(COARSE, Tally(coarse=count_unsolved(front + 1, line.owned, at_once=1))):
             states, coarse_ends, guarded = correct_block(

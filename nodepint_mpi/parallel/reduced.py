@@ -121,7 +121,8 @@ class Reduced(AbstractSweeps):
             memory = ReducedMemory(self.basis.first(line, states.starts), jnp.array(0))
         return Corrected(states, memory, counts)
 
-    def correct(self, line, initial, old, fine_ends, front, memory):
+    def correct(self, line, initial, old, fine_ends, front, memory, slow=False):
+        del slow
         index = jnp.asarray(line.owned.indices)
         finite = slices_finite(fine_ends)
         fine_ends = jnp.where(_column(finite, fine_ends), fine_ends, old.ends)

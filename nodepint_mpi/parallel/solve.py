@@ -28,10 +28,8 @@ from nodepint_mpi.core.types import Block, Params, State
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.exchange import max_over_ranks, recv_left, send_right
 from nodepint_mpi.parallel.methods import AbstractMethod, AbstractSweeps, Line, Memory, Serial
+from nodepint_mpi.parallel.pace import Pace, best_iterate, first_pace, judge_pace
 from nodepint_mpi.parallel.tally import Tally, cond, while_loop, work
-
-PATIENCE = 4
-"""Sweeps in a row without a new smallest jump after which the fallback takes over."""
 
 
 class SweepRecord(NamedTuple):
@@ -79,8 +77,7 @@ class _Iterate(NamedTuple):
     record: SweepRecord
     frozen_jumps: Float[Array, " owned"]
     bad_entries: Int[Array, " owned"]
-    best_jump: Float[Array, ""]
-    n_stalled: Int[Array, ""]
+    pace: Pace
 
 
 def solve_interface(
@@ -104,7 +101,7 @@ def solve_interface(
     more. A slice is frozen only if its fine solve succeeded. One that fails from a solved start
     ends the iteration: `record.finite` is false, `record.broken` is its index, and the states from
     its end on are NaN, since no number there would be right. A failure elsewhere is stepped around.
-    A method whose jumps have not fallen for `PATIENCE` sweeps hands over to its fallback.
+    A method whose sweeps do not work hands over to its fallback (see `parallel.pace`).
 
     Args:
         comm: Line of ranks along time.
@@ -140,17 +137,20 @@ def solve_interface(
             )
         iterate = _judge_jumps(line, iterate, fine_ends, stopping)
         record = iterate.record
+        jump = record.jumps[record.n_sweeps]
+        pace, taken_over = judge_pace(iterate.pace, jump, iterate.states.ends, fine_ends)
+        iterate = iterate._replace(pace=pace)
 
         def correct():
             return _correct(line, initial, iterate, fine_ends, method, stopping)
 
         def fall_back():
-            return _fall_back(line, initial, iterate, fine_ends, fallback, stopping)
+            return _fall_back(line, initial, iterate, fine_ends, fallback, stopping, taken_over)
 
         def corrected():
             if fallback is None:
                 return correct()
-            return cond(iterate.n_stalled >= PATIENCE, fall_back, correct)
+            return cond(pace.falls_back, fall_back, correct)
 
         unsolved = record.finite & (_front(record) < owned.n_slices)
         return cond(unsolved, corrected, lambda: iterate)
@@ -189,27 +189,31 @@ def _first_iterate(line, initial, guess, memory, method, stopping) -> _Iterate:
     n_slices = line.owned.n_slices
     record = _empty_record(stopping.sweep_limit(n_slices), initial.dtype, n_slices)
     record = record._replace(n_guarded=max_over_ranks(line.comm, started.counts.guarded))
-    best = jnp.full((), jnp.inf, record.jumps.dtype)
     frozen = jnp.zeros(line.owned.n_owned, record.jumps.dtype)
     none = jnp.full(line.owned.n_owned, -1)
-    return _Iterate(started.states, started.memory, record, frozen, none, best, jnp.array(0))
+    pace = first_pace(started.states.ends, has_fallback=method.fallback() is not None)
+    return _Iterate(started.states, started.memory, record, frozen, none, pace)
 
 
 def _correct(line, initial, iterate, fine_ends, method, stopping) -> _Iterate:
     """One sweep of the method, then the agreement on its effect."""
     corrected = method.correct(
-        line, initial, iterate.states, fine_ends, _front(iterate.record), iterate.memory
-    )
+        line, initial, iterate.states, fine_ends, _front(iterate.record), iterate.memory,
+        iterate.pace.slow,
+    )  # fmt: skip
     record = _judge_updates(line, iterate, corrected, fine_ends, stopping)
     return iterate._replace(states=corrected.states, memory=corrected.memory, record=record)
 
 
-def _fall_back(line, initial, iterate, fine_ends, fallback, stopping) -> _Iterate:
-    """One sweep of the method that takes over; from then on it does every sweep."""
-    guess = fallback.start(line, initial, iterate.states.ends, None)
-    corrected = fallback.correct(
-        line, initial, iterate.states, fine_ends, _front(iterate.record), guess.memory
-    )
+def _fall_back(line, initial, iterate, fine_ends, fallback, stopping, taken_over) -> _Iterate:
+    """One sweep of the fallback, from the best iterate if it has just taken over."""
+    front, ends = _front(iterate.record), iterate.states.ends
+    best = best_iterate(iterate.pace, ends, fine_ends, front, line.owned)
+    ends = jnp.where(taken_over, best[0], ends)
+    fine_ends = jnp.where(taken_over, best[1], fine_ends)
+    guess = fallback.start(line, initial, ends, None)
+    iterate = iterate._replace(states=guess.states)
+    corrected = fallback.correct(line, initial, guess.states, fine_ends, front, guess.memory)
     record = _judge_updates(line, iterate, corrected, fine_ends, stopping)
     record = record._replace(n_fallbacks=record.n_fallbacks + 1)
     return iterate._replace(states=corrected.states, record=record)
@@ -271,14 +275,10 @@ def _judge_jumps(line, iterate, fine_ends, stopping) -> _Iterate:
         finite=broken == owned.n_slices,
         broken=broken,
     )
-    better = jump < iterate.best_jump
-    waiting = jnp.where(better, 0, iterate.n_stalled + 1)
     return iterate._replace(
         record=record,
         frozen_jumps=jnp.where(frozen_now, jumps, iterate.frozen_jumps),
         bad_entries=_first_bad_entries(fine_ends),
-        best_jump=jnp.where(better, jump, iterate.best_jump),
-        n_stalled=jnp.where(iterate.n_stalled >= PATIENCE, iterate.n_stalled, waiting),
     )
 
 

@@ -37,7 +37,6 @@ from nodepint_mpi.parallel.methods import (
     Counts,
     Line,
     Parareal,
-    Picard,
     coarse_cotangents,
     coarse_states,
     constant_states,
@@ -46,7 +45,7 @@ from nodepint_mpi.parallel.methods import (
     with_lefts,
 )
 from nodepint_mpi.parallel.shared_basis import SharedBasis, count_in_use
-from nodepint_mpi.parallel.tally import Tally, work
+from nodepint_mpi.parallel.tally import Tally, cond, work
 
 
 class TangentMemory(NamedTuple):
@@ -68,7 +67,8 @@ class Tangent(AbstractSweeps):
         propagator: Whose derivative is taken: the fine propagator or a cheaper one.
         coarse: A classical propagator for iteration 0, for the complement, and to fall back to.
         use_complement: Whether `coarse` acts on what lies outside the basis.
-        recycle: Whether tangents of earlier sweeps are kept; else all are taken anew.
+        recycle: Whether tangents of earlier sweeps are kept while these bring the jumps down fast
+            enough; else all are taken anew in every sweep.
         precision: Type to compute tangents in, such as "float32".
         trust: Longest correction along the basis, relative to the longest state; no bound if None.
     """
@@ -104,13 +104,13 @@ class Tangent(AbstractSweeps):
             memory = memory._replace(tangents=self._none(line, states.starts, memory.basis))
         return Corrected(states, memory, counts)
 
-    def correct(self, line, initial, old, fine_ends, front, memory):
+    def correct(self, line, initial, old, fine_ends, front, memory, slow=False):
         index = jnp.asarray(line.owned.indices)
         finite = slices_finite(fine_ends)
         usable = _column((index >= front) & finite, fine_ends)
         jumps = jnp.where(usable, fine_ends - old.ends, 0.0)
         radius = self._radius(line, old)
-        memory = self._turn(line, old, jumps, radius, front, memory)
+        memory = self._turn(line, old, jumps, radius, front, memory, slow)
         changes, damped, guarded = self._corrections(line, old, jumps, radius, front, memory)
         ends = old.ends + changes
         ends = jnp.where(_column(index == front, ends), fine_ends, ends)
@@ -177,7 +177,8 @@ class Tangent(AbstractSweeps):
         return TangentMemory(basis, tangents, n_sweeps)
 
     def fallback(self):
-        return Picard() if self.coarse is None else Parareal(self.coarse)
+        """Parareal; without a coarse propagator none, since Picard's sweeps gain no more."""
+        return None if self.coarse is None else Parareal(self.coarse)
 
     @property
     def _last_batch_axis(self) -> int:
@@ -210,23 +211,40 @@ class Tangent(AbstractSweeps):
         return self.trust * max_over_ranks(line.comm, longest)
 
     def _turn(
-        self, line: Line, old: BlockStates, jumps: Block, radius, front, memory: TangentMemory
+        self, line: Line, old: BlockStates, jumps: Block, radius, front, memory: TangentMemory, slow
     ) -> TangentMemory:
-        """New directions for what the tangents in hand do not put right."""
+        """New directions for what the tangents in hand do not put right; tangents for all of them.
+
+        Recycled tangents are taken anew where the last sweep was slow.
+        """
         basis, tangents, k = memory
         assert tangents is not None  # there are some within a solve
+        kept = tangents
+
+        def anew():
+            return self._tangents(line, old.starts, basis)
+
+        def recycled() -> Array:
+            return kept
+
         if self.basis.n_new:
             predicted, _, _ = self._corrections(line, old, jumps, radius, front, memory)
             key = jax.random.fold_in(jax.random.key(self.basis.seed), k)
             new = self.basis.new_directions(line, key, jumps, predicted)
             basis, mix = self.basis.turn(new, basis)
-            if self.recycle:
+
+            def recycled() -> Array:
                 fresh = self._tangents(line, old.starts, new)
                 with scope(TANGENTS):
-                    both = jnp.concatenate([fresh, tangents], axis=1)
-                    tangents = jnp.moveaxis(jnp.tensordot(mix, both, axes=(1, 1)), 0, 1)
+                    both = jnp.concatenate([fresh, kept], axis=1)
+                    return jnp.moveaxis(jnp.tensordot(mix, both, axes=(1, 1)), 0, 1)
+
         if not self.recycle:
-            tangents = self._tangents(line, old.starts, basis)
+            tangents = anew()
+        elif slow is False:  # outside of the iteration
+            tangents = recycled()
+        else:
+            tangents = cond(slow, anew, recycled)
         return TangentMemory(basis, tangents, k)
 
     def _corrections(self, line: Line, old: BlockStates, jumps: Block, radius, front, memory):

@@ -130,7 +130,7 @@ def repeat_run(comms: Comms, run: PublishedRun, method: str = "parareal") -> dic
     edges = np.linspace(*problem.span, run.n_slices + 1)
     own: dict[str, Any] = {"method": method, "coarse": run.coarse}
     if method == "tangent":
-        own |= dict(basis=run.basis, tangents=run.tangents, coarse=run.tangents, recycle=False)
+        own |= dict(basis=run.basis, tangents=run.tangents, coarse=run.tangents)
     began = time.perf_counter()
     stopping = FreezeSlices(run.eps, "end" if run.rule == "end" else "start")
     solution = solve(

@@ -20,8 +20,8 @@ from nodepint_mpi.parallel.adjoint import linearise_serially, pull_back_serially
 from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.exchange import bcast_from, max_over_ranks, sum_over_ranks
 from nodepint_mpi.parallel.methods import AbstractSweeps, Line
+from nodepint_mpi.parallel.pace import best_iterate, first_pace, judge_pace
 from nodepint_mpi.parallel.shared_basis import count_in_use
-from nodepint_mpi.parallel.solve import PATIENCE
 from nodepint_mpi.parallel.tally import cond, counting
 from nodepint_mpi.parallel.tangent import Tangent
 from nodepint_mpi.run.build_model import unknown_name
@@ -152,20 +152,22 @@ def sweep_method(
         return max_over_ranks(comm, jnp.max(slice_distance(ends, exact.ends))) / largest
 
     def sweep(carry, k):
-        (states, memory), best_jump, n_stalled = carry
+        states, memory, pace = carry
         fine_ends = propagate_unsolved(fine, params, states, k, owned)
         jump = max_over_ranks(comm, jnp.max(slice_distance(fine_ends, states.ends)))
-        waiting = jnp.where(jump < best_jump, 0, n_stalled + 1)
-        n_stalled = jnp.where(n_stalled >= PATIENCE, n_stalled, waiting)
-        falls_back = (n_stalled >= PATIENCE) & (fallback is not None)
+        pace, taken_over = judge_pace(pace, jump, states.ends, fine_ends)
+        falls_back = pace.falls_back & (fallback is not None)
 
         def correct():
-            return method.correct(line, initial, states, fine_ends, k, memory)
+            return method.correct(line, initial, states, fine_ends, k, memory, pace.slow)
 
         def fall_back():
             assert fallback is not None  # taken only if there is one
-            guess = fallback.start(line, initial, states.ends, None)
-            done = fallback.correct(line, initial, states, fine_ends, k, guess.memory)
+            best = best_iterate(pace, states.ends, fine_ends, k, owned)
+            now = states.ends, fine_ends
+            ends, fines = (jnp.where(taken_over, *pair) for pair in zip(best, now, strict=True))
+            guess = fallback.start(line, initial, ends, None)
+            done = fallback.correct(line, initial, guess.states, fines, k, guess.memory)
             return done._replace(memory=memory)
 
         with counting() as ledger:
@@ -173,11 +175,12 @@ def sweep_method(
         damped = max_over_ranks(comm, done.counts.damped)
         tangents = jnp.asarray(ledger.tally.tangents // owned.n_owned)
         row = (distance(done.states.ends), tangents, damped, falls_back, done.memory)
-        return ((done.states, done.memory), jnp.minimum(jump, best_jump), n_stalled), row
+        return (done.states, done.memory, pace), row
 
     with counting() as ledger:
         begun = method.start(line, initial, None, None)
-    first = ((begun.states, begun.memory), jnp.full_like(largest, jnp.inf), jnp.array(0))
+    pace = first_pace(begun.states.ends, has_fallback=fallback is not None)
+    first = (begun.states, begun.memory, pace)
     rows = jax.lax.scan(sweep, first, jnp.arange(case.n_sweeps))[1]
     errors, tangents, damped, fell_back, memories = rows
     learned = jnp.where(jnp.any(errors <= tol), jnp.argmax(errors <= tol), case.n_sweeps - 1)
