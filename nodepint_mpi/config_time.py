@@ -92,6 +92,7 @@ class BasisSection(Section):
     them ("blocks"), or the ranks do it among themselves ("scan").
 
     For `tangent` alone: with `recycle` tangents of earlier sweeps are kept and only new ones taken,
+    unless the last sweep was slow;
     `precision` is the type they are computed in, `trust` the longest correction along the basis
     relative to the longest state (0 for no bound).
     """
