@@ -93,7 +93,7 @@ on_one_rank() {
     for path in tests/cli "${waiting[@]}"; do named+=("--ignore=$path"); done
     beside waiting 0 "${waiting[@]}"
     beside commands 5 tests/cli --ignore=tests/cli/test_failures.py
-    nice -n 5 timeout -k 10 "$limit_s" python -m pytest -rs "${named[@]}" </dev/null || status=$?
+    nice -n 5 timeout -k 10 "$limit_s" python -m pytest -rs --durations=8 "${named[@]}" </dev/null || status=$?
     for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
     cat "$scratch"/{commands,waiting}.log
     return $status
@@ -103,7 +103,7 @@ on_one_rank() {
 beside() {
     local log="$scratch/$1.log" niceness="$2"
     shift 2
-    nice -n "$niceness" timeout -k 10 "$limit_s" python -m pytest -rs "$@" </dev/null >"$log" 2>&1 &
+    nice -n "$niceness" timeout -k 10 "$limit_s" python -m pytest -rs --durations=8 "$@" </dev/null >"$log" 2>&1 &
     pids+=($!)
 }
 
@@ -118,9 +118,9 @@ for n in ${ranks[@]+"${ranks[@]}"}; do
     if [ "$n" = 1 ] && [ $# = 0 ]; then
         stage "tests on 1 rank" on_one_rank
     elif [ "$n" = 1 ]; then
-        stage "tests on 1 rank" timeout -k 10 "$limit_s" python -m pytest -rs "$@" </dev/null
+        stage "tests on 1 rank" timeout -k 10 "$limit_s" python -m pytest -rs --durations=8 "$@" </dev/null
     else
-        stage "tests on $n ranks" run_ranks "$n" "$limit_s" python -m mpi4py -m pytest -rs \
+        stage "tests on $n ranks" run_ranks "$n" "$limit_s" python -m mpi4py -m pytest -rs --durations=8 \
             --ignore=tests/cli --ignore=tests/jobs --ignore=tests/core "$@"
     fi
 done
