@@ -1,5 +1,8 @@
 """Ranks that differ, and steps that explode, end a run with one sentence: who, where, what now."""
 
+import json
+import math
+import re
 import socket
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 from nodepint_mpi.config import parse_config
 from nodepint_mpi.core.partition import own_slices
 from nodepint_mpi.errors import AgreementError, NonFiniteError
+from nodepint_mpi.io.checkpoint_folder import checkpoint_path
 from nodepint_mpi.parallel.signals import StopFlag
 from nodepint_mpi.run import train as training
 from nodepint_mpi.run.nonfinite import raise_nonfinite
@@ -22,6 +26,7 @@ from nodepint_mpi.run.tracking import Anew
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.timeout_s(300)]
 ONE_RANK = pytest.mark.mpi(max_size=1)
+TRACKED = ("time.method=tangent", "time.basis.kind=identity", "time.tracking.bound=0.01")
 SEVERAL = pytest.mark.mpi(min_size=2)
 
 TEXT = """
@@ -72,6 +77,13 @@ class Steep(Field):
 class Calm(Field):
     def __call__(self, t, u, args):
         return -self.rate[0] * u
+
+class Rising(Field):
+    def __call__(self, t, u, args):
+        return self.rate[0] * u
+
+def rising(key, *, input_shape, output_size):
+    return Rising(jnp.ones(1))
 
 def steep(key, *, input_shape, output_size):
     return Steep(jnp.ones(1))
@@ -221,13 +233,37 @@ def test_the_slice_that_explodes_is_named_with_its_rank(comms, source, own, shar
     said = str(caught.value)
     edges, size = np.linspace(0.0, 2.0, 9), comms.time.size
     owner = next(r for r in range(size) if 4 in own_slices(edges, size, r).indices)
-    assert said.startswith("Step 0: the loss is ")
+    assert said.startswith("Step 1: the loss is ")
+    assert "No step of this start was finite: it saved no checkpoint." in said
     assert (
         f"first became non-finite in slice 4 (of 0 to 7; t from 1 to 1.25) on rank {owner} on "
         f"{socket.gethostname()}" in said
     )
     assert comms.control.allgather(said) == [said] * size
     assert list((shared_tmp_path / "run" / "ckpt").iterdir()) == []
+
+
+@pytest.mark.parametrize("extra", [(), TRACKED])
+@pytest.mark.mpi(max_size=2)
+def test_a_training_that_diverges_names_its_losses_and_keeps_the_last_good_step(
+    comms, source, own, shared_tmp_path, extra
+):
+    steep = ("optim.name=sgd", "optim.learning_rate=1.0", "output.log_every=1")
+    made = config(source, network=f"{own}:rising", extra=(*steep, *extra))
+    run = shared_tmp_path / "run"
+    with pytest.raises(NonFiniteError) as caught:
+        training.train(made, run, comms, StopFlag())
+    said = str(caught.value)
+    failed = int(re.match(r"Step (\d+): ", said)[1])  # pyright: ignore[reportOptionalSubscript]
+    assert "The training diverged: " in said
+    assert f"step {failed - 1} had loss " in said
+    assert f"Step {failed - 1} changed the parameters by " in said
+    path = checkpoint_path(run / "ckpt", failed - 2)  # what step `failed - 1` began with
+    assert f"{path} has the parameters" in said
+    with pytest.raises(NonFiniteError, match=f"^Step {failed}: "):
+        training.train(made, run, comms, StopFlag(), resume=str(path))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(v) for row in rows if row["finite"] for v in row.values())
 
 
 @ONE_RANK
