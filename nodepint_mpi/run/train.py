@@ -35,7 +35,7 @@ from nodepint_mpi.run.machine import peak_bytes
 from nodepint_mpi.run.nonfinite import LastGood, raise_nonfinite
 from nodepint_mpi.run.plain import make_plain_stepper
 from nodepint_mpi.run.progress import Progress
-from nodepint_mpi.run.sameness import require_same_values
+from nodepint_mpi.run.sameness import require_same_code, require_same_values
 from nodepint_mpi.run.saving import resume_run, save_run
 from nodepint_mpi.run.scalars import Scalars, require_tensorboard
 from nodepint_mpi.run.setup import Experiment, fresh_state, set_up
@@ -43,6 +43,10 @@ from nodepint_mpi.run.step import StepReport, TrainState
 from nodepint_mpi.run.timing.record import record_times, write_times
 from nodepint_mpi.run.timing.timers import CompileClock, Timers
 from nodepint_mpi.run.tracking import Stepper, make_stepper
+from nodepint_mpi.run.user_code import load_code
+
+IMPORT_PATIENCE = 8.0
+"""What is imported may take this many times `run.hang_timeout_s`: slow file systems."""
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +85,12 @@ def train(
     ):
         timers = Timers(comms, compiling)
         seconds = timers.seconds
+        # On its own: an import that hangs on one rank is then that rank's.
+        patience_s = IMPORT_PATIENCE * config.run.hang_timeout_s
+        with watchdog.phase("importing the code that the config names", limit_s=patience_s):
+            code = load_code(config)
+        with watchdog.phase("comparing code", collective=True):
+            require_same_code(control, code)
         with watchdog.phase("setting up", limit_s=600.0):
             with together(control):
                 if control.rank == 0:

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import socket
+import sys
 from pathlib import Path
 
 import datasets
@@ -14,13 +15,15 @@ import pytest
 
 from nodepint_mpi.config import parse_config
 from nodepint_mpi.core.partition import own_slices
-from nodepint_mpi.errors import AgreementError, NonFiniteError
+from nodepint_mpi.errors import AgreementError, ConfigError, NodepintError, NonFiniteError
 from nodepint_mpi.io.checkpoint_folder import checkpoint_path
 from nodepint_mpi.parallel.signals import StopFlag
 from nodepint_mpi.run import train as training
+from nodepint_mpi.run import user_code
 from nodepint_mpi.run.nonfinite import raise_nonfinite
 from nodepint_mpi.run.sameness import require_same_values
 from nodepint_mpi.run.setup import fresh_state, set_up, slice_rows
+from nodepint_mpi.run.start import require_same_options
 from nodepint_mpi.run.step import StepReport, make_train_step
 from nodepint_mpi.run.tracking import Anew
 
@@ -221,6 +224,64 @@ def test_a_drift_ends_the_run_before_it_is_saved(comms, source, shared_tmp_path,
     assert comms.control.allgather(said) == [said] * comms.control.size
     comms.control.Barrier()
     assert [path.name for path in (run / "ckpt").iterdir()] == ["step-000003.h5"]
+
+
+# ---- code --------------------------------------------------------------------------------------
+
+
+@SEVERAL
+@pytest.mark.parametrize("key", ["network.name", "loss.name", "loss.metrics", "helper"])
+def test_code_that_differs_between_ranks_is_named(
+    comms, source, tmp_path, monkeypatch, request, key
+):
+    """Every rank has its own copy at one and the same name; one of them is an old one."""
+    odd = comms.control.size - 1
+    monkeypatch.chdir(tmp_path)  # a folder of this rank
+    (tmp_path / "mine.py").write_text("import helping\n" + OWN.replace("{n}", "1"))
+    (tmp_path / "helping.py").write_text("factor = 1.0\n")
+    changed = tmp_path / ("helping.py" if key == "helper" else "mine.py")
+    if comms.control.rank == odd:
+        changed.write_text(changed.read_text().replace("1.0", "1.01"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("helping", None)
+    request.addfinalizer(lambda: sys.modules.pop("helping", None))
+    named = {"network.name": "calm", "loss.name": "late_loss", "loss.metrics": "late_loss"}
+    value = f"mine.py:{named.get(key, 'calm')}"
+    extra = {"network.name" if key == "helper" else key: value}
+    extra = {k: [v] if k == "loss.metrics" else v for k, v in extra.items()}
+    with pytest.raises(AgreementError) as caught:
+        set_up(config(source, extra=extra), comms)
+    said = str(caught.value)
+    name = "the module helping" if key == "helper" else "mine.py"
+    assert f"The source code differs between ranks: {name} has digest " in said
+    assert f"rank {odd} on " in said or comms.control.size == 2
+    assert comms.control.allgather(said) == [said] * comms.control.size
+
+
+@SEVERAL
+def test_a_package_that_differs_between_ranks_is_named(comms, source, tmp_path, monkeypatch):
+    if comms.control.rank == 1:
+        (tmp_path / "older.py").write_text("x = 1\n")
+        monkeypatch.setattr(user_code, "PACKAGE", tmp_path)
+    with pytest.raises(AgreementError, match="the package nodepint_mpi has digest"):
+        set_up(config(source), comms)
+
+
+def test_options_that_differ_between_ranks_are_named(comms):
+    held = {"the command": "'nodepint train'", "`--out`": "'runs/a'"}
+    require_same_options(comms.control, held)
+    if comms.control.size > 1:
+        other = held | ({"`--out`": "'runs/b'"} if comms.control.rank == 0 else {})
+        with pytest.raises(ConfigError, match=r"`--out` is 'runs/.' on rank . on .*same command"):
+            require_same_options(comms.control, other)
+
+
+@pytest.mark.parametrize("body", ["raise SystemExit(3)", "raise KeyError('x')", "import nowhere"])
+def test_an_import_that_fails_is_one_sentence_on_all_ranks(comms, source, tmp_path, body):
+    (tmp_path / "mine.py").write_text(body)
+    with pytest.raises(NodepintError, match=r"`network\.name = \".*import") as caught:
+        set_up(config(source, network=f"{tmp_path}/mine.py:f"), comms)
+    assert "\n" not in str(caught.value)
 
 
 # ---- NaN ---------------------------------------------------------------------------------------
