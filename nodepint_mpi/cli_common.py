@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,19 @@ def _connect() -> Any:
         logger = logging.getLogger("nodepint_mpi")
         logger.setLevel(max(logger.level, logging.WARNING))
         logger.handlers[0].setFormatter(logging.Formatter(f"r{rank:03d} %(message)s"))
+    _require_same_options(comms.control)
     return comms
+
+
+def _require_same_options(control: Any) -> None:
+    """Make sure that all ranks were started with the same options. Collective over `control`."""
+    from nodepint_mpi.run.start import require_same_options
+
+    context = click.get_current_context()
+    names = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    given = {names.get(name, name): repr(value) for name, value in context.params.items()}
+    shown = {name: re.sub(r"PosixPath\((.*?)\)", r"\1", value) for name, value in given.items()}
+    require_same_options(control, {"the command": repr(context.command_path)} | shown)
 
 
 def set_float64() -> None:

@@ -64,7 +64,7 @@ def code_of(text: str) -> str:
 
 def name_home(data: dict[str, Any], source: str) -> None:
     """Write `":name"`, wherever a config names code, as `"source:name"`. Local; in place."""
-    for table, key in _places(data):
+    for _, table, key in _places(data):
         match table[key]:
             case str(name):
                 table[key] = _at_home(name, source)
@@ -72,13 +72,20 @@ def name_home(data: dict[str, Any], source: str) -> None:
                 table[key] = [_at_home(n, source) if isinstance(n, str) else n for n in names]
 
 
-def _places(data: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+def named_code(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Key and value wherever a config, as nested tables, names code or what could be. Local."""
+    for path, table, key in _places(data):
+        named = table[key] if isinstance(table[key], list) else [table[key]]
+        yield from ((path, name) for name in named if isinstance(name, str))
+
+
+def _places(data: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
     for *path, key in _OWN:
         table: Any = data
         for part in path:
             table = table.get(part) if isinstance(table, dict) else None
         if isinstance(table, dict) and key in table:
-            yield table, key
+            yield ".".join([*path, key]), table, key
 
 
 def _at_home(name: str, source: str) -> str:

@@ -2,7 +2,8 @@
 
 The main thread notes the phase it is in, at the cost of an attribute; the watchdog's thread reads
 it. A phase is either *collective* (the rank may wait there for the others, so being late is not
-its fault) or *local* (the others may be waiting for it).
+its fault) or *local* (the others may be waiting for it). A rank that computes in a collective phase
+waits for nobody, however long it takes: only the time since it last computed counts.
 """
 
 import sys
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 UNNAMED = "code outside any named phase"
 WARM_UP = 2  # occurrences of a phase that may compile: the first, and once more for new layouts
+SUSPICION = 4.0  # from this part of a limit on it is watched whether a rank computes
 MARGIN = 20.0  # a collective phase may take this many times the longest one seen
 COMPILING_FILES = ("compiler.py", "partial_eval.py", "mlir.py")  # of jax/_src
 LOWERING = "_resolve_and_lower"  # of jax/_src/pjit.py, which also calls what is compiled
@@ -97,6 +99,7 @@ class PhaseClock:
         *,
         quiet_s: float,
         announce: Callable[[], None] = lambda: None,
+        sees_work: bool = True,
     ) -> None:
         """Local; follows the thread that calls it.
 
@@ -105,6 +108,8 @@ class PhaseClock:
             first_limit_s: Limit while JAX may be compiling.
             quiet_s: How long the rank may be silent.
             announce: Called at both ends of a phase that has its own limit.
+            sees_work: Whether `note_work` is called while a rank computes. If not, a collective
+                phase has `first_limit_s`: nobody knows whether it computes.
         """
         self.announce = announce
         self.spent: dict[str, float] = {}  # seconds by name; of a phase with those within it
@@ -114,7 +119,8 @@ class PhaseClock:
         self._first_limit_s = first_limit_s
         self._quiet_s = quiet_s
         self._thread = threading.get_ident()
-        self._compiling = 0.0
+        self._compiling = self._working = 0.0
+        self._sees_work = sees_work
         self._seen: dict[str, tuple[int, float]] = {}
 
     def note(self, name: str, seconds: float) -> None:
@@ -123,14 +129,30 @@ class PhaseClock:
         if count < WARM_UP or seconds > longest:
             self._seen[name] = (count + 1, seconds if count >= WARM_UP else 0.0)
 
+    def note_work(self) -> None:
+        """Remember that this rank computes now: it does not wait. From any thread."""
+        self._working = time.monotonic()
+
+    def may_wait(self) -> bool:
+        """Whether this rank has been in a collective phase so long that it may be stuck.
+
+        From any thread. Long before its limit: `note_work` is then called where it computes.
+        """
+        now = self.now
+        return now.collective and time.monotonic() - now.start > self._limit_s / SUSPICION
+
     def report(self) -> Report:
-        """What this rank is doing now. From any thread."""
+        """What this rank is doing now. From any thread.
+
+        The seconds of a collective phase are those since this rank was last seen computing.
+        """
         now, time_now = self.now, time.monotonic()
         start = max(now.start, self._compiling)
         limit_s = self._limit_s if now.limit_s is None else now.limit_s
         if now.collective:
             count, longest = self._seen.get(now.name, (0, 0.0))
-            warm = count >= WARM_UP or now.limit_s is not None
+            warm = (count >= WARM_UP or now.limit_s is not None) and self._sees_work
+            start = max(start, self._working)
             least = self._limit_s if warm else self._first_limit_s
             limit_s = max(limit_s, least, MARGIN * longest)
         if self._is_compiling():

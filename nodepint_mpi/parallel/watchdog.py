@@ -1,8 +1,9 @@
 """Ends the job when a rank hangs, is stopped or is silently gone, and says which one and where.
 
 A thread on every rank exchanges a small heartbeat over TCP each second. Rank 0 judges all others,
-these judge rank 0. What counts as stuck is in `parallel.phases`. The last act is the same in all
-cases: every rank that still can dumps its Python stack, one message names the rank, the job aborts.
+these judge rank 0. What counts as stuck is in `parallel.phases`: a rank that computes is not, and
+`parallel.sampling` sees whether it does. The last act is the same in all cases: every rank that
+still can dumps its Python stack, one message names the rank, the job aborts.
 
 The thread makes no MPI call but that abort.
 """
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from nodepint_mpi.parallel import guard
 from nodepint_mpi.parallel.heartbeat import Message, Peers, connect
 from nodepint_mpi.parallel.phases import Finding, Phase, PhaseClock, Report, find_stuck
+from nodepint_mpi.parallel.sampling import Sampler
 
 if TYPE_CHECKING:
     import mpi4py.MPI
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 BEAT_S = 1.0
 POLL_S = 0.25
+SAMPLE_S = 0.3  # of a rank that may be stuck, once in each beat
 STARVED_S = 3.0  # this thread itself did not run for so long: it cannot accuse others of silence
 DUMP_S = 0.7  # for the stacks to be written before the job is killed
 TURN_S = 2.0  # rank 1 speaks first about rank 0; the others only if rank 1 does not
@@ -58,7 +61,7 @@ class Watchdog:
         Args:
             control: The ranks to watch.
             limit_s: How long a rank may stay in a local phase while others wait for it, and the
-                least limit of a collective phase.
+                least limit of a collective phase in which no rank computes.
             first_limit_s: Limit of a collective phase the first two times (it compiles) unless it
                 states its own, of any phase while JAX is compiling, and of phases in which no
                 rank waits for another.
@@ -77,6 +80,7 @@ class Watchdog:
         self._gone: dict[int, tuple[float, Report]] = {}
         self._stop = threading.Event()
         self._leaving = False
+        self._named: Phase | None = None
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._clock = PhaseClock(limit_s, first_limit_s, quiet_s=quiet_s)
 
@@ -91,8 +95,13 @@ class Watchdog:
             if self._peers is None and self._rank == 0:
                 logger.warning("the ranks cannot be connected by TCP: each watches only itself")
         limit_s = self._limit_s if self._peers is not None else self._patience_s
+        self._sampler = Sampler()
         self._clock = PhaseClock(
-            limit_s, self._patience_s, quiet_s=self._quiet_s, announce=self._announce
+            limit_s,
+            self._patience_s,
+            quiet_s=self._quiet_s,
+            announce=self._announce,
+            sees_work=self._sampler.works,
         )
         self._take_back = guard.before_abort(self._excuse)
         now = time.monotonic()
@@ -161,6 +170,7 @@ class Watchdog:
             for rank, message in received:
                 self._hear(rank, message, now)
             if now - beat >= BEAT_S:
+                self._look_for_work()
                 self._announce()
                 beat = now
             finding = self._judge(now)
@@ -169,6 +179,19 @@ class Watchdog:
         if self._peers is not None:
             self._peers.close()
         self._take_back()
+
+    def _look_for_work(self) -> None:
+        """Notes that this rank computes, where it may be stuck; says once that a phase lasts."""
+        if not self._clock.may_wait() or not self._sampler.computes(SAMPLE_S):
+            return
+        self._clock.note_work()
+        phase, seconds = self._clock.now, time.monotonic() - self._clock.now.start
+        if phase is not self._named and seconds > self._limit_s:
+            self._named = phase
+            logger.warning(
+                "%s has taken %.0f s and still computes: adaptive steps that became very small do "
+                "so, as in a training that diverges", self._clock.report().describe(), seconds,
+            )  # fmt: skip
 
     def _is_over(self) -> bool:
         """Whether this rank and all it knows have left with an exception."""

@@ -1,25 +1,94 @@
-"""Where a step that gave NaN or infinity first did so.
+"""Where a step that gave NaN or infinity first did so, and what led to it.
 
 Looked for once, after it has happened: the step's batch and parameters are still there, and are
 walked through serially, slice after slice and back.
 """
 
 import socket
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from nodepint_mpi.errors import NonFiniteError
+from nodepint_mpi.errors import NonFiniteError, OutputError
+from nodepint_mpi.io.checkpoint_folder import checkpoint_path
 from nodepint_mpi.io.leaves import take_leaves
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.run.build_model import build_edges
+from nodepint_mpi.run.directory import CHECKPOINTS
+from nodepint_mpi.run.saving import save_run
 from nodepint_mpi.run.setup import Batch, Experiment, slice_rows
 from nodepint_mpi.run.step import StepReport, TrainState, make_walk
+from nodepint_mpi.run.tracking import Stepper
 
 REMEDY = (
-    "Resume from the last checkpoint with a smaller `optim.learning_rate`, set `optim.clip_norm`, "
-    "or take more steps in `time.fine`."
+    "Start a new run with a smaller `optim.learning_rate`, with `optim.warmup_steps` or "
+    "`optim.clip_norm`, or with more steps in `time.fine`."
 )
+N_REMEMBERED = 4
+"""Steps whose loss is in the message."""
+RISE = 2.0
+"""A training whose loss has risen by this factor over the remembered steps has diverged."""
+
+
+class LastGood:
+    """The state that the last finite step began with, and the losses that led to it. Local.
+
+    The state *after* that step is not known to be good: the next one is taken with it.
+    """
+
+    def __init__(self) -> None:
+        self._began: tuple[Experiment, TrainState, int] | None = None
+        self._losses: list[tuple[int, float, float]] = []
+
+    def note(
+        self, experiment: Experiment, state: TrainState, step: int, report: StepReport
+    ) -> None:
+        """Remember the finite step taken with `state`, after which `step` steps are done."""
+        self._began = experiment, state, step - 1
+        self._losses.append((step, float(report.loss), float(report.grad_norm)))
+        del self._losses[:-N_REMEMBERED]
+
+    def describe(self, state: TrainState) -> str:
+        """What the last finite steps were like, and how far the last of them went to `state`."""
+        if self._began is None:
+            return "It is the first step of this start."
+        before = jax.device_get(jax.tree.leaves(self._began[1].params))
+        after = jax.device_get(jax.tree.leaves(state.params))
+        if [leaf.shape for leaf in before] == [leaf.shape for leaf in after]:
+            old = np.concatenate([np.ravel(leaf).astype(float) for leaf in before])
+            new = np.concatenate([np.ravel(leaf).astype(float) for leaf in after])
+            moved = f" Step {self._losses[-1][0]} changed the parameters by "
+            moved += f"{_norm(new - old):.3g}; their norm was {_norm(old):.3g}."
+        else:
+            moved = ""
+        losses = [loss for _, loss, _ in self._losses]
+        what = "The training diverged" if losses[-1] > RISE * min(losses) else "Before it"
+        each = ", ".join(
+            f"step {step} had loss {loss:.4g} and gradient norm {norm:.3g}"
+            for step, loss, norm in self._losses
+        )
+        return f"{what}: {each}.{moved}"
+
+    def save(self, folder: Path, make: Callable[[Experiment], Stepper]) -> str:
+        """Save the state, unless it has been saved. Collective over the run's ranks.
+
+        Returns:
+            A sentence that says where it is.
+        """
+        if self._began is None:
+            return "No step of this start was finite: it saved no checkpoint."
+        experiment, state, step = self._began
+        path = checkpoint_path(folder / CHECKPOINTS, step)
+        control = experiment.comms.control
+        if not control.bcast(path.exists() if control.rank == 0 else None):
+            try:
+                save_run(experiment, folder, state, make(experiment), step)
+            except OutputError as error:
+                return f"The last good parameters could not be saved: {error}"
+        return f"{path} has the parameters with which the last finite step began."
 
 
 class _Look(NamedTuple):
@@ -41,6 +110,7 @@ def raise_nonfinite(
     batch: Batch,
     step: int,
     report: StepReport,
+    history: str = "",
 ) -> None:
     """Say where a step became non-finite. Collective over `comms`; compiles one program.
 
@@ -49,18 +119,28 @@ def raise_nonfinite(
         experiment: As the step was taken with.
         state: As it was before the step.
         batch: Of the step.
-        step: Its number, counted from 0.
+        step: Optimiser steps done before it; the message counts from 1, as the log does.
         report: Its numbers.
+        history: Sentences on the steps before it and on what has been saved.
 
     Raises:
         NonFiniteError: on all ranks, with slice, rank and host.
     """
     looks = comms.control.allgather(_look(comms, experiment, state, batch, step))
     raise NonFiniteError(
-        f"Step {step}: the loss is {float(report.loss):g}, the gradient's norm "
+        f"Step {step + 1}: the loss is {float(report.loss):g}, the gradient's norm "
         f"{float(report.grad_norm):g}, the largest jump {float(report.jump):g}. "
-        f"{_explain(looks, build_edges(experiment.config.time))} {REMEDY}"
+        f"{_explain(looks, build_edges(experiment.config.time))}"
+        f"{f' {history}' if history else ''} {REMEDY}"
     )
+
+
+def _norm(values: np.ndarray) -> float:
+    """The Euclidean norm, which does not overflow before the values do."""
+    largest = float(np.max(np.abs(values), initial=0.0))
+    if largest == 0 or not np.isfinite(largest):
+        return largest
+    return largest * float(np.linalg.norm(values / largest))
 
 
 def _look(

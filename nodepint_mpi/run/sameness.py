@@ -1,4 +1,4 @@
-"""What must be the same on all ranks: data and shapes once, parameters again and again.
+"""What must be the same on all ranks: code, data and shapes once, parameters again and again.
 
 Ranks with other shapes than their neighbours would wait for messages that are never sent, or
 compute wrong numbers without a word. So the shapes are compared before the first message, and the
@@ -18,9 +18,37 @@ from nodepint_mpi.io.agreement import find_difference
 from nodepint_mpi.io.datasets import Split
 from nodepint_mpi.io.leaves import checksum, describe_leaves, take_leaves
 from nodepint_mpi.parallel.guard import together
+from nodepint_mpi.run.user_code import LoadedCode
 
 WHOLE_BYTES = 16 * 2**20
 """A column up to this size is compared whole, of a larger one so much in evenly spread rows."""
+
+
+def require_same_code(control: MPI.Intracomm, code: LoadedCode) -> None:
+    """Make sure that all ranks compute with the same source files. Collective over `control`.
+
+    Modules that only some ranks have loaded are left out: rank 0 draws and writes for all.
+
+    Raises:
+        AgreementError: on all ranks, with file and ranks.
+        NodepintError: on all ranks, if importing failed on any.
+    """
+    with together(control):
+        if code.error is not None:
+            raise code.error
+    digests = code.digests
+    names = control.allgather(list(digests))
+    everywhere = set(digests).intersection(*names)
+    held = {name: f"digest {digests[name]}" for name in digests if name in everywhere}
+    difference = find_difference(control, dict(sorted(held.items(), key=lambda one: one[0])))
+    if difference is not None:
+        odd, more = difference.odd, difference.n_names - 1
+        raise AgreementError(
+            f"The source code differs between ranks: {difference.name} has {odd.value} on "
+            f"{odd.who}, {odd.usual} on {odd.usual_who}"
+            f"{f' (and {more} more differ)' if more else ''}. Copy the same files to all machines, "
+            "or keep them on a file system that all machines see."
+        )
 
 
 def require_same_data(
@@ -116,6 +144,17 @@ def require_same_values(
             f"Step {step}: {what}: {odd.who} holds other values of {difference.name} than "
             f"{odd.usual_who}{f', and of {more} more arrays' if more else ''}.{known} Nothing of "
             "it has been saved. Different machines or libraries, a network that depends on the "
-            "rank, or broken memory do this: look with `nodepint doctor --mpi`, then go on with "
-            "`--resume auto`."
+            f"rank, or broken memory do this. {_after_drift(since)}"
         )
+
+
+def _after_drift(since: int | None) -> str:
+    """What to do: ranks that drift do so again, and sooner, wherever they resume."""
+    looked = "Look with `nodepint doctor --mpi`, and remove what differs"
+    if since is None:
+        return f"{looked}; as it is, the run would stop here again."
+    return (
+        f"{looked}, or leave out the machine that is named; only then go on with `--resume auto`. "
+        "If nothing differs, make sure that `[network]` does not depend on the rank, on time or "
+        "on random numbers other than its key: such a run drifts again."
+    )

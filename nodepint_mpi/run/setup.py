@@ -25,9 +25,10 @@ from nodepint_mpi.parallel.methods import AbstractMethod
 from nodepint_mpi.run.build import build_loss, build_optimiser, build_time_solver
 from nodepint_mpi.run.build_model import build_edges, build_integrator, build_model
 from nodepint_mpi.run.own_data import share_own_data
-from nodepint_mpi.run.sameness import require_same_shapes
+from nodepint_mpi.run.sameness import require_same_code, require_same_shapes
 from nodepint_mpi.run.samples import Samples, count_outputs, open_samples
 from nodepint_mpi.run.step import LineProblem, TrainState, batched_field, split_model
+from nodepint_mpi.run.user_code import load_code
 
 
 class Batch(NamedTuple):
@@ -73,10 +74,11 @@ def set_up(config: Config, comms: Comms) -> Experiment:
     their folder.
 
     Raises:
-        NodepintError: on all ranks, for anything in the config that does not fit, and if data or
-            model differ between ranks.
+        NodepintError: on all ranks, for anything in the config that does not fit, and if code, data
+            or model differ between ranks.
     """
     check_layout(config.time.n_slices, comms.time.size)
+    require_same_code(comms.control, load_code(config))
     config = share_own_data(comms.control, config)
     assert config.data is not None or config.network is None  # open_samples explains
     train = open_samples(comms.control, config, config.data.train_split if config.data else "")

@@ -3,12 +3,13 @@
 Importing this module does not load JAX, which must not start before `begin`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from mpi4py import MPI
 
 from nodepint_mpi.config import Config
-from nodepint_mpi.io.agreement import agreed
+from nodepint_mpi.errors import ConfigError
+from nodepint_mpi.io.agreement import agreed, find_difference
 from nodepint_mpi.parallel.devices import settle
 
 
@@ -36,6 +37,25 @@ def begin(control: MPI.Intracomm, read: Callable[[], Config], *, placed: bool = 
         settle(control, share_gpus=config.run.share_gpus, cuda_mpi=config.run.cuda_mpi)
     set_precision(config)
     return config
+
+
+def require_same_options(control: MPI.Intracomm, held: Mapping[str, str]) -> None:
+    """Make sure that all ranks were started with the same options. Collective over `control`.
+
+    Args:
+        control: The ranks.
+        held: Names of options and what was given, as text.
+
+    Raises:
+        ConfigError: on all ranks, with who was given what.
+    """
+    difference = find_difference(control, held)
+    if difference is not None:
+        odd = difference.odd
+        raise ConfigError(
+            f"The ranks were started with different options: {difference.name} is {odd.value} on "
+            f"{odd.who}, {odd.usual} on {odd.usual_who}. Give all ranks of a job the same command."
+        )
 
 
 def set_precision(config: Config) -> None:

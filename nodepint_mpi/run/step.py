@@ -194,7 +194,7 @@ def loss_and_gradient(
         guarded=solved.record.n_guarded,
         damped=solved.record.n_damped,
         fallbacks=solved.record.n_fallbacks,
-        finite=finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm),
+        finite=finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(solved.jump),
     )
 
 

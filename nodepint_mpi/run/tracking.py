@@ -62,7 +62,8 @@ class Taken(NamedTuple):
         """What is recorded. Local."""
         found = {"gradient_error_estimate": self.estimate, "gradient_error": self.error}
         own = {"fine_solves": self.tally.fine, "tangents": self.tally.tangents}
-        return self.report._asdict() | own | {k: v for k, v in found.items() if v is not None}
+        known = {k: v for k, v in found.items() if v is not None and np.isfinite(v)}
+        return self.report._asdict() | own | known
 
 
 class _Control(NamedTuple):
@@ -148,14 +149,19 @@ class Tracker:
             ratios = np.append(self._control.ratios[1:], error / magnified)
             self._control = self._control._replace(ratios=ratios)
         if not within:
-            self._count_missed(step, estimate)
+            self._count_missed(step, estimate if finite else None, n_sweeps)
         elif error > section.bound:
             _log.warning(
                 "step %d: the gradient's error is %.1e, above the bound %.1e and the estimate "
-                "%.1e; estimates are raised", step, error, section.bound, estimate,
+                "%.1e; estimates are raised", step + 1, error, section.bound, estimate,
             )  # fmt: skip
         whole, done = _on_host(exact)
-        report = report._replace(loss=whole.loss, grad_norm=whole.grad_norm, finite=whole.finite)
+        if finite:
+            exact_numbers = ("loss", "grad_norm", "finite")
+            report = report._replace(**{name: getattr(whole, name) for name in exact_numbers})
+        else:  # what was swept is of no use: the numbers are those of the serial solve
+            swept_counts = {"sweeps": report.sweeps, "adjoint_sweeps": report.adjoint_sweeps}
+            report = whole._replace(**swept_counts)
         tally = tally.plus(done)
         return Taken(exact.state, report, exact.gradient, tally, estimate, error, serial=True)
 
@@ -174,14 +180,21 @@ class Tracker:
         self._control = _Control(*(kept[name] for name in _Control._fields))
         self._store.restore({k: v for k, v in kept.items() if k not in _Control._fields}, rows)
 
-    def _count_missed(self, step: int, estimate: float) -> None:
-        """Say that a step fell back; after many, that serial steps follow."""
+    def _count_missed(self, step: int, estimate: float | None, n_sweeps: int) -> None:
+        """Say that a step fell back, without an estimate if it is not finite; after many, that
+        serial steps follow."""
         missed = self._control.missed + 1
         self._control = self._control._replace(missed=missed)
-        _log.info(
-            "step %d: expected gradient error %.1e above %.1e after %d sweeps: serial gradient",
-            step, estimate, self._section.bound, self._section.max_sweeps,
-        )  # fmt: skip
+        if estimate is None:
+            _log.info(
+                "step %d: sweep %d gave numbers that are not finite: serial gradient",
+                step + 1, n_sweeps,
+            )  # fmt: skip
+        else:
+            _log.info(
+                "step %d: expected gradient error %.1e above %.1e after %d sweeps: serial gradient",
+                step + 1, estimate, self._section.bound, n_sweeps,
+            )  # fmt: skip
         if missed >= MISSED:
             until = np.array(step + 1 + SERIAL_STEPS)
             self._control = self._control._replace(missed=np.array(0), serial_until=until)
@@ -228,10 +241,16 @@ def _on_host(stepped: Stepped | Tracked) -> tuple[StepReport, Tally]:
 
 
 def relative_error(found: PyTree[Array], wanted: PyTree[Array]) -> float:
-    """Of a gradient, in the Euclidean norm over all parameters. Local."""
+    """Of a gradient, in the norm over all parameters; NaN if either is not finite. Local."""
     ours, exact = (
         np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(jax.device_get(tree))])
         for tree in (found, wanted)
     )
-    norm = np.linalg.norm(exact)
-    return float(np.linalg.norm(ours - exact) / norm) if norm > 0 else 0.0
+    if not (np.all(np.isfinite(ours)) and np.all(np.isfinite(exact))):
+        return float("nan")
+    largest = np.max(np.abs(exact), initial=0.0)  # by which all is divided: squares overflow
+    if largest == 0:
+        return 0.0
+    norm = np.linalg.norm(exact / largest)
+    with np.errstate(over="ignore"):  # ours may be larger by any factor
+        return float(np.linalg.norm(ours / largest - exact / largest) / norm)

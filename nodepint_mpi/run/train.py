@@ -32,10 +32,10 @@ from nodepint_mpi.run.evaluate import evaluate, save_predictions
 from nodepint_mpi.run.figures import plot_losses
 from nodepint_mpi.run.growth import grow
 from nodepint_mpi.run.machine import peak_bytes
-from nodepint_mpi.run.nonfinite import raise_nonfinite
+from nodepint_mpi.run.nonfinite import LastGood, raise_nonfinite
 from nodepint_mpi.run.plain import make_plain_stepper
 from nodepint_mpi.run.progress import Progress
-from nodepint_mpi.run.sameness import require_same_values
+from nodepint_mpi.run.sameness import require_same_code, require_same_values
 from nodepint_mpi.run.saving import resume_run, save_run
 from nodepint_mpi.run.scalars import Scalars, require_tensorboard
 from nodepint_mpi.run.setup import Experiment, fresh_state, set_up
@@ -43,6 +43,10 @@ from nodepint_mpi.run.step import StepReport, TrainState
 from nodepint_mpi.run.timing.record import record_times, write_times
 from nodepint_mpi.run.timing.timers import CompileClock, Timers
 from nodepint_mpi.run.tracking import Stepper, make_stepper
+from nodepint_mpi.run.user_code import load_code
+
+IMPORT_PATIENCE = 8.0
+"""What is imported may take this many times `run.hang_timeout_s`: slow file systems."""
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +74,7 @@ def train(
         What `--json` writes: status, step, losses, test metrics, times, memory. Equal on all ranks.
 
     Raises:
-        NodepintError: on all ranks, for anything the user can mend.
+        NodepintError: on all ranks, for anything the user can fix.
     """
     control = comms.control
     make = make_plain_stepper if plain else make_stepper
@@ -81,6 +85,12 @@ def train(
     ):
         timers = Timers(comms, compiling)
         seconds = timers.seconds
+        # On its own: an import that hangs on one rank is then that rank's.
+        patience_s = IMPORT_PATIENCE * config.run.hang_timeout_s
+        with watchdog.phase("importing the code that the config names", limit_s=patience_s):
+            code = load_code(config)
+        with watchdog.phase("comparing code", collective=True):
+            require_same_code(control, code)
         with watchdog.phase("setting up", limit_s=600.0):
             with together(control):
                 if control.rank == 0:
@@ -172,24 +182,31 @@ def _optimise(
     with watchdog.phase("comparing parameters", collective=True, step=step):
         require_same_values(comms.control, state._asdict(), step, None)
     since = step
+    good = LastGood()
     spent = 0.0 if records is None else records.last.get("training_s", 0.0)
     n_steps = config.run.n_steps
     growth = [] if config.growth is None else config.growth.steps
     with Progress(start, n_steps, shown=comms.control.rank == 0) as progress:
         while step < n_steps:
-            with watchdog.phase("reading a batch", step=step):
+            number = step + 1  # as the log and the metrics count
+            with watchdog.phase("reading a batch", step=number):
                 batch = experiment.batch(step)
             if step in growth:
-                with watchdog.phase("enlarging the network", step=step, limit_s=600.0):
+                with watchdog.phase("enlarging the network", step=number, limit_s=600.0):
                     experiment, state = grow(comms, experiment, state, batch.rows, step)
                 stepper = make(experiment)
-            with watchdog.phase("training step", collective=True, step=step):
+            with watchdog.phase("training step", collective=True, step=number):
                 taken = timers.take(stepper, state, batch, step)
             report = taken.report
             spent += seconds.steps[-1]
             if not report.finite:  # equal on all ranks; ends the run before it can be saved
-                with watchdog.phase("looking for NaN", collective=True, step=step):
-                    raise_nonfinite(comms, experiment, state, batch, step, report)
+                with watchdog.phase(
+                    "saving a checkpoint", collective=True, step=number, limit_s=600.0
+                ):
+                    history = f"{good.describe(state)} {good.save(folder, make)}"
+                with watchdog.phase("looking for NaN", collective=True, step=number):
+                    raise_nonfinite(comms, experiment, state, batch, step, report, history)
+            good.note(experiment, state, number, report)
             state = taken.state
             step += 1
             with watchdog.phase("agreeing on the next step", collective=True, step=step):

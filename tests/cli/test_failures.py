@@ -286,6 +286,29 @@ def test_a_long_compilation_is_left_alone(quiet_job):
     )
 
 
+def test_a_long_computation_is_left_alone(mpirun, tmp_path):
+    body = """
+        @jax.jit
+        def slow(x, n):
+            y = jax.lax.fori_loop(0, n, lambda i, y: jnp.sin(y), x)
+            return mpi4jax.allreduce(y, op=MPI.SUM, comm=comms.time.mpi)
+
+        for n in 1, 2_000_000:
+            began = time.monotonic()
+            slow(jnp.ones(3), n).block_until_ready()
+            seconds = time.monotonic() - began
+        n = int(4.0 / seconds * n) if rank == guilty else 1
+        with watchdog.phase("training step", collective=True, step=5):
+            slow(jnp.ones(3), n).block_until_ready()
+"""
+    program = tmp_path / "program.py"
+    program.write_text(failing_program(body, limit_s=1.0))
+    done = mpirun(2, sys.executable, program, 1, timeout_s=90)
+    assert done.returncode == 0, done.stderr
+    assert "'training step' (step 5) has taken" in done.stderr
+    assert "still computes" in done.stderr and "nodepint:" not in done.stderr
+
+
 def test_a_process_stopped_and_continued_in_time_is_left_alone(quiet_job):
     quiet_job(
         """

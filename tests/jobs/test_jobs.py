@@ -30,6 +30,7 @@ STAND_IN = """#!/usr/bin/env bash
 printf '%s\\n' "${0##*/}" "$@" -- >>"$NOTES"
 printf 'OMP_NUM_THREADS=%s\\n' "${OMP_NUM_THREADS-}" >>"$NOTES.env"
 [ "${0##*/}" != srun ] || eval "$RANKS_DO"
+[ "${0##*/}" != scontrol ] || exit "$SCONTROL_EXITS"
 """
 # A rank's side of the bargain: wait for the signal, then leave with 0 and a checkpoint.
 WAIT_FOR_USR1 = """
@@ -95,17 +96,24 @@ class Cluster:
             (folder / "bin" / name).chmod(0o755)
 
     def start(
-        self, template: str, *arguments: str, ranks_do: str = "", restarts: int | None = None
+        self,
+        template: str,
+        *arguments: str,
+        ranks_do: str = "",
+        restarts: int | None = None,
+        scontrol_exits: int = 0,
+        **more: str,
     ):
         environment = {
             "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
             "NOTES": str(self.notes),
             "RANKS_DO": ranks_do,
+            "SCONTROL_EXITS": str(scontrol_exits),
             "SLURM_JOB_ID": "42",
             "SLURM_NTASKS": "2",
             "SLURM_CPUS_PER_TASK": "3",
             "SLURM_JOB_NODELIST": "n[1-2]",
-        }
+        } | more
         if restarts is not None:
             environment["SLURM_RESTART_COUNT"] = str(restarts)
         return subprocess.Popen(
@@ -159,6 +167,28 @@ def test_a_stopped_run_is_queued_again_and_resumes(cluster):
     assert "--resume" not in first
     assert second[second.index("--resume") + 1] == "auto"
     assert first[-2:] == second[-2:] == ["--set", "run.n_steps=9"]
+
+
+def test_an_array_task_is_queued_again_by_its_own_name(cluster):
+    array = {"SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "7"}  # the last has the array's id
+    assert cluster.run(*TRAIN, ranks_do=STOP, **array)[0] == 0
+    assert cluster.calls("scontrol") == [["requeue", "42_7"]]
+
+
+def test_a_run_that_cannot_be_queued_again_fails_and_keeps_its_checkpoint(cluster):
+    code, said = cluster.run(*TRAIN, ranks_do=STOP, scontrol_exits=3)
+    assert code == 1
+    assert said.endswith(
+        "job 42 is not finished and cannot be requeued: its checkpoint is in runs/x, submit it "
+        "again\n"
+    )
+    assert (cluster.folder / "runs/x/ckpt/step-000007.h5").exists()
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.name)
+def test_no_template_touches_a_job_by_an_id_that_may_be_an_array(template):
+    lines = [line for line in template.read_text().splitlines() if not line.startswith("#")]
+    assert not re.search(r"(scontrol|scancel)[^|&;]*SLURM_\w*JOB_ID", "\n".join(lines))
 
 
 def test_a_failed_run_is_left_for_the_user(cluster):

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.cli.small_case import read_json
+from tests.cli.small_case import read_json, wait_for
 from tests.jobs.real_slurm import JOBS, MPIRUN, Repository
 
 pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(400)]
@@ -94,6 +94,45 @@ def test_every_template_starts_the_ranks_it_should(repository, slurm, gpus, laun
             assert sorted(seen) == ["0", "1"]
         else:  # those of the job: the rank takes its own
             assert set(seen) == {"0,1"}
+
+
+# In nodepint's place: stopped by the signal it leaves a checkpoint; when it resumes it is done.
+STOPPED = """
+import os, signal, sys
+from pathlib import Path
+
+run = Path(sys.argv[sys.argv.index("--out") + 1])
+rank = int(os.environ["PMIX_RANK"])
+if "--resume" in sys.argv:
+    (run / "DONE").touch()
+    sys.exit()
+(run / "ckpt").mkdir(parents=True, exist_ok=True)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+(run / f"waits-{rank}").touch()
+signal.sigwait([signal.SIGUSR1])
+(run / "ckpt" / "step-000001.h5").touch()
+"""
+
+
+def test_one_task_of_an_array_is_queued_again_alone(repository, slurm):
+    place = repository(nodepint=STOPPED)
+    (place.folder / "sweep.txt").write_text("--set run.seed=1\n" * 3)
+    job = place.submit(
+        "--ntasks=1", "--array=1-3", "jobs/array.sbatch", "c.toml", "sweep.txt", "runs"
+    )
+    tasks = [f"{job}_{n}" for n in (1, 2, 3)]
+    waits = [place.folder / "runs" / str(n) / "waits-0" for n in (1, 2, 3)]
+    wait_for(lambda: all(path.exists() for path in waits), limit_s=60)
+    assert slurm.show(tasks[2])["JobId"] == job  # the last one has the id of the array
+    slurm.ask("scancel", "--signal=USR1", tasks[2])
+    wait_for(lambda: slurm.show(tasks[2])["Restarts"] == "1", limit_s=60)
+    assert [slurm.state(task) for task in tasks[:2]] == ["RUNNING", "RUNNING"]
+    for task in tasks[:2]:
+        slurm.ask("scancel", task)
+    # SLURM holds what it queues again for two minutes; it is enough that it is queued, alone.
+    assert [slurm.show(task)["Restarts"] for task in tasks] == ["0", "0", "1"]
+    assert slurm.state(tasks[2]) in ("PENDING", "RUNNING", "COMPLETED")
+    slurm.ask("scancel", tasks[2])
 
 
 def test_an_array_task_without_a_line_fails(repository, slurm):

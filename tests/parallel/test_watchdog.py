@@ -4,10 +4,13 @@ import socket
 import threading
 import time
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from nodepint_mpi.parallel.heartbeat import connect
 from nodepint_mpi.parallel.phases import WARM_UP, Phase, PhaseClock, Report, find_stuck
+from nodepint_mpi.parallel.sampling import Sampler
 from nodepint_mpi.parallel.watchdog import Watchdog
 
 PATIENCE_S = 900.0
@@ -73,6 +76,43 @@ def test_the_limit_of_a_collective_phase_follows_what_was_seen():
     with Phase(clock, "local", False, None, 30.0):
         assert clock.report().limit_s == 30.0
         assert clock.report().quiet_s == 30.0
+
+
+def test_what_computes_does_not_wait():
+    clock = PhaseClock(0.4, 0.4, quiet_s=10.0)
+    with Phase(clock, "step", True):
+        assert not clock.may_wait()
+        time.sleep(0.2)
+        assert clock.may_wait()
+        clock.note_work()
+        assert clock.report().seconds < 0.1 and clock.may_wait()
+    with Phase(clock, "local"):
+        time.sleep(0.2)
+        assert not clock.may_wait()
+        clock.note_work()
+        assert clock.report().seconds > 0.1  # others may wait for it, whatever it does
+    unseen = PhaseClock(0.4, 50.0, quiet_s=10.0, sees_work=False)
+    for _ in range(WARM_UP + 1):
+        with Phase(unseen, "step", True):
+            assert unseen.report().limit_s == 50.0
+
+
+def test_a_process_is_seen_to_compute_and_to_wait(comm):
+    """Rank 0 computes while the others wait for it in MPI; then all sleep."""
+    sampler, found = Sampler(), []
+    assert sampler.works  # Linux with glibc
+    spin = jax.jit(lambda x, n: jax.lax.fori_loop(0, n, lambda i, y: jnp.sin(y + 1.0), x))
+    spin(jnp.ones(8), 1).block_until_ready()
+    thread = threading.Thread(target=lambda: found.append(sampler.computes(0.4)))
+    comm.Barrier()
+    thread.start()
+    if comm.rank == 0:
+        while thread.is_alive():
+            spin(jnp.ones(8), 100_000).block_until_ready()
+    comm.Barrier()
+    thread.join()
+    assert found == [comm.rank == 0]
+    assert sampler.computes(0.1) is False
 
 
 def test_phases_nest_and_the_outer_one_starts_anew():

@@ -1,6 +1,10 @@
 """Ranks that differ, and steps that explode, end a run with one sentence: who, where, what now."""
 
+import json
+import math
+import re
 import socket
+import sys
 from pathlib import Path
 
 import datasets
@@ -11,17 +15,21 @@ import pytest
 
 from nodepint_mpi.config import parse_config
 from nodepint_mpi.core.partition import own_slices
-from nodepint_mpi.errors import AgreementError, NonFiniteError
+from nodepint_mpi.errors import AgreementError, ConfigError, NodepintError, NonFiniteError
+from nodepint_mpi.io.checkpoint_folder import checkpoint_path
 from nodepint_mpi.parallel.signals import StopFlag
 from nodepint_mpi.run import train as training
+from nodepint_mpi.run import user_code
 from nodepint_mpi.run.nonfinite import raise_nonfinite
 from nodepint_mpi.run.sameness import require_same_values
 from nodepint_mpi.run.setup import fresh_state, set_up, slice_rows
+from nodepint_mpi.run.start import require_same_options
 from nodepint_mpi.run.step import StepReport, make_train_step
 from nodepint_mpi.run.tracking import Anew
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.timeout_s(300)]
 ONE_RANK = pytest.mark.mpi(max_size=1)
+TRACKED = ("time.method=tangent", "time.basis.kind=identity", "time.tracking.bound=0.01")
 SEVERAL = pytest.mark.mpi(min_size=2)
 
 TEXT = """
@@ -72,6 +80,13 @@ class Steep(Field):
 class Calm(Field):
     def __call__(self, t, u, args):
         return -self.rate[0] * u
+
+class Rising(Field):
+    def __call__(self, t, u, args):
+        return self.rate[0] * u
+
+def rising(key, *, input_shape, output_size):
+    return Rising(jnp.ones(1))
 
 def steep(key, *, input_shape, output_size):
     return Steep(jnp.ones(1))
@@ -211,6 +226,64 @@ def test_a_drift_ends_the_run_before_it_is_saved(comms, source, shared_tmp_path,
     assert [path.name for path in (run / "ckpt").iterdir()] == ["step-000003.h5"]
 
 
+# ---- code --------------------------------------------------------------------------------------
+
+
+@SEVERAL
+@pytest.mark.parametrize("key", ["network.name", "loss.name", "loss.metrics", "helper"])
+def test_code_that_differs_between_ranks_is_named(
+    comms, source, tmp_path, monkeypatch, request, key
+):
+    """Every rank has its own copy at one and the same name; one of them is an old one."""
+    odd = comms.control.size - 1
+    monkeypatch.chdir(tmp_path)  # a folder of this rank
+    (tmp_path / "mine.py").write_text("import helping\n" + OWN.replace("{n}", "1"))
+    (tmp_path / "helping.py").write_text("factor = 1.0\n")
+    changed = tmp_path / ("helping.py" if key == "helper" else "mine.py")
+    if comms.control.rank == odd:
+        changed.write_text(changed.read_text().replace("1.0", "1.01"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("helping", None)
+    request.addfinalizer(lambda: sys.modules.pop("helping", None))
+    named = {"network.name": "calm", "loss.name": "late_loss", "loss.metrics": "late_loss"}
+    value = f"mine.py:{named.get(key, 'calm')}"
+    extra = {"network.name" if key == "helper" else key: value}
+    extra = {k: [v] if k == "loss.metrics" else v for k, v in extra.items()}
+    with pytest.raises(AgreementError) as caught:
+        set_up(config(source, extra=extra), comms)
+    said = str(caught.value)
+    name = "the module helping" if key == "helper" else "mine.py"
+    assert f"The source code differs between ranks: {name} has digest " in said
+    assert f"rank {odd} on " in said or comms.control.size == 2
+    assert comms.control.allgather(said) == [said] * comms.control.size
+
+
+@SEVERAL
+def test_a_package_that_differs_between_ranks_is_named(comms, source, tmp_path, monkeypatch):
+    if comms.control.rank == 1:
+        (tmp_path / "older.py").write_text("x = 1\n")
+        monkeypatch.setattr(user_code, "PACKAGE", tmp_path)
+    with pytest.raises(AgreementError, match="the package nodepint_mpi has digest"):
+        set_up(config(source), comms)
+
+
+def test_options_that_differ_between_ranks_are_named(comms):
+    held = {"the command": "'nodepint train'", "`--out`": "'runs/a'"}
+    require_same_options(comms.control, held)
+    if comms.control.size > 1:
+        other = held | ({"`--out`": "'runs/b'"} if comms.control.rank == 0 else {})
+        with pytest.raises(ConfigError, match=r"`--out` is 'runs/.' on rank . on .*same command"):
+            require_same_options(comms.control, other)
+
+
+@pytest.mark.parametrize("body", ["raise SystemExit(3)", "raise KeyError('x')", "import nowhere"])
+def test_an_import_that_fails_is_one_sentence_on_all_ranks(comms, source, tmp_path, body):
+    (tmp_path / "mine.py").write_text(body)
+    with pytest.raises(NodepintError, match=r"`network\.name = \".*import") as caught:
+        set_up(config(source, network=f"{tmp_path}/mine.py:f"), comms)
+    assert "\n" not in str(caught.value)
+
+
 # ---- NaN ---------------------------------------------------------------------------------------
 
 
@@ -221,13 +294,37 @@ def test_the_slice_that_explodes_is_named_with_its_rank(comms, source, own, shar
     said = str(caught.value)
     edges, size = np.linspace(0.0, 2.0, 9), comms.time.size
     owner = next(r for r in range(size) if 4 in own_slices(edges, size, r).indices)
-    assert said.startswith("Step 0: the loss is ")
+    assert said.startswith("Step 1: the loss is ")
+    assert "No step of this start was finite: it saved no checkpoint." in said
     assert (
         f"first became non-finite in slice 4 (of 0 to 7; t from 1 to 1.25) on rank {owner} on "
         f"{socket.gethostname()}" in said
     )
     assert comms.control.allgather(said) == [said] * size
     assert list((shared_tmp_path / "run" / "ckpt").iterdir()) == []
+
+
+@pytest.mark.parametrize("extra", [(), TRACKED])
+@pytest.mark.mpi(max_size=2)
+def test_a_training_that_diverges_names_its_losses_and_keeps_the_last_good_step(
+    comms, source, own, shared_tmp_path, extra
+):
+    steep = ("optim.name=sgd", "optim.learning_rate=1.0", "output.log_every=1")
+    made = config(source, network=f"{own}:rising", extra=(*steep, *extra))
+    run = shared_tmp_path / "run"
+    with pytest.raises(NonFiniteError) as caught:
+        training.train(made, run, comms, StopFlag())
+    said = str(caught.value)
+    failed = int(re.match(r"Step (\d+): ", said)[1])  # pyright: ignore[reportOptionalSubscript]
+    assert "The training diverged: " in said
+    assert f"step {failed - 1} had loss " in said
+    assert f"Step {failed - 1} changed the parameters by " in said
+    path = checkpoint_path(run / "ckpt", failed - 2)  # what step `failed - 1` began with
+    assert f"{path} has the parameters" in said
+    with pytest.raises(NonFiniteError, match=f"^Step {failed}: "):
+        training.train(made, run, comms, StopFlag(), resume=str(path))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(v) for row in rows if row["finite"] for v in row.values())
 
 
 @ONE_RANK
