@@ -118,7 +118,7 @@ def save_checkpoint(
     with agreed(control):
         leaves = take_leaves(replicated)
         blocks = {name: take_array(name, rows[name]) for name in sorted(rows)}
-        sums = {name: sum_rows(block) for name, block in blocks.items()}
+        sums = {name: sum_rows(block, name) for name, block in blocks.items()}
     specs = describe_rows(control, blocks, row_start=row_start, n_rows=n_rows)
     try:
         places = {}
