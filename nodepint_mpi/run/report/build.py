@@ -54,6 +54,7 @@ def make_report(
     *,
     page: Path | None = None,
     rom_file: Path | None = None,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Write the page of a run. Local.
 
@@ -93,7 +94,7 @@ def make_report(
 
 def _open_model(folder: Path, comms: Comms, rom_file: Path | None) -> Model:
     try:
-        return look_at_model(folder, comms, rom_file)
+        return look_at_model(folder, comms, rom_file, trust=trust)
     except NodepintError as error:
         raise type(error)(
             f"{str(error).rstrip('.')}. `--no-model` makes the report without predictions."
