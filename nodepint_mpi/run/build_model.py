@@ -134,7 +134,8 @@ def _own_model(
     """The user's model; a bare vector field evolves the observations themselves."""
     if not is_import_path(network.name):
         raise ConfigError(unknown_name("network.name", network.name, ["mlp", "conv"]))
-    make = make or import_object(network.name, "network.name")
+    make = make if make is not None else import_object(network.name, "network.name")
+    assert make is not None  # a name that stands for None fails below in words
     try:
         model = make(key, **shape, **network.options)
     except TypeError as error:
