@@ -18,6 +18,7 @@ from nodepint_mpi.cli_common import (
     say,
     set_option,
     start_run,
+    trust_option,
     write_json,
 )
 from nodepint_mpi.cli_plan import plan, train_as_advised
@@ -103,15 +104,18 @@ def train(
     "--split", default="test", show_default=True, type=click.Choice(["test", "train"]),
     help="The samples to score it on.",
 )  # fmt: skip
+@trust_option
 @json_option
-def evaluate(run_dir: Path, split: Literal["test", "train"], json_file: Path | None) -> None:
+def evaluate(
+    run_dir: Path, split: Literal["test", "train"], trust: bool, json_file: Path | None
+) -> None:
     """Score the newest checkpoint of RUN_DIR."""
     from nodepint_mpi.run.directory import read_run
 
     comms, _ = start_run(lambda: read_run(run_dir))
     from nodepint_mpi.run.evaluate import evaluate_run
 
-    scores = evaluate_run(run_dir, comms, split=split)
+    scores = evaluate_run(run_dir, comms, split=split, trust=trust)
     say(comms.control, "\n".join(f"{name}: {value:.6g}" for name, value in scores.items()))
     finish(comms.control, scores, json_file)
 
@@ -222,9 +226,15 @@ def rom() -> None:
     type=click.FloatRange(0, 1, min_open=True),
     help="Or keep as many as hold this share of the trajectories [0.999999].",
 )
+@trust_option
 @json_option
 def export(
-    run_dir: Path, out: Path, rank: int | None, energy: float | None, json_file: Path | None
+    run_dir: Path,
+    out: Path,
+    rank: int | None,
+    energy: float | None,
+    trust: bool,
+    json_file: Path | None,
 ) -> None:
     """Write a reduced model of the newest checkpoint of RUN_DIR."""
     if rank is not None and energy is not None:
@@ -234,7 +244,7 @@ def export(
     comms, _ = start_run(lambda: read_run(run_dir))
     from nodepint_mpi.run.rom_export import export_rom
 
-    result = export_rom(run_dir, out, comms, rank=rank, energy=energy)
+    result = export_rom(run_dir, out, comms, rank=rank, energy=energy, trust=trust)
     say(
         comms.control,
         "{file}: {rank} of {state_size} directions, energy {energy:.9f}, {file_bytes} bytes".format(
@@ -247,15 +257,16 @@ def export(
 @rom.command("evaluate")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("run_dir", type=click.Path(path_type=Path))
+@trust_option
 @json_option
-def evaluate_reduced(file: Path, run_dir: Path, json_file: Path | None) -> None:
+def evaluate_reduced(file: Path, run_dir: Path, trust: bool, json_file: Path | None) -> None:
     """Compare the reduced model in FILE with RUN_DIR on the test split: error, speed, size."""
     from nodepint_mpi.run.directory import read_run
 
     comms, _ = start_run(lambda: read_run(run_dir))
     from nodepint_mpi.run.rom_evaluate import evaluate_rom, format_comparison
 
-    result = evaluate_rom(file, run_dir, comms)
+    result = evaluate_rom(file, run_dir, comms, trust=trust)
     say(comms.control, format_comparison(result))
     finish(comms.control, result, json_file)
 

@@ -66,6 +66,9 @@ json_option = click.option(
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the config."
 )
+trust_option = click.option(
+    "--trust", is_flag=True, help="Import the code that the run's config names, if any."
+)
 config_argument = click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from nodepint_mpi.cli_common import json_option, start_ranks, start_run, write_json
+from nodepint_mpi.cli_common import json_option, start_ranks, start_run, trust_option, write_json
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.run.doctor_ranks import in_job
 
@@ -25,12 +25,14 @@ page_option = click.option(
     "--model/--no-model", "with_model", default=True,
     help="Load the newest checkpoint and predict the test split (the default; needs the data).",
 )  # fmt: skip
+@trust_option
 @json_option
 def report(
     run_dir: Path,
     page: Path | None,
     rom_file: Path | None,
     with_model: bool,
+    trust: bool,
     json_file: Path | None,
 ) -> None:
     """Show RUN_DIR on one HTML page, RUN_DIR/report.html, with figures beside it as PNG files.
@@ -49,7 +51,7 @@ def report(
         _require_alone("report")
     from nodepint_mpi.run.report.build import make_report
 
-    result = make_report(run_dir, comms, page=page, rom_file=rom_file)
+    result = make_report(run_dir, comms, page=page, rom_file=rom_file, trust=trust)
     click.echo(f"{result['page']}: {len(result['figures'])} figures")
     write_json(result, json_file)
 

@@ -24,7 +24,7 @@ from pydantic import (
 
 from nodepint_mpi.config_embedded import extract_config, is_python, name_home
 from nodepint_mpi.config_errors import explain_validation
-from nodepint_mpi.config_section import NonNegativeFloat, NonNegativeInt, Section
+from nodepint_mpi.config_section import Name, NonNegativeFloat, NonNegativeInt, Section
 from nodepint_mpi.config_time import TimeSection
 from nodepint_mpi.errors import ConfigError
 
@@ -38,7 +38,7 @@ class RunSection(Section):
     `cuda_mpi` sends messages from GPU to GPU where MPI can.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: Name
     seed: int = Field(default=0, ge=0, lt=2**63)
     precision: Literal["float32", "float64"] = "float32"
     n_steps: PositiveInt = 1000
@@ -67,6 +67,17 @@ class DataSection(Section):
     test_split: str = "test"
     batch_size: PositiveInt | None = None
     options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _is_a_source(self):
+        parts = self.source.removeprefix("hub:").split("/")
+        printable = self.source.isprintable() and self.source.strip()
+        if not printable or not any(part.strip(". ") for part in parts):
+            raise ValueError(
+                f"`source = {self.source!r}` names nothing: give a dataset's name, the path of its "
+                "folder, 'hub:OWNER/NAME' or 'file.py:function'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _options_of_a_function(self):

@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, ValidationError, field_validator, model
 
 from nodepint_mpi.config import parse_toml, read_text
 from nodepint_mpi.config_errors import explain_validation
-from nodepint_mpi.config_section import Section
+from nodepint_mpi.config_section import Name, Section
 from nodepint_mpi.errors import ConfigError
 
 
@@ -23,7 +23,7 @@ class StudySection(Section):
     With `serial` plain diffrax and optax take the same steps on one rank.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: Name
     kind: Literal["strong", "weak"] = "strong"
     ranks: list[PositiveInt] = Field(min_length=1)
     data_ranks: list[PositiveInt] = Field(default=[1], min_length=1)

@@ -2,10 +2,22 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from nodepint_mpi.names import NAME_RULE, is_name
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
+def _check_name(text: str) -> str:
+    if not is_name(text):
+        raise ValueError(f"must be a name: {NAME_RULE}")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+"""One component of a path."""
 
 
 class Section(BaseModel):

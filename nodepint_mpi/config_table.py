@@ -8,6 +8,7 @@ from nodepint_mpi.config import parse_toml, read_text
 from nodepint_mpi.config_errors import explain_validation
 from nodepint_mpi.config_section import Section
 from nodepint_mpi.errors import ConfigError
+from nodepint_mpi.names import is_name
 
 
 class TableProblem(Section):
@@ -23,6 +24,12 @@ class TableProblem(Section):
     serial: bool = True
     scored: bool = True
     note: str | None = None
+
+    @model_validator(mode="after")
+    def _has_a_name(self):
+        if not is_name(self.name):
+            raise ValueError(f"`config = {self.config!r}` has no name that a folder could have")
+        return self
 
     @property
     def name(self) -> str:

@@ -34,24 +34,26 @@ class Layer:
 # Arrows point down: cli -> run -> parallel, io, config -> core -> errors.
 LAYERS: dict[str, Layer] = {
     "errors": Layer(frozenset(), frozenset()),
+    "names": Layer(frozenset(), frozenset()),
     "config": Layer(
         frozenset({"errors", "config_embedded", "config_errors", "config_section", "config_time"}),
         frozenset({"pydantic"}),
     ),
     "config_table": Layer(
-        frozenset({"errors", "config", "config_errors", "config_section"}), frozenset({"pydantic"})
+        frozenset({"errors", "config", "config_errors", "config_section", "names"}),
+        frozenset({"pydantic"}),
     ),
     "config_scaling": Layer(
         frozenset({"errors", "config", "config_errors", "config_section"}), frozenset({"pydantic"})
     ),
     "config_time": Layer(frozenset({"config_section"}), frozenset({"pydantic"})),
-    "config_section": Layer(frozenset(), frozenset({"pydantic"})),
+    "config_section": Layer(frozenset({"names"}), frozenset({"pydantic"})),
     "config_errors": Layer(frozenset({"errors"}), frozenset({"pydantic"})),
     "config_embedded": Layer(frozenset({"errors"}), frozenset()),
     "core": Layer(frozenset({"errors"}), NUMERICS),
     "parallel": Layer(frozenset({"core", "errors"}), NUMERICS | {"mpi4py", "mpi4jax"}),
     "io": Layer(
-        frozenset({"core", "errors", "parallel.guard"}),
+        frozenset({"core", "errors", "names", "parallel.guard"}),
         NUMERICS | {"h5py", "datasets", "pyarrow", "mpi4py", "xxhash"},
     ),
     "run": Layer(

@@ -41,6 +41,7 @@ from nodepint_mpi.io.leaves import (
     describe_leaves,
     fill_leaves,
     list_differences,
+    list_nonfinite,
     take_array,
     take_leaves,
 )
@@ -118,7 +119,7 @@ def save_checkpoint(
     with agreed(control):
         leaves = take_leaves(replicated)
         blocks = {name: take_array(name, rows[name]) for name in sorted(rows)}
-        sums = {name: sum_rows(block) for name, block in blocks.items()}
+        sums = {name: sum_rows(block, name) for name, block in blocks.items()}
     specs = describe_rows(control, blocks, row_start=row_start, n_rows=n_rows)
     try:
         places = {}
@@ -209,6 +210,46 @@ def load_checkpoint(
             _log.warning("passed over a damaged checkpoint: %s: %s", path, loaded)
     listing = "; ".join(tried) or "it holds no file step-*.h5"
     raise CheckpointError(f"no good checkpoint in {where}: {listing}")
+
+
+def require_fingerprint(control: MPI.Intracomm, where: Path, fingerprint: str) -> None:
+    """Check, before anything else is done, that a folder's newest good checkpoint belongs here.
+
+    Collective over `control`. Reads no array.
+
+    Raises:
+        CheckpointError: on all ranks, if there is none or it belongs to another experiment.
+    """
+    with agreed(control):
+        listed = _candidates(where) if control.rank == 0 else None
+    candidates, _ = control.bcast(listed)
+    for path in candidates:
+        with agreed(control):
+            if control.rank == 0:
+                _check_format(path)
+        damage = find_damage(control, path)
+        with agreed(control):
+            if control.rank == 0 and not damage:
+                try:
+                    _check_belongs(path, read_head(path), fingerprint=fingerprint, config=None)
+                except DamagedError as error:
+                    damage = str(error)
+        if not control.bcast(damage):
+            return
+    raise CheckpointError(f"no good checkpoint in {where}")
+
+
+def require_finite(loaded: Checkpoint) -> None:
+    """Check that what was loaded has finite parameters. Local; equal on all ranks.
+
+    Raises:
+        CheckpointError: with the names of those that hold NaN or infinity.
+    """
+    wrong = list_nonfinite(take_leaves(loaded.replicated["params"]))
+    if wrong:
+        raise CheckpointError(
+            f"{loaded.path}: the parameters {wrong} hold NaN or infinity; name an older checkpoint"
+        )
 
 
 def _check_written(

@@ -12,6 +12,7 @@ and back. The seal (`io.seal`) guards all that HDF5 has to understand, and the c
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,15 @@ from jaxtyping import PyTree
 
 from nodepint_mpi.errors import CheckpointError
 from nodepint_mpi.io.hdf5 import create_rows, creating, error_text
+from nodepint_mpi.io.hdf5_check import (
+    check_contents,
+    declared_dtype,
+    find_dataset,
+    find_group,
+    read_attribute_text,
+    read_integer,
+    read_json_dataset,
+)
 from nodepint_mpi.io.leaves import (
     LeafSpec,
     checksum,
@@ -35,6 +45,7 @@ from nodepint_mpi.io.seal import FORMAT
 _FILE_BYTES = 64 * 2**10  # HDF5's own bookkeeping, generously: for the file,
 _OBJECT_BYTES = 4 * 2**10  # and for each dataset or group
 _SUM = np.dtype(np.uint64)
+_STEP = re.compile(r"step-(\d{6,})\.h5")
 
 
 class DamagedError(CheckpointError):
@@ -95,17 +106,18 @@ def lay_out(
     n_bytes = _bound(leaf_specs, specs, text.nbytes)
     with creating(path, n_bytes=n_bytes) as file:
         file.attrs.update(format=FORMAT, step=step, n_rows=n_rows, n_ranks=n_ranks)
-        file.attrs["fingerprint"] = str(meta["fingerprint"])
+        file.attrs["fingerprint"] = np.bytes_(str(meta["fingerprint"]).encode())
         file["meta"] = text
         group = file.create_group("replicated")
         for name, leaf in leaves.items():
             dataset = group.create_dataset(name, data=to_storable(leaf))
-            dataset.attrs.update(dtype=leaf.dtype.name, xxh3=np.uint64(checksum(leaf)))
+            dataset.attrs["dtype"] = np.bytes_(leaf.dtype.name.encode())
+            dataset.attrs["xxh3"] = np.uint64(checksum(leaf, name))
         group, sums = file.create_group("rows"), file.create_group("row_xxh3")
         for name, spec in specs.items():
             kind = storable_dtype(spec.dtype)
             dataset = create_rows(group, name, shape=spec.shape, dtype=kind)
-            dataset.attrs["dtype"] = spec.dtype.name
+            dataset.attrs["dtype"] = np.bytes_(spec.dtype.name.encode())
             summed = create_rows(sums, name, shape=(n_rows,), dtype=_SUM)
             if spec.n_bytes:
                 places[name] = Place(dataset.id.get_offset(), summed.id.get_offset())
@@ -113,16 +125,35 @@ def lay_out(
 
 
 def read_head(path: Path) -> Head:
-    """Read what is in a file, without the arrays. Local. Raises DamagedError."""
+    """Read what is in a file, without the arrays. Local.
+
+    Raises:
+        DamagedError: if anything in it is not as `lay_out` and `io.rows` make it.
+    """
     with _reading(path) as file:
-        return Head(
-            step=int(file.attrs["step"]),
-            fingerprint=str(file.attrs["fingerprint"]),
-            n_rows=int(file.attrs["n_rows"]),
-            meta=json.loads(file["meta"][()]),
-            replicated=_specs(file["replicated"]),
-            rows=_specs(file["rows"]),
+        check_contents(file, path)
+        head = Head(
+            step=read_integer(file, "step"),
+            fingerprint=read_attribute_text(file, "fingerprint"),
+            n_rows=read_integer(file, "n_rows"),
+            meta=read_json_dataset(file, "meta"),
+            replicated=_specs(find_group(file, "replicated")),
+            rows=_specs(find_group(file, "rows")),
         )
+        if head.meta.get("fingerprint") != head.fingerprint:
+            raise DamagedError("its two fingerprints differ")
+        if not isinstance(head.meta.get("config", ""), str):
+            raise DamagedError("the config in its metadata is not text")
+        named = _STEP.match(path.name)
+        if named is not None and int(named[1]) != head.step:
+            raise DamagedError(f"it is named {path.name} and holds step {head.step}")
+        for name, spec in head.rows.items():
+            sums = find_dataset(file, f"row_xxh3/{name}")
+            if spec.shape[:1] != (head.n_rows,) or sums.shape != (head.n_rows,):
+                raise DamagedError(f"rows/{name} does not have {head.n_rows} rows with checksums")
+            if sums.dtype != _SUM:
+                raise DamagedError(f"row_xxh3/{name} is {sums.dtype}, expected {_SUM}")
+        return head
 
 
 def read_leaves(path: Path, specs: Mapping[str, LeafSpec]) -> dict[str, np.ndarray]:
@@ -132,7 +163,7 @@ def read_leaves(path: Path, specs: Mapping[str, LeafSpec]) -> dict[str, np.ndarr
         for name, spec in specs.items():
             dataset = file["replicated"][name]
             leaf = np.asarray(dataset[()]).view(spec.dtype)
-            if checksum(leaf) != dataset.attrs["xxh3"]:
+            if checksum(leaf, name) != read_integer(dataset, "xxh3"):
                 raise DamagedError(f"replicated/{name} does not match its checksum")
             leaves[name] = leaf
     return leaves
@@ -144,7 +175,11 @@ def _reading(path: Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r", locking=False) as file:
             yield file
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except DamagedError:
+        raise
+    except (
+        OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError, MemoryError,
+    ) as error:  # fmt: skip
         raise DamagedError(error_text(error)) from error
 
 
@@ -154,7 +189,7 @@ def _specs(group: h5py.Group) -> dict[str, LeafSpec]:
 
     def add(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
-            specs[name] = LeafSpec(item.shape, np.dtype(item.attrs["dtype"]))
+            specs[name] = LeafSpec(item.shape, declared_dtype(item, name))
 
     group.visititems(add)
     return specs

@@ -87,13 +87,24 @@ def list_differences(stored: Mapping[str, LeafSpec], expected: Mapping[str, Leaf
     return "; ".join(found[:_MOST_NAMED]) + more
 
 
-def checksum(array: np.ndarray) -> int:
-    """XXH3, 64 bits, of an array's values. Local.
+def list_nonfinite(arrays: Mapping[str, np.ndarray]) -> str:
+    """The first few arrays with a NaN or an infinity, by name; empty if there are none. Local."""
+    found = [name for name, array in arrays.items() if not _is_finite(array)]
+    more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+    return ", ".join(found[:_MOST_NAMED]) + more
+
+
+def checksum(array: np.ndarray, name: str) -> int:
+    """XXH3, 64 bits, of an array's name and values. Local.
+
+    With the name, so that no array passes for another one of the same shape.
 
     Damage passes with a chance of 5e-20. It runs as fast as memory is read: 30 GB/s on a core where
     CRC-32 made 2.4 and SHA-256 1.0.
     """
-    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    digest = xxhash.xxh3_64(name.encode() + b"\0")
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.intdigest()
 
 
 def to_storable(array: np.ndarray) -> np.ndarray:
@@ -104,6 +115,13 @@ def to_storable(array: np.ndarray) -> np.ndarray:
 def storable_dtype(dtype: np.dtype) -> np.dtype:
     """The type `to_storable` gives. Local."""
     return dtype if dtype.kind in "biufc" else np.dtype(f"u{dtype.itemsize}")
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    if array.dtype.kind in "biu":
+        return True
+    exact = array if array.dtype.kind in "fc" else array.astype(np.float32)  # bfloat16
+    return bool(np.isfinite(exact).all())
 
 
 def _named(tree: PyTree) -> list[tuple[str, Any]]:

@@ -33,6 +33,7 @@ from nodepint_mpi.io.sources import (
     unknown,
     verify_files,
 )
+from nodepint_mpi.names import NAME_RULE, is_name
 
 _log = logging.getLogger(__name__)
 
@@ -99,11 +100,15 @@ def _find_recipe(name_or_path: str | Path, root: str | Path | None) -> Path:
             raise DataError(f"there is no recipe {path}: give a path to a prepare.py, or a name")
         return path
     for folder in data_folders(root):
-        if text and (path := folder / text / RECIPE).is_file():
+        if is_name(text) and (path := folder / text / RECIPE).is_file():
             return path
     raise DataError(
         unknown("dataset", text, known_names(root))
-        + f"; looked for {RECIPE} in {', '.join(f'{d}/{text}' for d in data_folders(root))}"
+        + (
+            f"; looked for {RECIPE} in {', '.join(f'{d}/{text}' for d in data_folders(root))}"
+            if is_name(text)
+            else f"; a dataset's name is {NAME_RULE}"
+        )
     )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from nodepint_mpi.errors import DataError, OutputError
 from nodepint_mpi.io.hdf5 import LIBVER, error_text
+from nodepint_mpi.io.hdf5_check import check_contents, find_dataset
 
 JSON_LINES = "metrics.jsonl"
 TABLE = "metrics.h5"
@@ -49,12 +50,14 @@ class Records:
         """
         self.folder, self._copy_to = folder, copy_to
         self.last: dict[str, Any] = {}  # of the records a resumed run goes on from
+        self._steps: list[int] = []  # of all records there should be
         path = folder / JSON_LINES
         try:
             if resume_step is not None:
                 kept = [record for record in _read(path) if record["step"] <= resume_step]
                 _replace(path, "".join(map(_line, kept)).encode())
                 self.last = kept[-1] if kept else {}
+                self._steps = [record["step"] for record in kept]
             self._file = open(path, "x" if resume_step is None else "a", encoding="ascii")
         except FileExistsError as error:
             raise OutputError(f"{path} exists; resume that run or choose another folder") from error
@@ -69,6 +72,7 @@ class Records:
             self._file.flush()
         except OSError as error:
             raise OutputError(f"cannot write {self._file.name}: {error_text(error)}") from error
+        self._steps.append(int(step))
         if self._copy_to is not None:
             self._copy_to(record)
 
@@ -76,9 +80,22 @@ class Records:
         """Make `metrics.h5` anew from all records so far.
 
         One dataset for each quantity, aligned with the dataset `step`; NaN where a record lacks
-        the quantity. The attributes (config text, fingerprint) go to the file. Raises OutputError.
+        the quantity. The attributes (config text, fingerprint) go to the file.
+
+        Raises:
+            OutputError: if it cannot be written, or the records in the file are not those that
+                were made, as when another program wrote there too.
         """
-        records = _read(self.folder / JSON_LINES)
+        records = read_records(self.folder)
+        found = [record["step"] for record in records]
+        if found != self._steps:
+            last = f"up to step {found[-1]}" if found else "at all"
+            raise OutputError(
+                f"{self.folder / JSON_LINES} holds {len(found)} records, {last}, expected the "
+                f"{len(self._steps)} that were made, up to step {max(self._steps, default=0)}: "
+                "something else wrote or removed that file. Check that one job only uses this "
+                "directory, and resume the run."
+            )
         path = self.folder / TABLE
         image = io.BytesIO()  # in memory first: HDF5 does not recover from a full disk
         with h5py.File(image, "w", libver=LIBVER) as file:
@@ -132,10 +149,28 @@ def read_table(folder: Path) -> dict[str, np.ndarray]:
         return {}
     try:
         with h5py.File(path, "r", locking=False) as file:
-            columns = {name: np.asarray(file[name][()], float) for name in file}
-            columns["step"] = columns["step"].astype(np.int64)
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+            check_contents(file, path, chunked=True)
+            return _read_columns(file)
+    except (
+        OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError, MemoryError,
+    ) as error:  # fmt: skip
         raise DataError(f"{path} is damaged: {error_text(error)}") from error
+
+
+def _read_columns(file: h5py.File) -> dict[str, np.ndarray]:
+    """Columns of numbers, all as long as the column of steps. Raises ValueError."""
+    steps, columns = find_dataset(file, "step"), {}
+    if steps.dtype.kind not in "iu" or steps.ndim != 1:
+        raise ValueError(
+            f"step is {steps.dtype} of shape {steps.shape}, expected a list of integers"
+        )
+    for name in file:
+        dataset = find_dataset(file, name)
+        if dataset.dtype.kind not in "biuf" or dataset.shape != steps.shape:
+            raise ValueError(
+                f"{name} is {dataset.dtype} of shape {dataset.shape}, expected {len(steps)} numbers"
+            )
+        columns[name] = np.asarray(dataset[()], np.int64 if name == "step" else float)
     return columns
 
 
@@ -150,8 +185,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
             record["step"] = int(record["step"])
+            if not isinstance(record, dict) or abs(record["step"]) >= 2**63:
+                raise ValueError("no record of a step")
             records.append(record)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             _log.warning("%s: line %d is damaged and left out", path, number)
     if lines[-1]:
         _log.warning("%s: the last line is torn and left out", path)

@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
+
 from nodepint_mpi.errors import OutputError
 from nodepint_mpi.io.checkpoint_folder import flush_file, partial_path, remove_file, sync_folder
 from nodepint_mpi.io.hdf5 import USERBLOCK_BYTES, creating, error_text
@@ -51,14 +53,16 @@ def save_rom(path: Path, rom: RomFile) -> int:
     n_bytes += sum(4 * len(text) for text in texts.values()) + _BOOKKEEPING_BYTES
     n_bytes += _OBJECT_BYTES * sum(2 + name.count("/") for name in rom.leaves)
     with creating(partial, n_bytes=n_bytes) as file:
-        file.attrs.update(rank=len(rom.basis), step=meta["step"], fingerprint=meta["fingerprint"])
+        file.attrs.update(rank=len(rom.basis), step=meta["step"])
+        file.attrs["fingerprint"] = np.bytes_(meta["fingerprint"].encode())
         for name, text in texts.items():
-            file[name] = text.encode()
+            file[name] = np.array(text.encode())
         for name, array in arrays.items():
             file[name] = array
         group = file.create_group("model")
         for name, leaf in rom.leaves.items():
-            group.create_dataset(name, data=to_storable(leaf)).attrs["dtype"] = leaf.dtype.name
+            dataset = group.create_dataset(name, data=to_storable(leaf))
+            dataset.attrs["dtype"] = np.bytes_(leaf.dtype.name.encode())
     try:
         with open(partial, "r+b") as file:
             file.seek(HEAD_BYTES)

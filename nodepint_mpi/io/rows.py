@@ -53,9 +53,9 @@ def _first_and_count(part) -> tuple[int, int]:
     return start, max((shape[0] for shape, _ in shapes.values() if shape), default=0)
 
 
-def sum_rows(block: np.ndarray) -> np.ndarray:
-    """A checksum for each row. Local."""
-    return np.array([checksum(block[n : n + 1]) for n in range(len(block))], np.uint64)
+def sum_rows(block: np.ndarray, name: str) -> np.ndarray:
+    """A checksum for each row of the array of this name. Local."""
+    return np.array([checksum(block[n : n + 1], name) for n in range(len(block))], np.uint64)
 
 
 def write_all_rows(
@@ -97,7 +97,7 @@ def read_back(
             row_bytes = specs[name].n_bytes // specs[name].shape[0]
             file.seek(place.rows + row_start * row_bytes)
             for row, expected in enumerate(sums[name].tolist(), start=row_start):
-                if _sum_next(file, row_bytes, buffer) != expected:
+                if _sum_next(file, name, row_bytes, buffer) != expected:
                     return _mismatch(name, row)
             file.seek(place.sums + row_start * sums[name].itemsize)
             if file.read(sums[name].nbytes) != sums[name].tobytes():
@@ -132,9 +132,9 @@ def read_all_rows(
     return rows, damage
 
 
-def _sum_next(file: io.BufferedIOBase, n_bytes: int, buffer: memoryview) -> int:
-    """Checksum of the next bytes of a file."""
-    digest = xxhash.xxh3_64()
+def _sum_next(file: io.BufferedIOBase, name: str, n_bytes: int, buffer: memoryview) -> int:
+    """Checksum of a row of an array: the next bytes of a file."""
+    digest = xxhash.xxh3_64(name.encode() + b"\0")
     while n_bytes:
         n_read = file.readinto(buffer[:n_bytes])
         if not n_read:
@@ -145,7 +145,7 @@ def _sum_next(file: io.BufferedIOBase, n_bytes: int, buffer: memoryview) -> int:
 
 
 def _find_damage(name: str, block: np.ndarray, sums: np.ndarray, row_start: int) -> str:
-    wrong = np.flatnonzero(sums != sum_rows(block))
+    wrong = np.flatnonzero(sums != sum_rows(block, name))
     return _mismatch(name, row_start + int(wrong[0])) if wrong.size else ""
 
 

@@ -21,7 +21,7 @@ from mpi4py import MPI
 
 from nodepint_mpi.io.hdf5 import USERBLOCK_BYTES, error_text
 
-FORMAT = 2
+FORMAT = 3
 """Version of the files' layout; a reader refuses any other."""
 
 _MAGIC = b"nodepint checkpoint\n"

@@ -7,6 +7,7 @@ A dataset NAME has a folder `data/NAME` with its recipe `prepare.py`; what the r
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,7 @@ def _has_parquet(folder: Path) -> bool:
 
 def _name(folder: Path) -> str:
     """What `nodepint data prepare` would be called with to make `folder`."""
+    folder = Path(os.path.abspath(folder))  # without '..', which is not a name
     home = folder.parent if folder.name == PREPARED else folder
     known = known_names()
     if home.name in known or not (home / RECIPE).is_file():

@@ -1,7 +1,7 @@
 """Config sections to models and integrators, without MPI: what a reduced model is loaded by."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import diffrax
@@ -94,7 +94,12 @@ def build_edges(section: TimeSection) -> np.ndarray:
 
 
 def build_model(
-    config: Config, *, input_shape: tuple[int, ...], output_size: int, step: int = 0
+    config: Config,
+    *,
+    input_shape: tuple[int, ...],
+    output_size: int,
+    step: int = 0,
+    make: Callable[..., Any] | None = None,
 ) -> EncodeProcessDecode:
     """Encoder, vector field and decoder with fresh weights, equal on all ranks. Local.
 
@@ -103,6 +108,7 @@ def build_model(
         input_shape: Shape of one input sample.
         output_size: Classes of a label, or components of an observation.
         step: The model's size is that with which this optimiser step is taken.
+        make: Makes the user's own network; None imports what the config names.
     """
     key = jax.random.key(config.run.seed)
     network = config.network_at(step)
@@ -114,7 +120,7 @@ def build_model(
         case ConvNetwork():
             model = make_conv(key, **shape, **network.model_dump(exclude={"name"}))
         case UserNetwork():
-            model = _own_model(network, key, shape)
+            model = _own_model(network, key, shape, make)
         case None:
             raise ConfigError("Training needs a section `[network]`.")
     return _to_default_precision(model)
@@ -127,11 +133,14 @@ def unknown_name(key: str, name: str, known: Iterable[str]) -> str:
     return f"`{key}` knows no {name!r}{hint}."
 
 
-def _own_model(network: UserNetwork, key: Any, shape: dict[str, Any]) -> EncodeProcessDecode:
+def _own_model(
+    network: UserNetwork, key: Any, shape: dict[str, Any], make: Callable[..., Any] | None
+) -> EncodeProcessDecode:
     """The user's model; a bare vector field evolves the observations themselves."""
     if not is_import_path(network.name):
         raise ConfigError(unknown_name("network.name", network.name, ["mlp", "conv"]))
-    make = import_object(network.name, "network.name")
+    make = make if make is not None else import_object(network.name, "network.name")
+    assert make is not None  # a name that stands for None fails below in words
     try:
         model = make(key, **shape, **network.options)
     except TypeError as error:

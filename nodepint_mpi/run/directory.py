@@ -1,5 +1,6 @@
 """The run directory: config, provenance, log, metrics, phases, figures, checkpoints, DONE."""
 
+import contextlib
 import importlib.metadata
 import json
 import logging
@@ -7,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import tomli_w
 
 from nodepint_mpi.config import Config, read_config
 from nodepint_mpi.errors import CheckpointError, ConfigError, OutputError
+from nodepint_mpi.io.lock import LOCK, locking
 
 CONFIG, PROVENANCE, LOG, PHASES, CHECKPOINTS, DONE = (
     "config.toml", "provenance.json", "log.txt", "phases.json", "ckpt", "DONE",
@@ -36,9 +38,7 @@ def check_directory(folder: Path, *, resume: bool) -> None:
         OutputError: if a new run would overwrite something.
         CheckpointError: if there is nothing to resume.
     """
-    occupied = folder.is_dir() and any(folder.iterdir())
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file; choose another run directory with `--out`.")
+    occupied = _is_occupied(folder)
     if occupied and not resume:
         raise OutputError(
             f"{folder} is not empty, and runs are never overwritten: go on with it by "
@@ -46,6 +46,43 @@ def check_directory(folder: Path, *, resume: bool) -> None:
         )
     if resume and not occupied:
         raise CheckpointError(f"There is nothing to resume in {folder}.")
+    if resume and not ((folder / CONFIG).is_file() and (folder / CHECKPOINTS).is_dir()):
+        raise OutputError(
+            f"{folder} is not a run directory, expected one with {CONFIG} and {CHECKPOINTS}/: name "
+            "that of the run with `--out`. Files of other kinds are never written over."
+        )
+
+
+@contextlib.contextmanager
+def writing_in(folder: Path, *, resume: bool) -> Iterator[None]:
+    """Be the only job that writes in a run directory, until it ends. Local; rank 0 only.
+
+    A new run's directory is made, and looked at once more: two jobs may have found it free.
+
+    Raises:
+        OutputError, CheckpointError: if another job writes there, or as `check_directory`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"Cannot write the run directory {folder}: {error.strerror}.") from error
+    with locking(folder):
+        check_directory(folder, resume=resume)
+        yield
+
+
+def _is_occupied(folder: Path) -> bool:
+    """Whether anything is in a folder but the lock of a run that never began."""
+    try:
+        return any(path.name != LOCK for path in folder.iterdir())
+    except FileNotFoundError:
+        return False
+    except NotADirectoryError:
+        raise OutputError(
+            f"{folder} is a file, or below one; choose another run directory with `--out`."
+        ) from None
+    except OSError as error:
+        raise OutputError(f"Cannot read the run directory {folder}: {error.strerror}.") from error
 
 
 def start_directory(

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from nodepint_mpi.core.networks import EncodeProcessDecode
-from nodepint_mpi.io.checkpoint import load_checkpoint
+from nodepint_mpi.io.agreement import agreed
+from nodepint_mpi.io.checkpoint import load_checkpoint, require_fingerprint, require_finite
 from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.dealing import own_part
 from nodepint_mpi.parallel.guard import together
 from nodepint_mpi.run.directory import CHECKPOINTS, read_run
 from nodepint_mpi.run.figures import draw_labels, draw_trajectories, save_figure
+from nodepint_mpi.run.imports import named_code, require_trust
 from nodepint_mpi.run.setup import Experiment, at_step, make_whole_problem, set_up, slice_rows
 from nodepint_mpi.run.step import make_evaluation, make_prediction
 from nodepint_mpi.run.tracking import kept_like
@@ -59,13 +61,15 @@ def deal_rows(comm: TimeComm, n_rows: int, size: int) -> Iterator[tuple[np.ndarr
         yield np.arange(n_dealt, n_rows), comm.group == 0
 
 
-def evaluate_run(folder: Path, comms: Comms, *, split: Split = "test") -> dict[str, float]:
+def evaluate_run(
+    folder: Path, comms: Comms, *, split: Split = "test", trust: bool = False
+) -> dict[str, float]:
     """Scores of the newest good checkpoint of a run. Collective over `comms`.
 
     Raises:
         NodepintError: on all ranks, if the run or its data cannot be read.
     """
-    trained = open_run(folder, comms)
+    trained = open_run(folder, comms, trust=trust)
     scores = evaluate(comms, trained.experiment, trained.params, split=split)
     return {"step": trained.step, **scores}
 
@@ -82,13 +86,24 @@ class TrainedRun(NamedTuple):
     basis: np.ndarray | None
 
 
-def open_run(folder: Path, comms: Comms) -> TrainedRun:
+def open_run(folder: Path, comms: Comms, *, trust: bool = False) -> TrainedRun:
     """Set up the experiment of a run and load its parameters. Collective over `comms`.
+
+    Args:
+        folder: The run directory.
+        comms: The run's communicators.
+        trust: Import the code that the run's config names. Without, a config that names any is
+            refused; with it, only after a checkpoint has shown that the config is the run's own.
 
     Raises:
         NodepintError: on all ranks, if the run, its data or a checkpoint cannot be read.
     """
-    experiment = set_up(read_run(folder), comms)
+    with agreed(comms.control):
+        config = read_run(folder)
+        require_trust(config, folder, trust=trust)
+    if comms.control.bcast(bool(named_code(config))):
+        require_fingerprint(comms.control, folder / CHECKPOINTS, config.fingerprint())
+    experiment = set_up(config, comms)
     first, _ = slice_rows(experiment.config, comms.time)
     loaded = load_checkpoint(
         comms.control,
@@ -98,6 +113,7 @@ def open_run(folder: Path, comms: Comms) -> TrainedRun:
         n_owned_rows=0,
         fingerprint=experiment.config.fingerprint(),
     )
+    require_finite(loaded)
     params = jax.tree.map(jnp.asarray, loaded.replicated["params"])
     basis = loaded.replicated.get("tracking", {}).get("basis")
     basis = None if basis is None else np.asarray(basis)

@@ -2,16 +2,61 @@
 
 import importlib
 import importlib.util
+import logging
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from nodepint_mpi.config import Config
 from nodepint_mpi.errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 
 def is_import_path(name: str) -> bool:
     """Whether a name in a config points to the user's own code. Local."""
     return ":" in name
+
+
+def named_code(config: Config) -> dict[str, str]:
+    """The import paths in a config by their keys: the code that running it would import. Local."""
+    found = dict(_solvers(config.time.model_dump(), "time"))
+    if config.network is not None:
+        found["network.name"] = config.network.name
+    if config.loss is not None:
+        found["loss.name"] = config.loss.name
+        found |= {f"loss.metrics[{i}]": path for i, path in enumerate(config.loss.metrics)}
+    if config.data is not None and config.data.is_made:
+        found["data.source"] = config.data.source
+    if config.problem is not None:
+        found["problem.field"] = config.problem.field
+    return {key: path for key, path in found.items() if is_import_path(path)}
+
+
+def require_trust(config: Config, folder: Path, *, trust: bool) -> None:
+    """Refuse a run directory whose config names code, unless the user trusts it. Local.
+
+    Raises:
+        ConfigError: with the code it names.
+    """
+    code = named_code(config)
+    if code and not trust:
+        listing = ", ".join(f'`{key} = "{path}"`' for key, path in code.items())
+        raise ConfigError(
+            f"The config in {folder} names code to import and run: {listing}. Expected built-in "
+            "names only, since a run directory may come from somebody else: look at that code, "
+            "then pass `--trust` (in Python, `trust=True`)."
+        )
+
+
+def _solvers(section: Mapping[str, Any], key: str) -> Iterator[tuple[str, str]]:
+    """All solvers in a section and in those within it."""
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _solvers(value, f"{key}.{name}")
+        elif name == "solver" and isinstance(value, str):
+            yield f"{key}.{name}", value
 
 
 def import_object(path: str, key: str) -> Any:
@@ -25,6 +70,7 @@ def import_object(path: str, key: str) -> Any:
         ConfigError: if there is no such module, file or name, or importing it fails.
     """
     home, _, name = path.rpartition(":")
+    known = set(sys.modules)
     try:
         module = import_file(Path(home), key) if home.endswith(".py") else _load_module(home)
     except ConfigError:
@@ -33,6 +79,9 @@ def import_object(path: str, key: str) -> Any:
         raise ConfigError(
             f'`{key} = "{path}"`: importing {home} failed: {type(error).__name__}: {error}'
         ) from error
+    if module.__name__ not in known:
+        where = getattr(module, "__file__", None) or "this interpreter"
+        _log.info('imported `%s = "%s"` from %s', key, path, where)
     try:
         return getattr(module, name)
     except AttributeError:

@@ -54,6 +54,7 @@ def export_rom(
     *,
     rank: int | None = None,
     energy: float | None = None,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Write the reduced model of a run to one file, as `nodepint rom export` does.
 
@@ -64,6 +65,7 @@ def export_rom(
         out: The file; one that is there is replaced if it is a reduced model.
         rank: How many directions.
         energy: Or the share of the trajectories' sum of squares that they must hold.
+        trust: Import the code that the run's config names; without, such a run is refused.
 
     Returns:
         Rank, energy, size of the file and of the state. Equal on all ranks.
@@ -72,7 +74,9 @@ def export_rom(
         NodepintError: on all ranks, for anything the user can mend.
     """
     comms, _ = _start(lambda: read_run(Path(run_directory)))
-    return rom_export.export_rom(Path(run_directory), Path(out), comms, rank=rank, energy=energy)
+    return rom_export.export_rom(
+        Path(run_directory), Path(out), comms, rank=rank, energy=energy, trust=trust
+    )
 
 
 def _start(read: Callable[[], Config]) -> tuple[Comms, Config]:

@@ -18,10 +18,12 @@ from nodepint_mpi.core.networks import EncodeProcessDecode, as_numbers
 from nodepint_mpi.core.rom import ReducedModel, Stepper
 from nodepint_mpi.errors import ReducedModelError
 from nodepint_mpi.io.agreement import agreed
+from nodepint_mpi.io.rom_file import read_rom
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.run.directory import read_run
 from nodepint_mpi.run.evaluate import BATCH, TrainedRun, open_run
 from nodepint_mpi.run.figures import draw_reduced, save_figure
+from nodepint_mpi.run.imports import named_code, require_trust
 from nodepint_mpi.run.rom_load import load_rom
 from nodepint_mpi.run.setup import Experiment
 
@@ -47,7 +49,7 @@ class FullModel(eqx.Module):
         return jax.vmap(self.model.decoder)(self.states(x, ts))
 
 
-def evaluate_rom(file: Path, folder: Path, comms: Comms) -> dict[str, Any]:
+def evaluate_rom(file: Path, folder: Path, comms: Comms, *, trust: bool = False) -> dict[str, Any]:
     """Compare a reduced model with the newest good checkpoint of the run it is from.
 
     Collective over `comms`; the solves are serial, on rank 0, which also draws a figure beside
@@ -58,8 +60,8 @@ def evaluate_rom(file: Path, folder: Path, comms: Comms) -> dict[str, Any]:
     """
     control = comms.control
     with agreed(control):
-        rom = load_rom_of(folder, file)
-    trained = open_run(folder, comms)
+        rom = load_rom_of(folder, file, trust=trust)
+    trained = open_run(folder, comms, trust=trust)
     result: dict[str, Any] = {}
     with agreed(control):
         if control.rank == 0:
@@ -68,19 +70,22 @@ def evaluate_rom(file: Path, folder: Path, comms: Comms) -> dict[str, Any]:
     return control.bcast(result)
 
 
-def load_rom_of(folder: Path, file: Path) -> ReducedModel:
+def load_rom_of(folder: Path, file: Path, *, trust: bool = False) -> ReducedModel:
     """Load a reduced model that was made from this run. Local.
+
+    With `trust`, code is imported if the run's own config names it too.
 
     Raises:
         NodepintError: if it cannot be read or was made from another one.
     """
-    rom, wanted = load_rom(file), read_run(folder).fingerprint()
-    if rom.origin.fingerprint != wanted:
+    config = read_run(folder)
+    require_trust(config, folder, trust=trust)
+    found, wanted = read_rom(file).meta["fingerprint"], config.fingerprint()
+    if found != wanted:
         raise ReducedModelError(
-            f"{file} was made from another run (fingerprint {rom.origin.fingerprint}) than "
-            f"{folder} ({wanted})."
+            f"{file} was made from another run (fingerprint {found}) than {folder} ({wanted})."
         )
-    return rom
+    return load_rom(file, allow=named_code(config).values())
 
 
 def compare_models(

@@ -45,7 +45,13 @@ class Snapshots(NamedTuple):
 
 
 def export_rom(
-    folder: Path, out: Path, comms: Comms, *, rank: int | None = None, energy: float | None = None
+    folder: Path,
+    out: Path,
+    comms: Comms,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Build a reduced model of the newest good checkpoint of a run and write it to one file.
 
@@ -59,6 +65,7 @@ def export_rom(
         comms: The run's communicators.
         rank: How many directions. Trajectories with fewer independent ones give fewer.
         energy: Or the share of the trajectories' sum of squares that they must hold.
+        trust: Import the code that the run's config names.
 
     Raises:
         NodepintError: on all ranks, if the run or its data cannot be read, it has no good
@@ -68,7 +75,7 @@ def export_rom(
     with agreed(control):
         if control.rank == 0:
             check_target(out)
-    experiment, step, params, _ = open_run(folder, comms)
+    experiment, step, params, _ = open_run(folder, comms, trust=trust)
     size = math.prod(experiment.state.shape[1:])
     if rank is not None and rank > size:
         raise ConfigError(f"`--rank {rank}` is more than the state's {size} entries: lower it.")

@@ -134,7 +134,7 @@ def require_same_values(
     """
     held = {}
     for part, tree in trees.items():  # in this order, not the alphabet's
-        held |= {name: f"{checksum(a):016x}" for name, a in take_leaves({part: tree}).items()}
+        held |= {name: f"{checksum(a, name):016x}" for name, a in take_leaves({part: tree}).items()}
     difference = find_difference(control, held)
     if difference is not None:
         odd, more = difference.odd, difference.n_names - 1

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nodepint_mpi.io.checkpoint import load_checkpoint, save_checkpoint
+from nodepint_mpi.io.checkpoint import load_checkpoint, require_finite, save_checkpoint
 from nodepint_mpi.parallel.dealing import join_samples, split_samples
 from nodepint_mpi.run.directory import CHECKPOINTS, config_text, versions
 from nodepint_mpi.run.setup import Experiment, at_step, slice_rows
@@ -89,6 +89,7 @@ def resume_run(
         fingerprint=config.fingerprint(),
         config=config_text(config),
     )
+    require_finite(loaded)
     _log.info("resumed from %s at step %d", loaded.path, loaded.step)
     experiment = at_step(experiment, loaded.step - 1)
     stepper = make(experiment)

@@ -27,6 +27,7 @@ from nodepint_mpi.run.directory import (
     log_to_file,
     start_directory,
     write_text,
+    writing_in,
 )
 from nodepint_mpi.run.evaluate import evaluate, save_predictions
 from nodepint_mpi.run.figures import plot_losses
@@ -95,6 +96,8 @@ def train(
             with together(control):
                 if control.rank == 0:
                     check_directory(folder, resume=resume is not None)
+                    if resume is not None:  # before checkpoints are read
+                        opened.enter_context(writing_in(folder, resume=True))
                     if config.output.tensorboard:
                         require_tensorboard()
             experiment = set_up(config, comms)
@@ -106,6 +109,8 @@ def train(
             places = control.allgather((socket.gethostname(), own_cores()))
             with together(control):
                 if control.rank == 0:
+                    if resume is None:  # nothing is made before all is set up
+                        opened.enter_context(writing_in(folder, resume=False))
                     start_directory(
                         folder,
                         config,

@@ -154,11 +154,11 @@ def test_a_later_format_is_refused_but_not_called_damaged(comm, shared_tmp_path,
     path = save(comm, shared_tmp_path, 5)
     if comm.rank == 0:
         with monkeypatch.context() as patch:
-            patch.setattr(seal, "FORMAT", 3)
+            patch.setattr(seal, "FORMAT", 9)
             reseal(path)
     comm.Barrier()
     for where in (path, shared_tmp_path):
-        with pytest.raises(CheckpointError, match="has format 3, this program reads format 2"):
+        with pytest.raises(CheckpointError, match="has format 9, this program reads format 3"):
             load(comm, where)
 
 
@@ -222,6 +222,6 @@ def test_the_digest_does_not_depend_on_the_ranks(
 def test_the_head_is_text(comm, shared_tmp_path):
     path = save(comm, shared_tmp_path, 5)
     lines = path.read_bytes()[:512].rstrip(b"\0").decode().splitlines()
-    assert lines[:3] == ["nodepint checkpoint", "format 2", f"bytes {path.stat().st_size}"]
+    assert lines[:3] == ["nodepint checkpoint", "format 3", f"bytes {path.stat().st_size}"]
     assert [line.split()[0] for line in lines[3:]] == ["apart", "xxh3_128", "crc32"]
     assert path.read_bytes()[512:520] == b"\x89HDF\r\n\x1a\n"

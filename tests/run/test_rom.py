@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 import datasets
 import jax
@@ -25,6 +26,7 @@ from tests.run.small_config import MLP, small_config
 pytestmark = [pytest.mark.timeout_s(300)]
 
 SIZE = 6
+OWN_PATH = "own_field.py:make"
 OWN = """
 import jax, jax.numpy as jnp, equinox as eqx
 
@@ -125,14 +127,53 @@ def test_a_network_of_one_s_own_comes_along_by_its_import_path(
     comms.control.Barrier()
     monkeypatch.chdir(shared_tmp_path)
     folder, _ = make_run('name = "own_field.py:make"')
-    made = export_rom(folder, folder / "rom.h5", comms, rank=SIZE)
+    made = export_rom(folder, folder / "rom.h5", comms, rank=SIZE, trust=True)
     assert not made["projected_field"]
-    rom = load_rom(folder / "rom.h5")
+    rom = load_rom(folder / "rom.h5", allow=[OWN_PATH])
     np.testing.assert_allclose(rom.processor.rates, np.linspace(0.5, 1.5, SIZE))
-    assert evaluate_rom(folder / "rom.h5", folder, comms)["reduced_vs_full"] < 1e-12
+    found = evaluate_rom(folder / "rom.h5", folder, comms, trust=True)
+    assert found["reduced_vs_full"] < 1e-12
+    names: dict[str, Any] = {}
+    exec(OWN, names)
+    given = load_rom(folder / "rom.h5", network=names["make"])
+    np.testing.assert_array_equal(given.processor.rates, rom.processor.rates)
     monkeypatch.chdir(tmp_path / "..")
     with pytest.raises(ReducedModelError, match="the user's own: `own_field.py:make` must be"):
-        load_rom(folder / "rom.h5")
+        load_rom(folder / "rom.h5", allow=[OWN_PATH])
+
+
+@pytest.mark.mpi(max_size=2)
+def test_nothing_is_imported_because_a_file_names_it(comms, make_run, monkeypatch, shared_tmp_path):
+    marker = shared_tmp_path / "imported"
+    if comms.control.rank == 0:
+        (shared_tmp_path / "own_field.py").write_text(OWN)
+    comms.control.Barrier()
+    monkeypatch.chdir(shared_tmp_path)
+    folder, _ = make_run(f'name = "{OWN_PATH}"')
+    file = folder / "rom.h5"
+    export_rom(folder, file, comms, rank=2, trust=True)
+    text = f"from pathlib import Path; Path({str(marker)!r}).touch()" + OWN
+    comms.control.Barrier()
+    if comms.control.rank == 0:
+        (shared_tmp_path / "other_field.py").write_text(text)
+        config = (folder / CONFIG).read_text().replace("own_field", "other_field")
+        (folder / CONFIG).write_text(config)
+    comms.control.Barrier()
+    for allow in ([], ["other.py:make"]):
+        with pytest.raises(ReducedModelError, match='asks to import `network.name = "own_field'):
+            load_rom(file, allow=allow)
+    asked = [
+        lambda **trust: open_run(folder, comms, **trust),
+        lambda **trust: export_rom(folder, file, comms, **trust),
+        lambda **trust: evaluate_rom(file, folder, comms, **trust),
+    ]
+    for ask in asked:
+        with pytest.raises(ConfigError, match='`network.name = "other_field.py:make"`.*--trust'):
+            ask()
+        with pytest.raises(NodepintError, match="fingerprint"):  # not the config of this run
+            ask(trust=True)
+    comms.control.Barrier()
+    assert not marker.exists()
 
 
 def test_fewer_independent_directions_than_asked_for_are_said(comms, make_run, caplog):
@@ -195,7 +236,7 @@ def test_bad_files_and_runs_are_refused_in_words(comms, make_run, shared_tmp_pat
         bad.write_bytes(damaged)
         with pytest.raises(ReducedModelError, match="is damaged"):
             load_rom(bad)
-    bad.write_bytes(content.replace(b"format 1\n", b"format 9\n", 1))
+    bad.write_bytes(content.replace(b"format 2\n", b"format 9\n", 1))
     with pytest.raises(ReducedModelError, match="has format 9"):
         load_rom(bad)
     with pytest.raises(NodepintError, match="is there and no reduced model"):

@@ -54,6 +54,7 @@ def make_report(
     *,
     page: Path | None = None,
     rom_file: Path | None = None,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Write the page of a run. Local.
 
@@ -75,7 +76,7 @@ def make_report(
     sections = [make(facts) for make in FROM_RECORDS]
     scores = {}
     if comms is not None:
-        model = _open_model(folder, comms, rom_file)
+        model = _open_model(folder, comms, rom_file, trust)
         scores = model.predicted.scores
         sections.append(tables.checkpoint_used(facts, model.predicted.step))
         sections += [make(model) for make in FROM_MODEL]
@@ -91,9 +92,9 @@ def make_report(
     }
 
 
-def _open_model(folder: Path, comms: Comms, rom_file: Path | None) -> Model:
+def _open_model(folder: Path, comms: Comms, rom_file: Path | None, trust: bool) -> Model:
     try:
-        return look_at_model(folder, comms, rom_file)
+        return look_at_model(folder, comms, rom_file, trust=trust)
     except NodepintError as error:
         raise type(error)(
             f"{str(error).rstrip('.')}. `--no-model` makes the report without predictions."

@@ -56,14 +56,18 @@ class Model(NamedTuple):
     reduced: Reduced | None
 
 
-def look_at_model(folder: Path, comms: Comms, rom_file: Path | None) -> Model:
+def look_at_model(
+    folder: Path, comms: Comms, rom_file: Path | None, *, trust: bool = False
+) -> Model:
     """Load the newest good checkpoint and predict the test split. Local: `comms` is of one rank.
 
     Raises:
         NodepintError: if the run, its data, a checkpoint or the reduced model cannot be read.
     """
-    reduced = None if rom_file is None else Reduced(load_rom_of(folder, rom_file), rom_file)
-    trained = open_run(folder, comms)
+    reduced = (
+        None if rom_file is None else Reduced(load_rom_of(folder, rom_file, trust=trust), rom_file)
+    )
+    trained = open_run(folder, comms, trust=trust)
     return Model(trained, _predict(trained, reduced), reduced)
 
 
