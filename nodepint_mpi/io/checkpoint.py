@@ -220,10 +220,7 @@ def require_fingerprint(control: MPI.Intracomm, where: Path, fingerprint: str) -
     Raises:
         CheckpointError: on all ranks, if there is none or it belongs to another experiment.
     """
-    with agreed(control):
-        listed = _candidates(where) if control.rank == 0 else None
-    candidates, _ = control.bcast(listed)
-    for path in candidates:
+    for path in control.bcast(find_checkpoints(where) if control.rank == 0 else None):
         with agreed(control):
             if control.rank == 0:
                 _check_format(path)

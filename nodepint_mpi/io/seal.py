@@ -139,6 +139,10 @@ def _read_seal(path: Path) -> tuple[Seal, str]:
     if int(match[1]) != n_bytes:
         return none, f"it has {n_bytes} bytes instead of {int(match[1])}"
     apart = tuple(Span(*map(int, text.split(b"+"))) for text in match[2].split())
+    ends = [USERBLOCK_BYTES, *(span.start + span.n_bytes for span in apart)]
+    starts = [*(span.start for span in apart), n_bytes]
+    if any(start < end for start, end in zip(starts, ends, strict=True)):
+        return none, "its seal leaves out what is not in the file, or twice"
     return Seal(n_bytes, apart, match[3].decode()), ""
 
 

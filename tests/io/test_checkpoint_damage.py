@@ -150,6 +150,69 @@ def test_a_sealed_file_without_its_parts_is_damaged(comm, shared_tmp_path):
         load(comm, path)
 
 
+def _add_external(file, folder):
+    del file["rows/flat"]
+    np.full(100, 1234.5).tofile(folder / "other")
+    shape, place = (7,), [(str(folder / "other"), 0, 28)]
+    file.create_dataset("rows/flat", shape, "i4", external=place).attrs["dtype"] = np.bytes_(
+        b"int32"
+    )
+
+
+def _claim_too_much(file, folder):
+    del file["replicated/single"]
+    made = file.create_dataset("replicated/single", (10**12,), "f4")
+    made.attrs["dtype"] = np.bytes_(b"float32")
+
+
+def _step(file, folder):
+    file.attrs["step"] = 6
+
+
+def _link(file, folder):
+    file["replicated/single-too"] = h5py.SoftLink("/replicated/single")
+
+
+def _rows(file, folder):
+    del file["row_xxh3/flat"]
+    file["row_xxh3/flat"] = np.zeros(3, np.uint64)
+
+
+@pytest.mark.parametrize(
+    "craft, said",
+    [
+        (_add_external, "rows/flat has external storage"),
+        (_claim_too_much, "replicated/single declares 4000000000000 bytes, the file has"),
+        (_step, "is named step-000005.h5 and holds step 6"),
+        (_link, "replicated/single-too is a link"),
+        (_rows, "rows/flat does not have 7 rows with checksums"),
+    ],
+)
+def test_a_crafted_file_with_a_seal_is_refused_on_every_rank(comm, shared_tmp_path, craft, said):
+    path = save(comm, shared_tmp_path, 5)
+    if comm.rank == 0:
+        with h5py.File(path, "r+") as file:
+            craft(file, shared_tmp_path)
+        reseal(path)
+    comm.Barrier()
+    with pytest.raises(CheckpointError, match=said) as caught:
+        load(comm, path)
+    assert "\n" not in str(caught.value)
+
+
+def test_arrays_under_each_other_s_names_do_not_match_their_checksums(comm, shared_tmp_path):
+    path = save(comm, shared_tmp_path, 5)
+    if comm.rank == 0:
+        with h5py.File(path, "r+") as file:
+            file.move("replicated/scalar", "replicated/x")
+            file.move("replicated/rate", "replicated/scalar")
+            file.move("replicated/x", "replicated/rate")
+        reseal(path)
+    comm.Barrier()
+    with pytest.raises(CheckpointError, match="does not match its checksum"):
+        load(comm, path)
+
+
 def test_a_later_format_is_refused_but_not_called_damaged(comm, shared_tmp_path, monkeypatch):
     path = save(comm, shared_tmp_path, 5)
     if comm.rank == 0:

@@ -64,6 +64,8 @@ def read_facts(folder: Path) -> Facts:
         )
     done, times = _read_json(folder / DONE), _read_json(folder / PHASES)
     starts = (_read_json(folder / PROVENANCE) or {}).get("starts", [])
+    if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+        raise DataError(f"{folder / PROVENANCE} is damaged: `starts` is not a list of tables.")
     paths = find_checkpoints(folder / CHECKPOINTS)
     checkpoints = [(path.name, path.stat().st_size) for path in paths]
     return Facts(
@@ -84,7 +86,7 @@ def as_columns(records: list[dict[str, Any]], path: Path) -> Columns:
             continue
         try:
             columns[name] = np.array([np.nan if v is None else v for v in values], float)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise DataError(
                 f"{path} is damaged: `{name}` is not always a number: {error}"
             ) from None
@@ -143,7 +145,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} is damaged: it holds no table of names and values.")

@@ -77,7 +77,7 @@ def _read(point: Point) -> Row:
         row |= {"n_nodes": len(start["hosts"]), "all_cores": start["n_cores"]}
         row["serial_steps"] = 0 if point.is_plain else sum(m["sweeps"] == 0 for m in metrics)
         row["oversubscribed"] = 0 < start["n_cores"] < point.n_ranks * point.n_cores
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{point.folder} is damaged ({type(error).__name__}: {error}): remove it, and its note "
             f"{kept.beside('.json').name}, to have it made again."

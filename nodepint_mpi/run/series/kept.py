@@ -43,7 +43,7 @@ class KeptRun(NamedTuple):
         """What was noted when it was last begun; None if there is no note that can be read."""
         try:
             found = json.loads(self.beside(".json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return found if isinstance(found, dict) else None
 

@@ -60,7 +60,7 @@ def _read(cell: Cell) -> dict[str, Any]:
             "peak_bytes": done["peak_bytes"],
             "scores": _scores(cell, done),
         }
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{cell.folder} is damaged ({type(error).__name__}: {error}): remove it, and its note "
             f"{cell.method}.json, to have it made again."
