@@ -16,8 +16,8 @@ from nodepint_mpi.run.build_model import build_model
 from nodepint_mpi.run.check_model import check_model
 from nodepint_mpi.run.memory import kept_states, require_network_fits, show_bytes, tree_bytes
 from nodepint_mpi.run.own_data import with_own_data
-from nodepint_mpi.run.samples import Samples, common_times, count_outputs
-from nodepint_mpi.run.setup import share_batch
+from nodepint_mpi.run.samples import Samples, check_batch, check_samples, count_outputs
+from nodepint_mpi.run.setup import check_scores, share_batch
 from nodepint_mpi.run.step import split_model
 from nodepint_mpi.run.track_store import bytes_each, count_kept
 
@@ -64,8 +64,10 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
     params, _ = split_model(model)
     opt_state = jax.eval_shape(build_optimiser(config.optim).init, params)
     batch = samples.section.batch_size or samples.n_rows
-    state = int(np.prod(check_model(model, samples)))
-    message = share_batch(config, samples.n_rows, n_groups) * state * number_bytes
+    shape = check_model(model, samples)
+    state, n_samples = int(np.prod(shape)), share_batch(config, samples.n_rows, n_groups)
+    check_scores(config, model, samples, (n_samples, *shape))
+    message = n_samples * state * number_bytes
     params_bytes, opt_bytes = tree_bytes(params), tree_bytes(opt_state)
     rows = {}
     if section.tracking is not None:
@@ -100,14 +102,19 @@ def format_plan(plan: dict[str, Any]) -> str:
 
 
 def _open(config: Config) -> Samples:
-    """The training split, opened by this process alone."""
-    data = with_own_data(config).data
+    """The training split, opened by this process alone; both splits are checked as in training."""
+    config = with_own_data(config)
+    data = config.data
     if data is None:
         raise ConfigError("The plan of a training run needs a section `[data]`.")
     columns = [data.input, data.target, *([data.times] if data.times else [])]
-    split = open_split(data.source, data.train_split, list(dict.fromkeys(columns)))
-    times = common_times(split, data) if data.times else np.array([config.time.horizon[1]])
-    return Samples(split, data, times)
+    splits = {
+        name: open_split(data.source, name, list(dict.fromkeys(columns)))
+        for name in (data.train_split, data.test_split)
+    }
+    times = {name: check_samples(split, config) for name, split in splits.items()}
+    check_batch(data, splits[data.train_split].n_rows)
+    return Samples(splits[data.train_split], data, times[data.train_split])
 
 
 def _show(key: str, value: Any) -> str:

@@ -139,7 +139,7 @@ def _assemble(
     test_problem = make_whole_problem(config, comms.time, model, test)
     n_samples = share_batch(config, train.n_rows, comms.time.n_groups)
     shape = (n_samples, *check_model(model, train))
-    _check_losses(train_problem, model, train, shape)
+    check_scores(config, model, train, shape)
     state = jax.ShapeDtypeStruct(shape, config.run.precision)
     train_problem.solver.method.blank(state)  # says if the basis does not fit the state
     optimiser = build_optimiser(config.optim)
@@ -148,10 +148,14 @@ def _assemble(
     )
 
 
-def _check_losses(
-    problem: LineProblem, model: EncodeProcessDecode, samples: Samples, state: tuple[int, ...]
+def check_scores(
+    config: Config, model: EncodeProcessDecode, samples: Samples, state: tuple[int, ...]
 ) -> None:
-    """Loss and metrics once on the shapes of a step, as if all observations were on this rank."""
+    """Check loss and metrics on the shapes of a step, (samples, *state). Local.
+
+    As if all observations were on this rank.
+    """
+    loss, metrics = build_loss(config)
     _, targets = samples.take(np.array([0]))
     n_times = max(1, targets.shape[1])
     states = jax.ShapeDtypeStruct((n_times, *state), jnp.zeros(()).dtype)
@@ -159,9 +163,9 @@ def _check_losses(
     wanted = jax.ShapeDtypeStruct(
         (n_times, state[0], *targets.shape[2:]), jnp.asarray(targets[:1]).dtype
     )
-    names = {f"The metric {name!r}": metric for name, metric in problem.metrics.items()}
-    check_losses({"The loss": problem.loss} | names, prediction, wanted)
-    check_gradient(problem.loss, prediction, wanted)
+    names = {f"The metric {name!r}": metric for name, metric in metrics.items()}
+    check_losses({"The loss": loss} | names, prediction, wanted)
+    check_gradient(loss, prediction, wanted)
 
 
 def share_batch(config: Config, n_rows: int, n_groups: int) -> int:

@@ -2,6 +2,8 @@
 
 import re
 
+import datasets
+import numpy as np
 import pytest
 
 from nodepint_mpi.config import parse_config
@@ -187,6 +189,31 @@ def test_the_ranks_of_a_machine_share_its_memory(source, comms, monkeypatch):
         monkeypatch.setattr(memory, "machine_bytes", lambda: 10**9 - 1)
         memory.require_memory({"x": 10**9 // 2}, 2)
     assert "476.8 MiB a rank" in str(caught.value) and needed > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t[3].__setitem__(4, 1.01), "observation 4 .* is at 1.01 in row 3 and at 1 in"),
+        (lambda t: t.__setitem__((slice(None), 8), t[:, 7]), "observation 8 .* is at 1.75, after"),
+        (lambda t: t.__imul__(1.5), "from 0 to 3, outside the horizon"),
+    ],
+)
+def test_times_that_do_not_fit_are_named_by_training_and_by_its_plan(
+    comms, shared_tmp_path, change, said
+):
+    if comms.control.rank == 0:
+        times = np.tile(np.linspace(0.0, 2.0, 9), (6, 1))
+        change(times)
+        rows = {"t": times.tolist(), "u": np.ones((6, 9, 2)).tolist()}
+        split = datasets.Dataset.from_dict(rows)
+        both = datasets.DatasetDict({"train": split, "test": split})
+        both.save_to_disk(str(shared_tmp_path / "set"))
+    comms.control.Barrier()
+    config = parse_config(small_config(shared_tmp_path / "set"))
+    for act in (lambda: set_up(config, comms), lambda: make_plan(config, comms.control.size)):
+        with pytest.raises(NodepintError, match=said):
+            act()
 
 
 def test_out_of_memory_is_one_sentence():
