@@ -30,12 +30,6 @@ def check_model(model: EncodeProcessDecode, samples: Samples) -> tuple[int, ...]
         NodepintError: with the part that is wrong, what it returned, and what was expected.
     """
     inputs, targets = samples.take(np.array([0]))
-    params, _ = split_model(model)
-    if not jax.tree.leaves(params):
-        raise ProblemError(
-            "The model has no parameters: none of its arrays holds real numbers, so there is "
-            "nothing to train. Make weights `jax.Array`s that are fields of an `equinox.Module`."
-        )
     x = jax.eval_shape(as_numbers, jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype))
     u = _returned("The encoder", model.encoder, x)
     if not _is_array(u, jnp.floating):
@@ -60,6 +54,12 @@ def check_model(model: EncodeProcessDecode, samples: Samples) -> tuple[int, ...]
         raise ProblemError(
             f"The decoder returned shape {prediction.shape}, but observations have shape "
             f"{targets.shape[2:]}."
+        )
+    params, _ = split_model(model)
+    if not jax.tree.leaves(params):
+        raise ProblemError(
+            "The model has no parameters: none of its arrays holds real numbers, so there is "
+            "nothing to train. Make weights `jax.Array`s that are fields of an `equinox.Module`."
         )
     name = "Differentiating encoder, vector field and decoder"
     gradient = eqx.filter_grad(lambda both: _total(*both))
