@@ -353,7 +353,7 @@ def read_text(path: str | Path) -> str:
         ConfigError: if it cannot be read.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")  # editors may begin it with a mark
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"Cannot read the config file {path}: {reason}.") from error

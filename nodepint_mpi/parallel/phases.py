@@ -36,7 +36,7 @@ class Report(NamedTuple):
 
     def describe(self) -> str:
         """In words, for a message."""
-        where = self.phase if self.phase == UNNAMED else f"'{self.phase}'"
+        where = self.phase if self.phase.startswith(UNNAMED) else f"'{self.phase}'"
         return where if self.step is None else f"{where} (step {self.step})"
 
 
@@ -83,6 +83,7 @@ class Phase:
         clock.spent[self.name] = clock.spent.get(self.name, 0.0) + end - self.began
         if self.collective and kind is None:
             clock.note(self.name, end - self.start)
+        clock.last = self
         self.outer.start = end  # what surrounds it has moved on
         clock.now = self.outer
         if self.limit_s is not None:
@@ -114,6 +115,7 @@ class PhaseClock:
         self.announce = announce
         self.spent: dict[str, float] = {}  # seconds by name; of a phase with those within it
         self.now = Phase(self, UNNAMED)
+        self.last: Phase | None = None  # the one that ended last
         self.now.start = time.monotonic()
         self._limit_s = limit_s
         self._first_limit_s = first_limit_s
@@ -159,7 +161,10 @@ class PhaseClock:
             self._compiling = time_now  # what runs once it is compiled starts from nought
             start, limit_s = now.start, max(limit_s, self._first_limit_s)
         quiet_s = max(self._quiet_s, now.limit_s or 0.0)
-        return Report(now.name, now.collective, now.step, time_now - start, limit_s, quiet_s)
+        last, name = self.last, now.name
+        if name == UNNAMED and last is not None:
+            name += f" after '{last.name}'" + ("" if last.step is None else f" (step {last.step})")
+        return Report(name, now.collective, now.step, time_now - start, limit_s, quiet_s)
 
     def _is_compiling(self) -> bool:
         frame: FrameType | None = sys._current_frames().get(self._thread)

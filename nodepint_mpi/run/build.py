@@ -143,7 +143,7 @@ def build_loss(config: Config) -> tuple[Loss, dict[str, Loss]]:
     name = config.loss.name
     own = dict(map(_own_metric, config.loss.metrics))
     if is_import_path(name):
-        return import_object(name, "loss.name"), own
+        return _own_function(name, "loss.name"), own
     if name not in LOSSES:
         raise ConfigError(unknown_name("loss.name", name, LOSSES))
     return LOSSES[name], METRICS[name] | own
@@ -157,7 +157,16 @@ def _own_metric(path: str) -> tuple[str, Loss]:
             f"`loss.metrics` holds {path!r}; it takes metrics of your own, named "
             "`file.py:function`, and none of the name 'loss' or 'step'."
         )
-    return name, import_object(path, "loss.metrics")
+    return name, _own_function(path, "loss.metrics")
+
+
+def _own_function(path: str, key: str) -> Callable:
+    """The user's function that a key names."""
+    found = import_object(path, key)
+    if not callable(found):
+        kind = type(found).__name__
+        raise ConfigError(f'`{key} = "{path}"` is of type {kind}; expected a function.')
+    return found
 
 
 def build_optimiser(section: OptimSection) -> optax.GradientTransformation:
@@ -184,7 +193,7 @@ def build_problem(section: ProblemSection, horizon: list[float]) -> Problem:
     if is_import_path(section.field):
         if section.initial is None:
             raise ConfigError("`problem.initial` is missing: a field of your own needs it.")
-        field = import_object(section.field, "problem.field")
+        field = _own_function(section.field, "problem.field")
         problem = Problem(field, section.args, np.asarray(section.initial), (0.0, 1.0))
     elif section.field in PROBLEMS:
         problem = PROBLEMS[section.field]

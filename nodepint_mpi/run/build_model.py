@@ -41,9 +41,18 @@ def build_solver(section: StepsSection, key: str) -> diffrax.AbstractSolver:
     assert name is not None  # checked by the config
     if is_import_path(name):
         solver = import_object(name, f"{key}.solver")
-        solver = solver() if isinstance(solver, type) else solver
+        try:
+            solver = solver() if isinstance(solver, type) else solver
+        except Exception as error:  # anything that the user's code can raise
+            raise ConfigError(
+                f'`{key}.solver = "{name}"`: calling it without arguments failed: '
+                f"{type(error).__name__}: {error}"
+            ) from error
         if not isinstance(solver, diffrax.AbstractSolver):
-            raise ConfigError(f'`{key}.solver = "{name}"` is no diffrax solver.')
+            raise ConfigError(
+                f'`{key}.solver = "{name}"` is of type {type(solver).__name__}; expected a diffrax '
+                "solver, or a class that makes one without arguments."
+            )
         return solver
     if name == "rk4":
         return RK4()
@@ -143,10 +152,13 @@ def _own_model(
     assert make is not None  # a name that stands for None fails below in words
     try:
         model = make(key, **shape, **network.options)
-    except TypeError as error:
+    except (ConfigError, ProblemError):
+        raise
+    except Exception as error:  # anything that the user's code can raise
         raise ConfigError(
             f'`network.name = "{network.name}"` was called with a key, `input_shape`, '
-            f"`output_size` and {sorted(network.options)}, and failed: {error}"
+            f"`output_size` and {sorted(network.options)}, and failed: {type(error).__name__}: "
+            f"{next(iter(str(error).splitlines()), '')}"
         ) from error
     if all(callable(getattr(model, part, None)) for part in ("encoder", "processor", "decoder")):
         return EncodeProcessDecode(model.encoder, model.processor, model.decoder)

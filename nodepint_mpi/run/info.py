@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 
 from nodepint_mpi.config import Config
-from nodepint_mpi.config_time import StepsSection
 from nodepint_mpi.core.partition import check_layout, owned_range
 from nodepint_mpi.errors import ConfigError, LayoutError
 from nodepint_mpi.io.checkpoint_file import checkpoint_bytes
@@ -15,9 +13,11 @@ from nodepint_mpi.io.datasets import open_split
 from nodepint_mpi.parallel.dealing import part_of
 from nodepint_mpi.run.build import build_optimiser, build_problem
 from nodepint_mpi.run.build_model import build_model
+from nodepint_mpi.run.check_model import check_model
+from nodepint_mpi.run.memory import kept_states, require_network_fits, show_bytes, tree_bytes
 from nodepint_mpi.run.own_data import with_own_data
-from nodepint_mpi.run.samples import Samples, common_times, count_outputs
-from nodepint_mpi.run.setup import check_model, share_batch
+from nodepint_mpi.run.samples import Samples, check_batch, check_samples, count_outputs
+from nodepint_mpi.run.setup import check_scores, share_batch
 from nodepint_mpi.run.step import split_model
 from nodepint_mpi.run.track_store import bytes_each, count_kept
 
@@ -59,13 +59,16 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
     samples = _open(config)
     shape, size = samples.input_shape, count_outputs(samples)
     last = config.run.n_steps - 1  # a network that grows is largest then
+    require_network_fits(config, input_shape=shape, output_size=size, step=last, n_here=1)
     model = build_model(config, input_shape=shape, output_size=size, step=last)
     params, _ = split_model(model)
     opt_state = jax.eval_shape(build_optimiser(config.optim).init, params)
     batch = samples.section.batch_size or samples.n_rows
-    state = int(np.prod(check_model(model, samples)))
-    message = share_batch(config, samples.n_rows, n_groups) * state * number_bytes
-    params_bytes, opt_bytes = _tree_bytes(params), _tree_bytes(opt_state)
+    shape = check_model(model, samples)
+    state, n_samples = int(np.prod(shape)), share_batch(config, samples.n_rows, n_groups)
+    check_scores(config, model, samples, (n_samples, *shape))
+    message = n_samples * state * number_bytes
+    params_bytes, opt_bytes = tree_bytes(params), tree_bytes(opt_state)
     rows = {}
     if section.tracking is not None:
         sample = jax.ShapeDtypeStruct((batch, state), np.dtype(config.run.precision))
@@ -86,7 +89,7 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
         "message_bytes": message,
         "gradient_message_bytes": params_bytes,
         "interface_bytes_per_rank": max(owned) * 6 * message,
-        "adjoint_bytes_per_rank": max(owned) * _kept_states(section.fine) * message,
+        "adjoint_bytes_per_rank": max(owned) * kept_states(section.fine) * message,
         "replicated_bytes_per_rank": 2 * params_bytes + opt_bytes,
         "checkpoint_bytes": checkpoint_bytes(replicated, rows, meta_bytes=4096),
     }
@@ -99,36 +102,24 @@ def format_plan(plan: dict[str, Any]) -> str:
 
 
 def _open(config: Config) -> Samples:
-    """The training split, opened by this process alone."""
-    data = with_own_data(config).data
+    """The training split, opened by this process alone; both splits are checked as in training."""
+    config = with_own_data(config)
+    data = config.data
     if data is None:
         raise ConfigError("The plan of a training run needs a section `[data]`.")
     columns = [data.input, data.target, *([data.times] if data.times else [])]
-    split = open_split(data.source, data.train_split, list(dict.fromkeys(columns)))
-    times = common_times(split, data) if data.times else np.array([config.time.horizon[1]])
-    return Samples(split, data, times)
-
-
-def _kept_states(steps: StepsSection) -> int:
-    """States per slice and sample that the pull-back keeps."""
-    if steps.checkpoints is not None:
-        return steps.checkpoints
-    if steps.n_steps is not None:
-        return steps.n_steps
-    return int(np.ceil(np.sqrt(2 * steps.max_steps)))
-
-
-def _tree_bytes(tree: Any) -> int:
-    leaves = jax.tree.leaves(eqx.filter(tree, lambda leaf: hasattr(leaf, "dtype")))
-    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    splits = {
+        name: open_split(data.source, name, list(dict.fromkeys(columns)))
+        for name in (data.train_split, data.test_split)
+    }
+    times = {name: check_samples(split, config) for name, split in splits.items()}
+    check_batch(data, splits[data.train_split].n_rows)
+    return Samples(splits[data.train_split], data, times[data.train_split])
 
 
 def _show(key: str, value: Any) -> str:
     if value is None:
         return "-"
     if "bytes" in key:
-        for unit in ("B", "KiB", "MiB", "GiB"):
-            if value < 1024 or unit == "GiB":
-                return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-            value /= 1024
+        return show_bytes(value)
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

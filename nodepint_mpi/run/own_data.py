@@ -56,4 +56,4 @@ def _code(function: Any, name: str) -> str:
         source = None
     if source is None or not callable(function):
         raise ConfigError(f'`{KEY} = "{name}"` must name a function written in Python.')
-    return code_of(Path(source).read_text(encoding="utf-8"))
+    return code_of(Path(source).read_text(encoding="utf-8-sig"))

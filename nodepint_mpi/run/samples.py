@@ -6,9 +6,11 @@ import numpy as np
 from mpi4py import MPI
 
 from nodepint_mpi.config import Config, DataSection
+from nodepint_mpi.core.observations import place_observations
 from nodepint_mpi.errors import ConfigError, DataError
 from nodepint_mpi.io.datasets import Split, batch_indices, check_finite, open_split_together
 from nodepint_mpi.parallel.guard import together
+from nodepint_mpi.run.build_model import build_edges
 from nodepint_mpi.run.sameness import require_same_data
 
 
@@ -54,20 +56,13 @@ def open_samples(control: MPI.Intracomm, config: Config, split: str) -> Samples:
     section = config.data
     if section is None:
         raise ConfigError("Training needs a section `[data]`.")
-    columns = [section.input, section.target, *([section.times] if section.times else [])]
+    columns = _columns(section)
     opened = open_split_together(control, section.source, split, list(dict.fromkeys(columns)))
     require_same_data(control, section.source, split, opened, columns)
     with together(control):
-        check_finite(opened, columns)
-        if section.times is None:
-            times = np.array([config.time.horizon[1]])
-        else:
-            times = common_times(opened, section)
-    size = section.batch_size
-    if split == section.train_split and size is not None and size > opened.n_rows:
-        raise DataError(
-            f"`data.batch_size` is {size}, but the split {split!r} has {opened.n_rows} samples."
-        )
+        times = check_samples(opened, config)
+        if split == section.train_split:
+            check_batch(section, opened.n_rows)
     return Samples(opened, section, times)
 
 
@@ -97,9 +92,51 @@ def common_times(split: Split, section: DataSection) -> np.ndarray:
                 f"The column {name!r} has rows of shape {split.column(name).shape}; it must hold "
                 f"a vector for each of the {times.shape[1]} times in {section.times!r}."
             )
-    if not np.array_equal(times, np.broadcast_to(times[:1], times.shape)):
+    differing = np.argwhere(times != times[:1])
+    if len(differing):
+        row, place = differing[0]
         raise DataError(
-            f"The rows of {section.times!r} differ; all trajectories of a split must be observed "
-            "at the same times."
+            f"The rows of {section.times!r} differ: observation {place} (from 0) is at "
+            f"{times[row, place]:g} in row {row} and at {times[0, place]:g} in row 0. All "
+            "trajectories of a split must be observed at the same times: interpolate them to "
+            "common times, or keep only the times that all of them have."
+        )
+    falling = np.flatnonzero(~(np.diff(times[0]) > 0))
+    if len(falling):
+        place = int(falling[0])
+        raise DataError(
+            f"The times of {section.times!r} must increase, but observation {place + 1} (from 0) "
+            f"of every row is at {times[0, place + 1]:g}, after {times[0, place]:g}: sort the "
+            "observations, and remove those that only fill rows to one length."
         )
     return times[0]
+
+
+def check_samples(split: Split, config: Config) -> np.ndarray:
+    """The observation times of a split that can be trained on or scored. Local.
+
+    Raises:
+        NodepintError: for numbers that are not finite, times that rows do not share, that do not
+            increase or lie outside the horizon, and for fewer rows than a batch takes.
+    """
+    section = config.data
+    assert section is not None  # the split is of it
+    check_finite(split, _columns(section))
+    if section.times is None:
+        return np.array([config.time.horizon[1]])
+    times = common_times(split, section)
+    place_observations(times, build_edges(config.time), 1, 0)  # says if they do not fit
+    return times
+
+
+def check_batch(section: DataSection, n_rows: int) -> None:
+    """Check that the training split has enough rows for a batch. Local."""
+    if section.batch_size is not None and section.batch_size > n_rows:
+        raise DataError(
+            f"`data.batch_size` is {section.batch_size}, but the split {section.train_split!r} "
+            f"has {n_rows} samples."
+        )
+
+
+def _columns(section: DataSection) -> list[str]:
+    return [section.input, section.target, *([section.times] if section.times else [])]

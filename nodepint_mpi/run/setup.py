@@ -1,5 +1,6 @@
 """From a config to everything a run computes with. Shared by training and evaluation."""
 
+import socket
 from typing import NamedTuple
 
 import equinox as eqx
@@ -8,22 +9,31 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import PyTree
+from mpi4py import MPI
 
 from nodepint_mpi.config import Config
 from nodepint_mpi.core.galerkin import AbstractReduction, Galerkin, ProjectedProcessor
-from nodepint_mpi.core.networks import EncodeProcessDecode, FlatLinear, as_numbers
+from nodepint_mpi.core.networks import EncodeProcessDecode, FlatLinear
+from nodepint_mpi.core.objective import per_sample
 from nodepint_mpi.core.observations import place_observations
 from nodepint_mpi.core.partition import check_layout, own_slices
 from nodepint_mpi.core.relaxation import edge_weights, relax
 from nodepint_mpi.core.resolution import check_field_resolution
 from nodepint_mpi.core.types import Field
-from nodepint_mpi.errors import ConfigError, DataError, ProblemError
+from nodepint_mpi.errors import ConfigError, ProblemError
 from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.dealing import own_part
 from nodepint_mpi.parallel.guard import together
 from nodepint_mpi.parallel.methods import AbstractMethod
 from nodepint_mpi.run.build import build_loss, build_optimiser, build_time_solver
 from nodepint_mpi.run.build_model import build_edges, build_integrator, build_model
+from nodepint_mpi.run.check_model import check_gradient, check_losses, check_model
+from nodepint_mpi.run.memory import (
+    plan_parameters,
+    plan_slices,
+    require_memory,
+    require_network_fits,
+)
 from nodepint_mpi.run.own_data import share_own_data
 from nodepint_mpi.run.sameness import require_same_code, require_same_shapes
 from nodepint_mpi.run.samples import Samples, count_outputs, open_samples
@@ -83,12 +93,31 @@ def set_up(config: Config, comms: Comms) -> Experiment:
     assert config.data is not None or config.network is None  # open_samples explains
     train = open_samples(comms.control, config, config.data.train_split if config.data else "")
     test = open_samples(comms.control, config, config.data.test_split if config.data else "")
+    n_here = count_here(comms.control)
     with together(comms.control):
+        largest = 0 if config.growth is None else config.growth.steps[-1]
+        sizes = {"input_shape": train.input_shape, "output_size": count_outputs(train)}
+        require_network_fits(config, **sizes, step=largest, n_here=n_here)
         if config.growth is not None:  # says early if it cannot become so large
-            _build(config, train, config.growth.steps[-1])
+            _build(config, train, largest)
         experiment = _assemble(config, comms, train, test, step=0)
+        require_memory(needed_memory(experiment), n_here)
     require_same_shapes(comms.control, fresh_state(experiment)._asdict(), experiment.state)
     return experiment
+
+
+def count_here(control: MPI.Intracomm) -> int:
+    """How many of the ranks are on this machine. Collective over `control`."""
+    hosts = control.allgather(socket.gethostname())
+    return hosts.count(hosts[control.rank])
+
+
+def needed_memory(experiment: Experiment) -> dict[str, int]:
+    """The least bytes that this rank takes, by what they are for. Local."""
+    config, time = experiment.config, experiment.comms.time
+    params, _ = split_model(experiment.model)
+    slices = plan_slices(config.time, experiment.state, slice_rows(config, time)[1])
+    return plan_parameters(config, params) | slices
 
 
 def at_step(experiment: Experiment, step: int) -> Experiment:
@@ -112,12 +141,33 @@ def _assemble(
     n_samples = share_batch(config, train.n_rows, comms.time.n_groups)
     shape = (n_samples, *check_model(model, train))
     check_times(config, model, shape)
+    check_scores(config, model, train, shape)
     state = jax.ShapeDtypeStruct(shape, config.run.precision)
     train_problem.solver.method.blank(state)  # says if the basis does not fit the state
     optimiser = build_optimiser(config.optim)
     return Experiment(
         config, model, train, test, train_problem, test_problem, optimiser, state, comms
     )
+
+
+def check_scores(
+    config: Config, model: EncodeProcessDecode, samples: Samples, state: tuple[int, ...]
+) -> None:
+    """Check loss and metrics on the shapes of a step, (samples, *state). Local.
+
+    As if all observations were on this rank.
+    """
+    loss, metrics = build_loss(config)
+    _, targets = samples.take(np.array([0]))
+    n_times = max(1, targets.shape[1])
+    states = jax.ShapeDtypeStruct((n_times, *state), jnp.zeros(()).dtype)
+    prediction = eqx.filter_eval_shape(per_sample(model.decoder), states)
+    wanted = jax.ShapeDtypeStruct(
+        (n_times, state[0], *targets.shape[2:]), jnp.asarray(targets[:1]).dtype
+    )
+    names = {f"The metric {name!r}": metric for name, metric in metrics.items()}
+    check_losses({"The loss": loss} | names, prediction, wanted)
+    check_gradient(loss, prediction, wanted)
 
 
 def share_batch(config: Config, n_rows: int, n_groups: int) -> int:
@@ -187,40 +237,6 @@ def check_times(config: Config, model: EncodeProcessDecode, shape: tuple[int, ..
 def reduction_of(static: PyTree, field: Field) -> AbstractReduction:
     """How a processor becomes a field of coordinates: in its own way if it has one. Local."""
     return ProjectedProcessor(static) if hasattr(static, "on_basis") else Galerkin(field)
-
-
-def check_model(model: EncodeProcessDecode, samples: Samples) -> tuple[int, ...]:
-    """The state's shape, or what does not fit between data, encoder, field and decoder. Local."""
-    inputs, targets = samples.take(np.array([0]))
-    x = jax.eval_shape(as_numbers, jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype))
-    try:
-        u = eqx.filter_eval_shape(model.encoder, x)
-        t = jax.ShapeDtypeStruct((), u.dtype)
-        slope = eqx.filter_eval_shape(model.processor, t, u, None)
-        prediction = eqx.filter_eval_shape(model.decoder, u)
-    except (TypeError, ValueError) as error:
-        raise ProblemError(
-            f"The model does not take samples of shape {x.shape}: {error}"
-        ) from error
-    if getattr(slope, "shape", None) != u.shape:
-        raise ProblemError(
-            f"The vector field returned shape {getattr(slope, 'shape', None)} for a state of "
-            f"shape {u.shape}; du/dt must have the shape of u."
-        )
-    if not jnp.issubdtype(u.dtype, jnp.floating):
-        raise ProblemError(f"The encoder returned {u.dtype}; the state must be floating point.")
-    if samples.section.times is not None and prediction.shape != targets.shape[2:]:
-        raise ProblemError(
-            f"The decoder returned shape {prediction.shape}, but observations have shape "
-            f"{targets.shape[2:]}."
-        )
-    start = np.asarray(eqx.filter_jit(model.encoder)(as_numbers(jnp.asarray(inputs[0]))))
-    if not np.all(np.isfinite(start)):
-        raise DataError(
-            "The encoder turns the first sample into NaN or infinity; a `positive` network needs "
-            "observations above zero."
-        )
-    return u.shape
 
 
 def fresh_state(experiment: Experiment) -> TrainState:

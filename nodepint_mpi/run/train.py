@@ -36,6 +36,7 @@ from nodepint_mpi.run.machine import peak_bytes
 from nodepint_mpi.run.nonfinite import LastGood, raise_nonfinite
 from nodepint_mpi.run.plain import make_plain_stepper
 from nodepint_mpi.run.progress import Progress
+from nodepint_mpi.run.runtime_errors import explained
 from nodepint_mpi.run.sameness import require_same_code, require_same_values
 from nodepint_mpi.run.saving import resume_run, save_run
 from nodepint_mpi.run.scalars import Scalars, require_tensorboard
@@ -80,6 +81,7 @@ def train(
     control = comms.control
     make = make_plain_stepper if plain else make_stepper
     with (
+        explained(),
         Watchdog(control, limit_s=config.run.hang_timeout_s) as watchdog,
         contextlib.ExitStack() as opened,
         CompileClock() as compiling,

@@ -204,7 +204,7 @@ def test_all_ranks_stuck_in_the_jitted_step(job):
     ids=["working", "unwinding"],
 )
 def test_a_rank_that_hangs_outside_any_phase(job, body):
-    because = "has been in code outside any named phase for"
+    because = r"outside any named phase after 'training step' \(step 4\) for"
     job(body, n_ranks=2, guilty=1, because=because, limit_s=4.0)
 
 

@@ -58,7 +58,7 @@ def ends(slurm, tmp_path_factory):
         ("raises", "ValueError: the reason"),
         ("is killed", None),  # srun may be quicker than we
         ("is stopped", "no sign of life"),
-        ("hangs", "has been in code outside any named phase for"),
+        ("hangs", "has been in code outside any named phase after"),
     ],
 )
 def test_a_failed_rank_ends_the_job_in_time_and_for_good(ends, name, because):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from nodepint_mpi.parallel.heartbeat import connect
-from nodepint_mpi.parallel.phases import WARM_UP, Phase, PhaseClock, Report, find_stuck
+from nodepint_mpi.parallel.phases import UNNAMED, WARM_UP, Phase, PhaseClock, Report, find_stuck
 from nodepint_mpi.parallel.sampling import Sampler
 from nodepint_mpi.parallel.watchdog import Watchdog
 
@@ -123,7 +123,8 @@ def test_phases_nest_and_the_outer_one_starts_anew():
             assert clock.report().describe() == "'inner'"
         assert clock.report().describe() == "'outer' (step 7)"
         assert clock.report().seconds < 0.2
-    assert clock.report().describe() == "code outside any named phase"
+    assert clock.report().describe() == "code outside any named phase after 'outer' (step 7)"
+    assert PhaseClock(1.0, 50.0, quiet_s=10.0).report().describe() == UNNAMED
 
 
 def test_a_stack_that_changes_while_it_is_read_ends_no_watch(monkeypatch):
