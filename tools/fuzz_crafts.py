@@ -52,12 +52,12 @@ def _is_array(item: Any) -> bool:
     return isinstance(item, h5py.Dataset)
 
 
-def _replace(file: h5py.File, name: str, make: Callable[[], Any]) -> None:
+def _replace(file: Any, name: str, make: Callable[[], Any]) -> None:
     """Another object under the name of a dataset, with its attributes."""
     kept = {key: file[name].attrs[key] for key in file[name].attrs}
     del file[name]
     made = make()
-    for key, value in kept.items() if made is not None else ():
+    for key, value in kept.items():
         made.attrs[key] = value
 
 

@@ -287,6 +287,7 @@ def run_kind(kind: str, number: int, seed: int, folder: Path) -> int:
     size = int(re.findall(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[0]) * 1024
     resource.setrlimit(resource.RLIMIT_AS, (size + LIMIT_BYTES, size + LIMIT_BYTES))
     ends: collections.Counter[str] = collections.Counter()
+    grown = 0
     for case in range(number):
         rng = np.random.default_rng([seed, KINDS.index(kind), case])
         work.write_bytes(content)
@@ -318,12 +319,12 @@ def run_kind(kind: str, number: int, seed: int, folder: Path) -> int:
         if wrong or grown * 1024 > LIMIT_BYTES:
             print(json.dumps([case, done, wrong or f"{grown} KiB"]), flush=True)
             return 1
-    print(json.dumps({"ends": ends, "grown_MiB": grown // 1024 if number else 0}), flush=True)
+    print(json.dumps({"ends": ends, "grown_MiB": grown // 1024}), flush=True)
     return 0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Read crafted files.")
     parser.add_argument("--number", type=int, default=500, help="files of each kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default=",".join(KINDS))

@@ -275,10 +275,7 @@ def _check_leaves(path: Path) -> None:
 
 
 def _make_seal(
-    control: MPI.Intracomm,
-    path: Path,
-    places: Mapping[str, Place],
-    specs: Mapping[str, LeafSpec],
+    control: MPI.Intracomm, path: Path, places: Mapping[str, Place], specs: Mapping[str, LeafSpec]
 ) -> Seal:
     n_bytes = 0
     with agreed(control):
@@ -374,13 +371,7 @@ def _check_format(path: Path) -> None:
         )
 
 
-def _check_belongs(
-    path: Path,
-    head: Head,
-    *,
-    fingerprint: str | None,
-    config: str | None,
-) -> None:
+def _check_belongs(path: Path, head: Head, *, fingerprint: str | None, config: str | None) -> None:
     """Check that it is a checkpoint of this experiment."""
     if fingerprint is not None and head.fingerprint != fingerprint:
         how = describe_difference(head.meta.get("config"), config)

@@ -1,4 +1,4 @@
-"""Crafted files with a valid seal: refused in a sentence, or read rightly (`tools/fuzz_files.py`)."""
+"""Crafted files with a valid seal are refused in a sentence, or read rightly: `fuzz_files.py`."""
 
 import subprocess
 import sys
