@@ -32,14 +32,19 @@ def data(n=1):
 """,
     "importing.py": "import no_such_package\n",
     "raising.py": """
+import equinox as eqx, jax, jax.numpy as jnp
 from mpi4py import MPI
 
-def field(key, *, input_shape, output_size):
-    def slope(t, u, args):
+class Slope(eqx.Module):
+    rate: jax.Array
+
+    def __call__(self, t, u, args):
         if MPI.COMM_WORLD.Get_rank() == 1:
             raise RuntimeError("the reason")
-        return u
-    return slope
+        return self.rate * u
+
+def field(key, *, input_shape, output_size):
+    return Slope(jnp.ones(1))
 
 def plain(t, u, args):
     if MPI.COMM_WORLD.Get_rank() == 1:
@@ -150,7 +155,8 @@ CASES = {
         train(network__name="mpl"), r"`network\.name` knows no 'mpl'.*'mlp'"
     ),
     "field of the wrong shape": Bad(
-        own("shape.py:field"), r"returned shape \(3,\) for a state of shape \(2,\)"
+        own("shape.py:field"),
+        r"returned shape \(3,\) and type float64 for a state of shape \(2,\)",
     ),
     "field that cannot import": Bad(
         own("importing.py:field"), r"network\.name = \"importing\.py:field\".*no_such_package"
@@ -158,7 +164,8 @@ CASES = {
     "missing function": Bad(own("shape.py:filed"), r"shape\.py has nothing named 'filed'"),
     "missing file": Bad(own("gone.py:field"), r"`network\.name`: there is no file gone\.py"),
     "field that raises on one rank": Bad(
-        own("raising.py:field"), r"rank 1 on \S+: RuntimeError: the reason"
+        own("raising.py:field"),
+        r"rank 1 on \S+: The vector field failed for .*: RuntimeError: the reason",
     ),
     "occupied directory": Bad(train("--out", "run"), "run is not empty.*--resume auto"),
     "directory that is a file": Bad(train("--out", "tiny.toml"), r"tiny\.toml is a file.*--out"),
@@ -278,7 +285,8 @@ def test_a_field_that_turns_to_nan_ends_the_run_before_the_checkpoint(case, node
     field = "--set", 'network={name = "exploding.py:field"}'
     done = nodepint(2, "train", case.config, "--out", "run", *field, *keys, code=2)
     where = r"in slice 0 \(of 0 to 6; t from 0 to 0\.5\) on rank 0 on "
-    said = f"^nodepint: Step 1: the loss is nan.* the state first became non-finite {where}"
+    said = f"^nodepint: Step 2: the loss is nan.* the state first became non-finite {where}"
     assert re.search(said, done.stderr, re.MULTILINE | re.IGNORECASE)
-    assert [path.name for path in checkpoints(tmp_path / "run")] == ["step-000001.h5"]
+    names = [path.name for path in checkpoints(tmp_path / "run")]
+    assert names == ["step-000000.h5", "step-000001.h5"]  # what the last finite step began with
     assert not (tmp_path / "run" / "DONE").exists()
