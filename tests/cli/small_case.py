@@ -173,11 +173,11 @@ def damage(path: Path) -> None:
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of all that is in a folder."""
+    """Size and time of all that is in a folder, but for locks: every start takes them."""
     return {
         str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and "__pycache__" not in path.parts and path.name != "lock"
     }
 
 
