@@ -51,7 +51,7 @@ LAYERS: dict[str, Layer] = {
     "config_errors": Layer(frozenset({"errors"}), frozenset({"pydantic"})),
     "config_embedded": Layer(frozenset({"errors"}), frozenset()),
     "core": Layer(frozenset({"errors"}), NUMERICS),
-    "parallel": Layer(frozenset({"core", "errors"}), NUMERICS | {"mpi4py", "mpi4jax"}),
+    "parallel": Layer(frozenset({"core", "errors"}), NUMERICS | {"mpi4py", "mpi4jax", "xxhash"}),
     "io": Layer(
         frozenset({"core", "errors", "names", "parallel.guard"}),
         NUMERICS | {"h5py", "datasets", "pyarrow", "mpi4py", "xxhash"},

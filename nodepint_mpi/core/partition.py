@@ -60,7 +60,10 @@ def owned_range(n_slices: int, n_ranks: int, rank: int) -> range:
 
 def check_edges(edges: ArrayLike) -> np.ndarray:
     """Return the slice boundaries as a 1-D float array, or say what is wrong with them. Local."""
-    edges = np.asarray(edges, dtype=float)
+    try:
+        edges = np.asarray(edges, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ProblemError(f"`edges` is not a list of times: {error}.") from error
     if edges.ndim != 1 or len(edges) < 2:
         raise ProblemError(
             f"`edges` has shape {edges.shape}; it must list at least two times, the boundaries "

@@ -1,13 +1,15 @@
 """Propagators: the flow of a vector field over one time slice, fine or coarse, by diffrax."""
 
 import abc
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import diffrax
 import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Inexact, Int, Real
 
 from nodepint_mpi.core.types import Field, Params, State
@@ -56,8 +58,16 @@ class FixedSteps(AbstractIntegrator):
     """States kept per slice for the discrete adjoint; all `n_steps` unless given."""
 
     def __check_init__(self):
-        if self.n_steps < 1:
-            raise ProblemError(f"`n_steps` is {self.n_steps!r}; a slice needs at least one step.")
+        _check_solver(self.solver)
+        _check_count("n_steps", self.n_steps)
+        _check_adjoint(self.adjoint, self.checkpoints)
+        finder = getattr(self.solver, "root_finder", None)
+        if any(_is_borrowed(getattr(finder, name, None)) for name in ("rtol", "atol")):
+            raise ProblemError(
+                f"The root finder of {type(self.solver).__name__} takes its tolerances from error "
+                "control, which fixed steps do not have: give it its own, for instance "
+                "`root_finder=diffrax.VeryChord(rtol=1e-8, atol=1e-8, norm=optimistix.max_norm)`."
+            )
 
     def for_tangents(self):
         solver = self.solver
@@ -138,6 +148,20 @@ class AdaptiveSteps(AbstractIntegrator):
     """States kept per slice for the discrete adjoint; diffrax's choice unless given."""
 
     def __check_init__(self):
+        _check_solver(self.solver)
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+                raise ProblemError(f"`{name}` is {value!r}; expected a number of at least zero.")
+        if not self.rtol + self.atol > 0:
+            raise ProblemError("`rtol` and `atol` are both zero; one must be greater.")
+        _check_count("max_steps", self.max_steps)
+        _check_adjoint(self.adjoint, self.checkpoints)
+        if not isinstance(self.solver, diffrax.AbstractAdaptiveSolver):
+            raise ProblemError(
+                f"{type(self.solver).__name__} has no error estimate, so it cannot choose its "
+                "steps: use fixed steps, or another solver such as Tsit5."
+            )
         butcher = getattr(self.solver, "butcher", None)
         if butcher is not None and butcher.b_embedded is None:
             raise ProblemError(
@@ -218,6 +242,8 @@ def _diffeqsolve(
         saveat = diffrax.SaveAt(subs=(inside, end))
     else:
         saveat = diffrax.SaveAt(t1=True)
+    if isinstance(adjoint, diffrax.BacksolveAdjoint):
+        field, params = _without_traced(field, params, start, t0)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field), solver, t0=t0, t1=t1, dt0=dt0, y0=start, args=params,
         saveat=saveat, stepsize_controller=controller, adjoint=adjoint, max_steps=max_steps,
@@ -230,6 +256,53 @@ def _diffeqsolve(
     else:
         saves, ends = solution.ys[:-1], solution.ys[-1:]
     return SliceResult(_or_nan(succeeded, saves), _or_nan(succeeded, ends[0]))
+
+
+def _without_traced(field: Field, params: Params, start: State, t0: Array) -> tuple[Field, Any]:
+    """The field, with traced arrays without a derivative that it closes over moved to `params`.
+
+    diffrax solves the adjoint ODE in a custom derivative, which must not close over traced arrays.
+    """
+
+    def is_traced(leaf: Any) -> bool:
+        return isinstance(leaf, Tracer) and not eqx.is_inexact_array(leaf)
+
+    converted = eqx.filter_closure_convert(field, t0, start, params)
+    traced, rest = eqx.partition(converted, is_traced)
+    if not jax.tree.leaves(traced):
+        return field, params
+
+    def given(t, u, args):
+        traced, params = args
+        return eqx.combine(traced, rest)(t, u, params)
+
+    return given, (traced, params)
+
+
+def _check_solver(solver: Any) -> None:
+    if isinstance(solver, type):
+        raise ProblemError(f"`solver` is the class {solver.__name__}; call it to make a solver.")
+    if not isinstance(solver, diffrax.AbstractSolver):
+        kind = type(solver).__name__
+        raise ProblemError(f"`solver` is a {kind}; expected a diffrax solver such as Tsit5().")
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ProblemError(f"`{name}` is {value!r}; expected a whole number of at least one.")
+
+
+def _check_adjoint(adjoint: Any, checkpoints: Any) -> None:
+    if adjoint not in get_args(AdjointKind):
+        known = ", ".join(map(repr, get_args(AdjointKind)))
+        raise ProblemError(f"`adjoint` is {adjoint!r}; choose among {known}.")
+    if checkpoints is not None:
+        _check_count("checkpoints", checkpoints)
+
+
+def _is_borrowed(tolerance: Any) -> bool:
+    """Whether diffrax would take a root finder's tolerance from a step size controller."""
+    return tolerance is not None and not isinstance(tolerance, (int, float, np.number, Array))
 
 
 def _or_nan(succeeded: Bool[Array, ""], states: Array) -> Array:

@@ -1,10 +1,11 @@
 """When a slice counts as solved, and when the iteration gives up."""
 
 import abc
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from nodepint_mpi.errors import ProblemError
@@ -90,6 +91,8 @@ class FreezeSlices(AbstractStopping):
 
     def __check_init__(self):
         _check_positive("eps", self.eps)
+        if self.where not in ("start", "end"):
+            raise ProblemError(f"`where` is {self.where!r}; choose 'start' or 'end'.")
         _check_sweeps(self.max_sweeps, least=1)
 
     def sweep_limit(self, n_slices):
@@ -103,11 +106,15 @@ class FreezeSlices(AbstractStopping):
         return ~(updates < self.eps)
 
 
-def _check_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ProblemError(f"`{name}` is {value!r}; it must be greater than zero.")
+def _check_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ProblemError(f"`{name}` is {value!r}; it must be a number greater than zero.")
 
 
-def _check_sweeps(value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise ProblemError(f"The number of sweeps is {value!r}; it must be at least {least}.")
+def _check_sweeps(value: Any, least: int) -> None:
+    if value is None and least == 1:  # as many as there are slices
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ProblemError(
+            f"The number of sweeps is {value!r}; it must be a whole number of at least {least}."
+        )

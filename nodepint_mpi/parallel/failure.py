@@ -1,5 +1,6 @@
-"""The error for a solve that failed, also where its result is traced."""
+"""What is said of a solve or a gradient that failed or is off, also where it is traced."""
 
+import logging
 from typing import Any, NoReturn
 
 import jax
@@ -8,13 +9,30 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Inexact, PyTree
 
+from nodepint_mpi.core.backward import backward_drift, is_continuous
+from nodepint_mpi.core.partition import OwnedSlices
+from nodepint_mpi.core.propagators import Propagator
+from nodepint_mpi.core.types import Block, Params
 from nodepint_mpi.errors import NonFiniteError
+from nodepint_mpi.parallel.comms import TimeComm
+from nodepint_mpi.parallel.exchange import max_over_ranks
 from nodepint_mpi.parallel.solve import SweepRecord
 
 ADJOINT_FAILURE = (
     "The adjoint solve failed: the pull-back of a slice returned NaN or infinity, or ran out of "
     "steps. Take smaller steps or raise `max_steps`; `throw=False` returns NaN."
 )
+
+DRIFT_TOL = 1e-6
+"""Largest relative error of a state integrated backward that passes without a warning."""
+
+ADJOINT_DRIFT = (
+    "The continuous adjoint is inaccurate: a state integrated backward over a slice misses its "
+    "stored start by %.1e of the largest state, and the gradient may be off by as much. "
+    "Use `adjoint='discrete'`, smaller steps, or shorter slices."
+)
+
+_log = logging.getLogger(__name__)
 
 
 def require_solved(
@@ -62,6 +80,33 @@ def or_adjoint_failure(tree: PyTree[Array], finite: Bool[Array, ""], throw: bool
         return _or_raise(bar, finite, fail) if throw else jnp.where(finite, bar, jnp.nan)
 
     return jax.tree.map(guard, tree)
+
+
+def warn_of_drift(
+    comm: TimeComm,
+    fine: Propagator,
+    params: Params,
+    starts: Block,
+    ends: Block,
+    owned: OwnedSlices,
+) -> None:
+    """Log a warning if the continuous adjoint is off. Collective over `comm`, inside jit.
+
+    The estimate is how far the state, integrated backward over a slice, is from its stored start,
+    relative to the largest state: see `core.backward`. The first rank logs it.
+    """
+    if not is_continuous(fine):
+        return
+    drift = backward_drift(fine, params, starts, ends, owned)
+    local = jnp.stack([drift, jnp.max(jnp.abs(starts))])
+    drift, scale = max_over_ranks(comm, local)
+    if comm.rank == 0:
+        jax.debug.callback(_log_drift, drift / jnp.where(scale > 0, scale, 1.0))
+
+
+def _log_drift(drift: Any) -> None:
+    if drift > DRIFT_TOL:
+        _log.warning(ADJOINT_DRIFT, float(drift))
 
 
 def describe_failure(

@@ -1,26 +1,24 @@
 """Solve one initial-value problem in parallel in time: the library call `nodepint_mpi.solve`."""
 
 import enum
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Inexact, PyTree
 
 from nodepint_mpi.core.galerkin import Galerkin
 from nodepint_mpi.core.partition import check_edges, check_layout, own_slices
 from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator, SliceResult
 from nodepint_mpi.core.resolution import check_field_resolution
-from nodepint_mpi.core.stopping import AbstractStopping, JumpTolerance
+from nodepint_mpi.core.stopping import AbstractStopping
 from nodepint_mpi.core.types import Field
-from nodepint_mpi.errors import NonFiniteError, ProblemError
-from nodepint_mpi.parallel.comms import TimeComm, world_time_comm
+from nodepint_mpi.errors import ProblemError
+from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.differentiate import TimeSolver, iterate, linearise_at
 from nodepint_mpi.parallel.exchange import (
     bcast_from,
@@ -28,13 +26,28 @@ from nodepint_mpi.parallel.exchange import (
     max_over_ranks,
     sum_over_ranks,
 )
-from nodepint_mpi.parallel.failure import or_adjoint_failure, require_solved
-from nodepint_mpi.parallel.methods import AbstractMethod, Parareal, Picard, Serial
-from nodepint_mpi.parallel.reduced import Reduced
+from nodepint_mpi.parallel.failure import or_adjoint_failure, require_solved, warn_of_drift
+from nodepint_mpi.parallel.method_options import (
+    MethodOptions,
+    Numbers,
+    check_comm,
+    check_method_options,
+    check_numbers,
+    default_stopping,
+    make_method,
+)
+from nodepint_mpi.parallel.problem import (
+    as_field,
+    check_field,
+    floats_as_arrays,
+    lay_out,
+    lay_out_guess,
+)
+from nodepint_mpi.parallel.programs import static_key
+from nodepint_mpi.parallel.same_arguments import is_traced, require_same_arguments, value_of
 from nodepint_mpi.parallel.shared_basis import SharedBasis
 from nodepint_mpi.parallel.solve import SweepRecord
 from nodepint_mpi.parallel.tally import Tally, counting
-from nodepint_mpi.parallel.tangent import Tangent
 
 
 class Status(enum.StrEnum):
@@ -116,6 +129,7 @@ def solve(
     slices_at_once: int | None = None,
     comm: TimeComm | None = None,
     throw: bool = True,
+    check_ranks: bool = True,
 ) -> Solution:
     """Solve du/dt = field(t, u, args), u(edges[0]) = u0, on all time slices at once.
 
@@ -129,11 +143,14 @@ def solve(
 
     Differentiable in reverse mode with respect to `u0` and the floating-point leaves of `args`, by
     the transposed iteration: compute the same loss on every rank and every rank gets the whole
-    gradient. Not under `vmap`, `jvp` or `jax.checkpoint`.
+    gradient. What the field closes over has no derivative. Not under `vmap`, `jvp` or
+    `jax.checkpoint`.
 
     Args:
-        field: Vector field `f(t, u, args)`, returning something of `u`'s structure and shapes.
-        u0: Initial state: an array or a tree of arrays, real floating point.
+        field: Vector field `f(t, u, args)`, returning something of `u`'s structure, shapes and
+            type. Whole numbers in it are converted.
+        u0: Initial state: an array or a tree of arrays of real numbers, all of one floating-point
+            type. Whole numbers and Python's numbers take the type of the others, or JAX's default.
         edges: Slice boundaries, (n_slices + 1,), strictly increasing, in the unit of time.
         fine: Steps of the fine propagator F over one slice.
         coarse: Steps of the coarse propagator G over one slice, or a whole `Propagator` with
@@ -142,7 +159,9 @@ def solve(
         method: `"parareal"`, `"tangent"`, `"reduced"`, `"picard"` or `"serial"`.
         stopping: `JumpTolerance` (default, 1e-8 in the state's units), `FixedSweeps` or
             `FreezeSlices`.
-        args: Anything the field needs.
+        args: Anything the field needs. Arrays and floating-point numbers are traced, so other
+            values of them do not compile again; whole numbers, booleans and texts are known to
+            the field while it compiles, and so each makes a program of its own.
         guess: Interface states to start from, shaped like `Solution.interface`, for instance
             those of a nearby problem.
         basis: The basis of `"tangent"` and `"reduced"`.
@@ -158,6 +177,11 @@ def solve(
         comm: A line of ranks; the whole world unless given.
         throw: Raise where the fine solve of a slice fails. Else the states from the end of that
             slice on are NaN, the status says so, and a derivative is NaN.
+        check_ranks: Compare all arguments over the ranks first, bit for bit, the field by its code
+            and what that reads. About 0.3 ms and 0.1 ms for each MB of arrays, plus one reduction
+            of 16 bytes. Inside `jax.jit`, `vmap` or `scan` nothing is compared: values cannot be
+            seen, and a rank that has compiled already would not take part. `jax.grad` alone is
+            no hindrance. Whether a call is traced must be the same on all ranks.
 
     Returns:
         Interface states, sweeps, jumps and updates per sweep, frozen front per sweep, status.
@@ -165,6 +189,7 @@ def solve(
 
     Raises:
         ProblemError: on all ranks, if field, state, edges and options do not fit together.
+        AgreementError: on all ranks, if they do not pass equal arguments.
         LayoutError: on all ranks, if there are more ranks than slices.
         NonFiniteError: on all ranks, if `u0` holds NaN or infinity; if `throw` and the fine solve
             of a slice fails, with slice, time and entry of the state. Under `jax.jit` and in a
@@ -173,192 +198,127 @@ def solve(
     Reference:
         Lions, Maday, Turinici (2001), C. R. Acad. Sci. 332, 661-668.
     """
-    comm = world_time_comm() if comm is None else comm
-    edges = check_edges(edges)
-    initial, unravel, flat_field = _as_array(field, u0)
-    _check_problem(flat_field, initial, edges, args)
+    comm = check_comm(comm)
+    options = MethodOptions(
+        method, fine, coarse, tangents, basis, complement, recycle, precision, trust
+    )
+    numbers = Numbers(stopping, adjoint_tol, slices_at_once, throw)
+    traced = is_traced(u0, edges, args, guess, options, numbers)
+    if check_ranks and not traced:
+        arguments = dict(field=field, u0=u0, edges=edges, args=args, guess=guess)
+        require_same_arguments(comm.control, arguments | options._asdict() | numbers._asdict())
+    if isinstance(value_of(edges), Tracer):
+        raise ProblemError("`edges` is traced; times must be known outside of `jax.jit`.")
+    edges = check_edges(value_of(edges))
+    check_method_options(options)
+    check_numbers(numbers)
+    check_layout(len(edges) - 1, comm.size)
+    initial, layout = lay_out(u0)
+    args = floats_as_arrays(args)
+    flat_guess = None if guess is None else lay_out_guess(guess, layout, len(edges))
+    flat_field = as_field(field, layout)
+    check_field(flat_field, edges[0], args)
     steps = [part for part in (fine, coarse, tangents) if isinstance(part, AbstractIntegrator)]
     check_field_resolution(flat_field, args, initial, edges, steps)
-    flat_guess = None if guess is None else _flat_guess(guess, u0, initial, len(edges))
-    if basis is not None:
-        if unravel is not None and basis.n_batch_axes:
-            raise ProblemError("A state that is a tree of arrays has no batch axes to share.")
-        basis.sample_shape(initial.shape)
-    options = _MethodOptions(basis, coarse, tangents, complement, recycle, precision, trust)
     solver = TimeSolver(
         fine=Propagator(flat_field, fine),
-        method=_make_method(method, flat_field, fine, options),
-        stopping=JumpTolerance(1e-8) if stopping is None else stopping,
+        method=make_method(options, flat_field, edges[0], args),
+        stopping=default_stopping(stopping),
         adjoint_tol=adjoint_tol,
         slices_at_once=slices_at_once,
     )
-    check_layout(len(edges) - 1, comm.size)
-    params, static = eqx.partition(args, eqx.is_inexact_array)
-    interface, record, counts = _solve_replicated(
-        comm, solver, tuple(edges.tolist()), static, params, initial, flat_guess, throw
-    )
+    params, others = eqx.partition(args, eqx.is_inexact_array)
+    others, static = eqx.partition(others, eqx.is_array)
+    parts, solver = eqx.partition(solver, eqx.is_array)
+    numbers_in, structure = jax.tree.flatten(((others, parts), params, initial, flat_guess))
+    key, make = _program(comm, tuple(edges.tolist()), solver, static, throw, structure)
+    # In a trace the code that is being traced keeps it.
+    program = make() if traced else comm.programs.get(key, make)
+    interface, record, counts = program(numbers_in)
     if throw:
         interface = require_solved(interface, record, edges, u0)
-    interface = interface if unravel is None else jax.vmap(unravel)(interface)
+    interface = jax.vmap(layout.split)(interface) if layout.is_tree else interface
     return Solution(interface, record, Tally(*counts))
 
 
-def _as_array(field: Field, u0: PyTree) -> tuple[Array, Callable | None, Field]:
-    """The state as one array, the way back for a tree, and the field of the array."""
-    if isinstance(u0, (list, tuple)) and all(np.isscalar(entry) for entry in u0):
-        u0 = np.asarray(u0)
-    leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(u0)]
-    if not leaves or sum(leaf.size for leaf in leaves) == 0:
-        raise ProblemError("`u0` is empty; the state needs at least one number.")
-    if any(jnp.iscomplexobj(leaf) for leaf in leaves):
-        raise ProblemError("`u0` is complex; solve for its real and imaginary parts instead.")
-    if jax.tree.structure(u0) == jax.tree.structure(0):
-        (leaf,) = leaves
-        dtype = leaf.dtype if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.zeros(()).dtype
-        return leaf.astype(dtype), None, field
-    flat, unravel = ravel_pytree(u0)
-    return flat, unravel, _FlatField(field, unravel)
+def _program(
+    comm: TimeComm,
+    edges: tuple[float, ...],
+    solver: TimeSolver,
+    static: PyTree,
+    throw: bool,
+    structure: Any,
+) -> tuple[Hashable, Callable[[], Callable]]:
+    """The key of the compiled solve of these static parts, and what makes it.
 
-
-@dataclass(frozen=True)
-class _FlatField:
-    """A field of trees as a field of one vector."""
-
-    field: Field
-    unravel: Callable
-
-    def __call__(self, t, u, args):
-        return ravel_pytree(self.field(t, self.unravel(u), args))[0]
-
-
-def _flat_guess(guess: PyTree, u0: PyTree, initial: Array, n_edges: int) -> Array:
-    """A guess of the interface as one array."""
-    if jax.tree.structure(guess) != jax.tree.structure(u0):
-        flat = jnp.asarray(guess, dtype=initial.dtype)
-    elif jax.tree.structure(u0) == jax.tree.structure(0):
-        flat = jnp.asarray(guess, dtype=initial.dtype)
-    else:
-        flat = jax.vmap(lambda tree: ravel_pytree(tree)[0])(guess)
-    if flat.shape != (n_edges, *initial.shape):
+    The program takes the leaves of a tree of that structure: JAX remembers the structures that
+    compiled functions were called with, and with them the functions inside, long after these went.
+    """
+    leaves, statics = jax.tree.flatten((solver, static))
+    key = edges, throw, structure, statics, tuple(map(static_key, leaves))
+    try:
+        hash(key)
+    except TypeError as error:
         raise ProblemError(
-            f"`guess` has shape {flat.shape}; it needs one state per slice boundary, "
-            f"{(n_edges, *initial.shape)}."
-        )
-    if _is_concrete(flat) and not bool(jnp.all(jnp.isfinite(flat))):
-        raise NonFiniteError("`guess` holds NaN or infinity; leave it out or repair it.")
-    return flat
+            f"The options or `args` hold something that cannot be hashed ({error}); make static "
+            "fields of your classes tuples and other hashable values."
+        ) from None
+
+    def solve_leaves(leaves):
+        tree = jax.tree.unflatten(structure, leaves)
+        return _solve_replicated(comm, solver, edges, static, throw, *tree)
+
+    return key, lambda: jax.jit(solve_leaves)
 
 
-def _check_problem(field: Field, initial: Array, edges: np.ndarray, args: PyTree) -> None:
-    """The field must return what the state is made of."""
-    t0 = jnp.asarray(edges[0], dtype=initial.dtype)
-    slope = eqx.filter_eval_shape(field, t0, initial, args)
-    shape = getattr(slope, "shape", None)
-    if shape != initial.shape:
-        given = f"shape {shape}" if shape is not None else f"a {type(slope).__name__}"
-        raise ProblemError(
-            f"The field returned {given} for a state of shape {initial.shape}; du/dt must have "
-            "the shape of u."
-        )
-    if jnp.issubdtype(slope.dtype, jnp.complexfloating):
-        raise ProblemError("The field returned complex numbers for a real state.")
-    if _is_concrete(initial) and not bool(jnp.all(jnp.isfinite(initial))):
-        raise NonFiniteError("`u0` holds NaN or infinity.")
+def _solve_replicated(comm, solver, edges, static, throw, arrays, params, initial, guess):
+    """Replicated numbers in, replicated numbers out, with the transposed solve as derivative.
 
-
-class _MethodOptions(NamedTuple):
-    """What the caller of `solve` said about the method."""
-
-    basis: SharedBasis | None
-    coarse: AbstractIntegrator | Propagator | None
-    tangents: AbstractIntegrator | Propagator | None
-    complement: bool
-    recycle: bool
-    precision: str | None
-    trust: float | None
-
-
-def _make_method(
-    name: str, field: Field, fine: AbstractIntegrator, options: _MethodOptions
-) -> AbstractMethod:
-    coarse = None if options.coarse is None else _as_propagator(field, options.coarse)
-    if name == "serial":
-        return Serial()
-    if name == "picard":
-        return Picard()
-    basis = options.basis
-    if name in ("tangent", "reduced") and basis is None:
-        raise ProblemError(
-            f"`method={name!r}` needs `basis`, for instance `SharedBasis('pod', rank=8, n_new=2)`."
-        )
-    if name == "tangent":
-        assert basis is not None
-        return Tangent(
-            basis=basis,
-            propagator=_as_propagator(field, options.tangents or fine),
-            coarse=coarse,
-            use_complement=options.complement,
-            recycle=options.recycle,
-            precision=options.precision,
-            trust=options.trust,
-        )
-    if name not in ("parareal", "reduced"):
-        raise ProblemError(
-            f"`method` is {name!r}; choose 'parareal', 'tangent', 'reduced', 'picard' or 'serial'."
-        )
-    if coarse is None:
-        raise ProblemError(
-            f"`method={name!r}` needs `coarse`, the steps of the coarse propagator; "
-            "'picard' and 'tangent' do without."
-        )
-    if name == "parareal":
-        return Parareal(coarse)
-    assert basis is not None
-    return Reduced(basis, Galerkin(coarse.field), coarse.integrator, coarse, options.complement)
-
-
-def _as_propagator(field: Field, steps: AbstractIntegrator | Propagator) -> Propagator:
-    return steps if isinstance(steps, Propagator) else Propagator(field, steps)
-
-
-def _is_concrete(array: Array) -> bool:
-    return not isinstance(array, Tracer)
-
-
-@eqx.filter_jit
-def _solve_replicated(comm, solver, edges, static, params, initial, guess, throw):
-    """Replicated numbers in, replicated numbers out, with the transposed solve as derivative."""
+    `arrays` are those of `args` and of the solver that have no derivative. The custom derivative
+    gets them as arguments, since it must not close over what is traced.
+    """
     owned = own_slices(np.asarray(edges), comm.size, comm.rank)
-    solver = jax.tree.map(lambda part: _given(part, static), solver, is_leaf=_has_field)
-    guess = None if guess is None else jax.lax.stop_gradient(guess[1:][owned.indices])
 
-    def whole(params, initial):
+    def with_arrays(arrays):
+        without_derivative, parts = arrays
+        whole_solver = eqx.combine(parts, solver)
+        others = eqx.combine(without_derivative, static)
+        return jax.tree.map(lambda part: _given(part, others), whole_solver, is_leaf=_has_field)
+
+    def whole(arrays, params, initial, guess):
+        guess = None if guess is None else guess[1:][owned.indices]
         with counting() as ledger:
-            states, record, memory = iterate(comm, solver, params, initial, guess, owned)
+            states, record, memory = iterate(
+                comm, with_arrays(arrays), params, initial, guess, owned
+            )
             ends = gather_slices(comm, states.ends, owned.n_slices)
         counts = max_over_ranks(comm, ledger.tally.as_array())
         return jnp.concatenate([initial[None], ends]), record, counts, memory
 
     @jax.custom_vjp
-    def run(params, initial):
-        return whole(params, initial)[:3]
+    def run(arrays, params, initial, guess):
+        return whole(arrays, params, initial, guess)[:3]
 
-    def forward(params, initial):
-        interface, record, counts, memory = whole(params, initial)
-        return (interface, record, counts), (params, interface, memory, record.finite)
+    def forward(arrays, params, initial, guess):
+        interface, record, counts, memory = whole(arrays, params, initial, guess)
+        return (interface, record, counts), (arrays, params, interface, memory, record.finite)
 
     def backward(residuals, bars):
-        params, interface, memory, solved = residuals
+        arrays, params, interface, memory, solved = residuals
         interface_bar, *_ = bars
-        line = linearise_at(comm, solver, params, interface[owned.indices], owned, memory)
+        starts = interface[owned.indices]
+        solver = with_arrays(arrays)
+        line = linearise_at(comm, solver, params, starts, owned, memory)
+        warn_of_drift(comm, solver.fine, params, line.states.starts, line.result.end, owned)
         sources = SliceResult(jnp.zeros_like(line.result.saves), interface_bar[owned.indices + 1])
         gradient = line.pull_back(sources, None)
         initial_bar = bcast_from(comm, gradient.initial, 0) + interface_bar[0]
         bars = sum_over_ranks(comm, gradient.params), initial_bar
-        return or_adjoint_failure(bars, solved & gradient.record.finite, throw)
+        bars = or_adjoint_failure(bars, solved & gradient.record.finite, throw)
+        return None, *bars, None
 
     run.defvjp(forward, backward)
-    return run(params, initial)
+    return run(arrays, params, initial, guess)
 
 
 def _has_field(part: Any) -> bool:

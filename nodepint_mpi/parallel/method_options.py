@@ -1,0 +1,188 @@
+"""The options of `solve`: what kind of thing each of them is, and the method they make."""
+
+from typing import Any, NamedTuple, NoReturn
+
+import diffrax
+import numpy as np
+from jaxtyping import PyTree
+from mpi4py import MPI
+
+from nodepint_mpi.core.galerkin import Galerkin
+from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator
+from nodepint_mpi.core.stopping import AbstractStopping, JumpTolerance
+from nodepint_mpi.errors import ProblemError
+from nodepint_mpi.parallel.comms import TimeComm, world_time_comm
+from nodepint_mpi.parallel.methods import AbstractMethod, Parareal, Picard, Serial
+from nodepint_mpi.parallel.problem import ArrayField, as_field, check_field
+from nodepint_mpi.parallel.reduced import Reduced
+from nodepint_mpi.parallel.shared_basis import SharedBasis
+from nodepint_mpi.parallel.tangent import Tangent
+
+_METHODS = "parareal", "tangent", "reduced", "picard", "serial"
+_PRECISIONS = "float16", "bfloat16", "float32", "float64"
+_STEPS = "`FixedSteps(solver, n_steps)` or `AdaptiveSteps(solver, rtol, atol)`"
+
+
+class MethodOptions(NamedTuple):
+    """What the caller of `solve` said about propagators and method, by the same names."""
+
+    method: Any
+    fine: Any
+    coarse: Any
+    tangents: Any
+    basis: Any
+    complement: Any
+    recycle: Any
+    precision: Any
+    trust: Any
+
+
+class Numbers(NamedTuple):
+    """What the caller of `solve` said about when and how to iterate, by the same names."""
+
+    stopping: Any
+    adjoint_tol: Any
+    slices_at_once: Any
+    throw: Any
+
+
+def check_comm(comm: Any) -> TimeComm:
+    """The line of ranks to solve on. Local, but for the line of the world the first time.
+
+    Raises:
+        ProblemError: if it is something else, or has been freed.
+    """
+    if comm is None:
+        return world_time_comm()
+    if not isinstance(comm, TimeComm):
+        line = "a line of ranks from `make_time_comm`, or None for the whole world"
+        made = "`nm.make_time_comm(comm)`, made once, a line of ranks"
+        _refuse("comm", comm, made if isinstance(comm, MPI.Comm) else line)
+    if comm.is_free:
+        raise ProblemError("`comm` has been freed; make another with `make_time_comm`.")
+    return comm
+
+
+def check_method_options(options: MethodOptions) -> None:
+    """Refuse options of a wrong kind. Local.
+
+    Raises:
+        ProblemError: with the option, what it is and what was expected.
+    """
+    if not isinstance(options.fine, AbstractIntegrator):
+        _refuse("fine", options.fine, _STEPS)
+    for name in ("coarse", "tangents"):
+        value = getattr(options, name)
+        if not isinstance(value, (AbstractIntegrator, Propagator, type(None))):
+            _refuse(name, value, f"{_STEPS}, or `Propagator(field, steps)`")
+    if options.method not in _METHODS:
+        known = ", ".join(map(repr, _METHODS[:-1]))
+        raise ProblemError(
+            f"`method` is {_shown(options.method)}; choose {known} or {_METHODS[-1]!r}."
+        )
+    if not isinstance(options.basis, (SharedBasis, type(None))):
+        _refuse("basis", options.basis, "a basis such as `SharedBasis('pod', rank=8, n_new=2)`")
+    for name in ("complement", "recycle"):
+        _check_flag(name, getattr(options, name))
+    if options.precision is not None and options.precision not in _PRECISIONS:
+        _refuse("precision", options.precision, f"None or one of {', '.join(_PRECISIONS)}")
+    if options.trust is not None and not (_is_number(options.trust) and options.trust > 0):
+        _refuse("trust", options.trust, "None or a number greater than zero")
+
+
+def check_numbers(numbers: Numbers) -> None:
+    """Refuse numbers of a wrong kind. Local.
+
+    Raises:
+        ProblemError: with the option, what it is and what was expected.
+    """
+    if not isinstance(numbers.stopping, (AbstractStopping, type(None))):
+        _refuse("stopping", numbers.stopping, "a rule such as `JumpTolerance(1e-6)`")
+    if not (_is_number(numbers.adjoint_tol) and numbers.adjoint_tol >= 0):
+        _refuse("adjoint_tol", numbers.adjoint_tol, "a number of at least zero")
+    n = numbers.slices_at_once
+    if n is not None and (isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1):
+        _refuse("slices_at_once", n, "None or a whole number of at least one")
+    _check_flag("throw", numbers.throw)
+
+
+def default_stopping(stopping: AbstractStopping | None) -> AbstractStopping:
+    """The rule of `solve` where none is given. Local."""
+    return JumpTolerance(1e-8) if stopping is None else stopping
+
+
+def make_method(
+    options: MethodOptions, field: ArrayField, t0: float, args: PyTree
+) -> AbstractMethod:
+    """The method that checked options ask for. Local.
+
+    Raises:
+        ProblemError: if an option is missing, or the field of a propagator does not fit the state.
+    """
+
+    def propagator(name: str) -> Propagator | None:
+        steps = getattr(options, name)
+        if not isinstance(steps, Propagator):
+            return None if steps is None else Propagator(field, steps)
+        own = as_field(steps.field, field.layout, name)
+        check_field(own, t0, args, name)
+        return Propagator(own, steps.integrator)
+
+    name, basis, coarse = options.method, options.basis, propagator("coarse")
+    if name == "serial":
+        return Serial()
+    if name == "picard":
+        return Picard()
+    if name in ("tangent", "reduced"):
+        if basis is None:
+            raise ProblemError(
+                f"`method={name!r}` needs `basis`, for instance "
+                "`SharedBasis('pod', rank=8, n_new=2)`."
+            )
+        if field.layout.is_tree and basis.n_batch_axes:
+            raise ProblemError("A state that is a tree of arrays has no batch axes to share.")
+        basis.sample_shape(field.layout.shape)
+    if name == "tangent":
+        return Tangent(
+            basis=basis,
+            propagator=propagator("tangents") or Propagator(field, options.fine),
+            coarse=coarse,
+            use_complement=options.complement,
+            recycle=options.recycle,
+            precision=options.precision,
+            trust=options.trust,
+        )
+    if coarse is None:
+        raise ProblemError(
+            f"`method={name!r}` needs `coarse`, the steps of the coarse propagator; "
+            "'picard' and 'tangent' do without."
+        )
+    if name == "parareal":
+        return Parareal(coarse)
+    return Reduced(basis, Galerkin(coarse.field), coarse.integrator, coarse, options.complement)
+
+
+def _check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, (bool, np.bool_)):
+        _refuse(name, value, "True or False")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    return (
+        repr(value)
+        if isinstance(value, (str, int, float, type(None)))
+        else f"a {type(value).__name__}"
+    )
+
+
+def _refuse(name: str, value: Any, expected: str) -> NoReturn:
+    hint = ""
+    if isinstance(value, diffrax.AbstractSolver):
+        hint = " A solver needs its steps."
+    if isinstance(value, type):
+        hint = f" `{value.__name__}` is a class: call it to make one."
+    raise ProblemError(f"`{name}` is {_shown(value)}; expected {expected}.{hint}")
