@@ -27,13 +27,13 @@ class AbstractStopping(eqx.Module):
         """The largest number of sweeps, at most `n_slices`. Local."""
 
     @abc.abstractmethod
-    def unsolved_by_jump(self, jumps: Float[Array, " owned"]) -> Bool[Array, " owned"]:
+    def unsolved_by_jump(self, jumps: Float[Array, "owned ..."]) -> Bool[Array, "owned ..."]:
         """Slices still unsolved, judged by their jumps before the correction. Local."""
 
     @abc.abstractmethod
     def unsolved_by_update(
-        self, start_updates: Float[Array, " owned"], end_updates: Float[Array, " owned"]
-    ) -> Bool[Array, " owned"]:
+        self, start_updates: Float[Array, "owned ..."], end_updates: Float[Array, "owned ..."]
+    ) -> Bool[Array, "owned ..."]:
         """Slices still unsolved, judged by the change of their ends by the correction. Local."""
 
 

@@ -272,6 +272,15 @@ def slice_distance(left: Block, right: Block) -> Float[Array, " owned"]:
     return jnp.where(jnp.isnan(distance), jnp.inf, distance)
 
 
+def sample_distance(
+    left: Block, right: Block, *, n_batch_axes: int
+) -> Float[Array, "owned *samples"]:
+    """Largest absolute difference of each sample in each slice; infinite where it is NaN. Local."""
+    axes = tuple(range(1 + n_batch_axes, left.ndim))
+    distance = jnp.max(jnp.abs(left - right), axis=axes, initial=0.0)
+    return jnp.where(jnp.isnan(distance), jnp.inf, distance)
+
+
 def slices_finite(states: Block) -> Bool[Array, " owned"]:
     """Which slices hold only finite numbers. Local."""
     return jnp.all(jnp.isfinite(states), axis=tuple(range(1, states.ndim)))

@@ -25,6 +25,7 @@ from nodepint_mpi.parallel.adjoint import (
     solve_adjoint,
 )
 from nodepint_mpi.parallel.comms import TimeComm
+from nodepint_mpi.parallel.failure import warn_of_drift
 from nodepint_mpi.parallel.methods import AbstractMethod, AbstractSweeps, Memory, Serial
 from nodepint_mpi.parallel.solve import (
     Interface,
@@ -42,7 +43,8 @@ class TimeSolver(eqx.Module):
     `adjoint_tol` bounds the residual of the cotangents relative to the largest of them;
     `adjoint_max_sweeps` the number of adjoint sweeps. `slices_at_once` is the number of slices a
     rank propagates as one batch, all its own if None: few where a core is busy with one, so that
-    finished slices are passed over; many on a GPU.
+    finished slices are passed over; many on a GPU. `n_batch_axes` leading axes of a state count
+    samples, whose sweeps are recorded one by one.
     """
 
     fine: Propagator
@@ -51,6 +53,7 @@ class TimeSolver(eqx.Module):
     adjoint_tol: float = eqx.field(static=True)
     adjoint_max_sweeps: int | None = eqx.field(static=True, default=None)
     slices_at_once: int | None = eqx.field(static=True, default=None)
+    n_batch_axes: int = eqx.field(static=True, default=0)
 
 
 class Linearised(NamedTuple):
@@ -100,12 +103,19 @@ def linearise_solve(
         owned: The slices of this rank.
         memory: What an earlier solve ended with, or None.
     """
+
+    def warn(line: Linearised) -> None:
+        ends = line.result.end
+        warn_of_drift(comm, solver.fine, params, line.states.starts, ends, owned, again=False)
+
     if is_serial(solver, owned):
         line = _linearise_serially(comm, solver, params, initial, owned)
+        warn(line)
         record = serial_record(comm, line.result.end, owned)
         return LinearisedSolve(line, record, jnp.zeros((), record.jumps.dtype), None)
     states, record, memory = iterate(comm, solver, params, initial, guess, owned, memory)
     line = linearise_at(comm, solver, params, states.starts, owned, memory)
+    warn(line)
     return LinearisedSolve(line, record, largest_jump(comm, line.result, states), memory)
 
 
@@ -130,6 +140,7 @@ def iterate(
         stopping=solver.stopping,
         owned=owned,
         slices_at_once=solver.slices_at_once,
+        n_batch_axes=solver.n_batch_axes,
     )
 
 

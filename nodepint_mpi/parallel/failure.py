@@ -1,6 +1,8 @@
 """What is said of a solve or a gradient that failed or is off, also where it is traced."""
 
+import functools
 import logging
+import math
 from typing import Any, NoReturn
 
 import jax
@@ -16,7 +18,7 @@ from nodepint_mpi.core.types import Block, Params
 from nodepint_mpi.errors import NonFiniteError
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.exchange import max_over_ranks
-from nodepint_mpi.parallel.solve import SweepRecord
+from nodepint_mpi.parallel.judge import SweepRecord
 
 ADJOINT_FAILURE = (
     "The adjoint solve failed: the pull-back of a slice returned NaN or infinity, or ran out of "
@@ -36,7 +38,12 @@ _log = logging.getLogger(__name__)
 
 
 def require_solved(
-    interface: Inexact[Array, "edges *state"], record: SweepRecord, edges: np.ndarray, u0: PyTree
+    interface: Inexact[Array, "edges *state"],
+    record: SweepRecord,
+    edges: np.ndarray,
+    u0: PyTree,
+    *,
+    n_batch_axes: int = 0,
 ) -> Inexact[Array, "edges *state"]:
     """The interface, or an error that names slice, time and entry of the state. Local.
 
@@ -48,6 +55,7 @@ def require_solved(
         record: Of the solve.
         edges: Slice boundaries.
         u0: The initial state as the caller gave it.
+        n_batch_axes: Leading axes of the state that count samples.
 
     Raises:
         NonFiniteError: if the fine solve of a slice failed from a solved start.
@@ -61,7 +69,7 @@ def require_solved(
     ]
 
     def fail(broken: Any, entry: Any) -> NoReturn:
-        raise NonFiniteError(describe_failure(int(broken), int(entry), edges, names))
+        raise NonFiniteError(describe_failure(int(broken), int(entry), edges, names, n_batch_axes))
 
     if not isinstance(record.broken, Tracer):
         if not bool(record.finite):
@@ -89,28 +97,47 @@ def warn_of_drift(
     starts: Block,
     ends: Block,
     owned: OwnedSlices,
+    *,
+    again: bool = True,
 ) -> None:
     """Log a warning if the continuous adjoint is off. Collective over `comm`, inside jit.
 
     The estimate is how far the state, integrated backward over a slice, is from its stored start,
-    relative to the largest state: see `core.backward`. The first rank logs it.
+    relative to the largest state: see `core.backward`. The first rank logs it; without `again`,
+    as in the steps of a training, once for every power of ten.
     """
-    if not is_continuous(fine):
+    if not is_continuous(fine) or type(fine) is not Propagator:  # others move the start
         return
     drift = backward_drift(fine, params, starts, ends, owned)
     local = jnp.stack([drift, jnp.max(jnp.abs(starts))])
     drift, scale = max_over_ranks(comm, local)
-    if comm.rank == 0:
-        jax.debug.callback(_log_drift, drift / jnp.where(scale > 0, scale, 1.0))
+    if comm.rank == 0 and comm.group == 0:
+        tol = max(DRIFT_TOL, 100 * float(jnp.finfo(ends.dtype).eps))
+        log = functools.partial(_log_drift if again else _log_drift_once, tol)
+        jax.debug.callback(log, drift / jnp.where(scale > 0, scale, 1.0))
 
 
-def _log_drift(drift: Any) -> None:
-    if drift > DRIFT_TOL:
+def _log_drift(tol: float, drift: Any) -> None:
+    if drift > tol:
         _log.warning(ADJOINT_DRIFT, float(drift))
 
 
+def _log_drift_once(tol: float, drift: Any) -> None:
+    if drift > tol:
+        _log_power(10.0 ** math.ceil(math.log10(drift)) if np.isfinite(drift) else math.inf)
+
+
+@functools.cache
+def _log_power(bound: float) -> None:
+    _log.warning(ADJOINT_DRIFT, bound)
+
+
 def describe_failure(
-    broken: int, entry: int, edges: np.ndarray, names: list[tuple[str, tuple[int, ...]]]
+    broken: int,
+    entry: int,
+    edges: np.ndarray,
+    names: list[tuple[str, tuple[int, ...]]],
+    n_batch_axes: int = 0,
 ) -> str:
     """What failed, and where in time and in the state. Local.
 
@@ -119,14 +146,19 @@ def describe_failure(
         entry: First entry of the flattened state that was not finite; -1 if all were not.
         edges: Slice boundaries.
         names: Path and shape of every leaf of the state.
+        n_batch_axes: Leading axes of the state that count samples.
     """
     where = "in all entries of the state"
     if entry >= 0:
         for name, shape in names:
             size = int(np.prod(shape, dtype=int))
             if entry < size:
-                index = ", ".join(str(int(i)) for i in np.unravel_index(entry, shape))
-                where = f"first in entry [{index}] of the state{' ' + name if name else ''}"
+                index = [str(int(i)) for i in np.unravel_index(entry, shape)]
+                sample, rest = index[:n_batch_axes], index[n_batch_axes:]
+                where = (
+                    f"first in entry [{', '.join(rest)}] of the state{' ' + name if name else ''}"
+                )
+                where += f" of sample {', '.join(sample)}" if sample else ""
                 break
             entry -= size
     return (

@@ -27,9 +27,11 @@ from nodepint_mpi.parallel.exchange import (
     sum_over_ranks,
 )
 from nodepint_mpi.parallel.failure import or_adjoint_failure, require_solved, warn_of_drift
+from nodepint_mpi.parallel.judge import SweepRecord
 from nodepint_mpi.parallel.method_options import (
     MethodOptions,
     Numbers,
+    check_batch_axes,
     check_comm,
     check_method_options,
     check_numbers,
@@ -46,7 +48,6 @@ from nodepint_mpi.parallel.problem import (
 from nodepint_mpi.parallel.programs import static_key
 from nodepint_mpi.parallel.same_arguments import is_traced, require_same_arguments, value_of
 from nodepint_mpi.parallel.shared_basis import SharedBasis
-from nodepint_mpi.parallel.solve import SweepRecord
 from nodepint_mpi.parallel.tally import Tally, counting
 
 
@@ -99,6 +100,25 @@ class Solution(eqx.Module):
         return np.asarray(self.record.fronts)[1 : self.sweeps + 1]
 
     @property
+    def sample_sweeps(self) -> np.ndarray | None:
+        """Sweeps after which each sample was solved, (*samples); None without `n_batch_axes`.
+
+        All samples take the sweeps of the slowest: one stiff sample shows here.
+        """
+        of_samples = self.record.sample_sweeps
+        return None if of_samples is None else np.minimum(np.asarray(of_samples), self.sweeps)
+
+    @property
+    def meaning(self) -> str:
+        """The status in words, with the samples that are not solved where these are known."""
+        text, of_samples = self.status.value, self.sample_sweeps
+        if self.status is not Status.MAX_SWEEPS or of_samples is None:
+            return text
+        late = [tuple(map(int, index)) for index in np.argwhere(of_samples >= self.sweeps)]
+        names = ", ".join(str(index[0] if len(index) == 1 else index) for index in late[:8])
+        return f"{text} Not solved: samples {names}{' and more' if len(late) > 8 else ''}."
+
+    @property
     def status(self) -> Status:
         """Converged, out of sweeps, or not finite."""
         if not bool(self.record.finite):
@@ -127,6 +147,7 @@ def solve(
     trust: float | None = 0.5,
     adjoint_tol: float = 1e-10,
     slices_at_once: int | None = None,
+    n_batch_axes: int = 0,
     comm: TimeComm | None = None,
     throw: bool = True,
     check_ranks: bool = True,
@@ -174,6 +195,9 @@ def solve(
             is longer is cut. None for no bound.
         adjoint_tol: Bound on the relative residual of the cotangents, for derivatives.
         slices_at_once: Slices a rank propagates as one batch, all its own unless given.
+        n_batch_axes: Leading axes of the state that count samples. All samples take the same
+            sweeps; `Solution.sample_sweeps` says which of them need how many, and messages name
+            the sample. For a state that is one array.
         comm: A line of ranks; the whole world unless given.
         throw: Raise where the fine solve of a slice fails. Else the states from the end of that
             slice on are NaN, the status says so, and a derivative is NaN.
@@ -202,7 +226,7 @@ def solve(
     options = MethodOptions(
         method, fine, coarse, tangents, basis, complement, recycle, precision, trust
     )
-    numbers = Numbers(stopping, adjoint_tol, slices_at_once, throw)
+    numbers = Numbers(stopping, adjoint_tol, slices_at_once, throw, n_batch_axes)
     traced = is_traced(u0, edges, args, guess, options, numbers)
     if check_ranks and not traced:
         arguments = dict(field=field, u0=u0, edges=edges, args=args, guess=guess)
@@ -214,6 +238,7 @@ def solve(
     check_numbers(numbers)
     check_layout(len(edges) - 1, comm.size)
     initial, layout = lay_out(u0)
+    check_batch_axes(n_batch_axes, layout.is_tree, initial.ndim)
     args = floats_as_arrays(args)
     flat_guess = None if guess is None else lay_out_guess(guess, layout, len(edges))
     flat_field = as_field(field, layout)
@@ -226,6 +251,7 @@ def solve(
         stopping=default_stopping(stopping),
         adjoint_tol=adjoint_tol,
         slices_at_once=slices_at_once,
+        n_batch_axes=n_batch_axes,
     )
     params, others = eqx.partition(args, eqx.is_inexact_array)
     others, static = eqx.partition(others, eqx.is_array)
@@ -236,7 +262,7 @@ def solve(
     program = make() if traced else comm.programs.get(key, make)
     interface, record, counts = program(numbers_in)
     if throw:
-        interface = require_solved(interface, record, edges, u0)
+        interface = require_solved(interface, record, edges, u0, n_batch_axes=n_batch_axes)
     interface = jax.vmap(layout.split)(interface) if layout.is_tree else interface
     return Solution(interface, record, Tally(*counts))
 

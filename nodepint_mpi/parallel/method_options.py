@@ -44,6 +44,7 @@ class Numbers(NamedTuple):
     adjoint_tol: Any
     slices_at_once: Any
     throw: Any
+    n_batch_axes: Any
 
 
 def check_comm(comm: Any) -> TimeComm:
@@ -104,6 +105,21 @@ def check_numbers(numbers: Numbers) -> None:
     if n is not None and (isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1):
         _refuse("slices_at_once", n, "None or a whole number of at least one")
     _check_flag("throw", numbers.throw)
+    n = numbers.n_batch_axes
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0:
+        _refuse("n_batch_axes", n, "a whole number of at least zero")
+
+
+def check_batch_axes(n_batch_axes: int, is_tree: bool, n_axes: int) -> None:
+    """Refuse more batch axes than the state has. Local.
+
+    Raises:
+        ProblemError: with what was given and what the state is.
+    """
+    if n_batch_axes and is_tree:
+        raise ProblemError("`n_batch_axes` is for a state that is one array, not for a tree.")
+    if n_batch_axes > n_axes:
+        raise ProblemError(f"`n_batch_axes` is {n_batch_axes}, but the state has {n_axes} axes.")
 
 
 def default_stopping(stopping: AbstractStopping | None) -> AbstractStopping:

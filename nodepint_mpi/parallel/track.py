@@ -28,6 +28,7 @@ from nodepint_mpi.core.types import Block, Params, State
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.differentiate import TimeSolver
 from nodepint_mpi.parallel.exchange import in_order
+from nodepint_mpi.parallel.failure import warn_of_drift
 from nodepint_mpi.parallel.methods import AbstractSweeps, Line, Memory
 from nodepint_mpi.parallel.tally import Tally, work
 
@@ -102,6 +103,7 @@ def follow(
             solver.fine, params, states.starts, owned, at_once=solver.slices_at_once
         )
     result = result._replace(end=in_order(comm, result.end))
+    warn_of_drift(comm, solver.fine, params, states.starts, result.end, owned, again=False)
     sources, found = read_loss(result)
     linear = method.linearise(line, states.starts, begun.memory)
     old = method.resume_cotangents(line, linear, states.starts, sources, tracks.cotangents)

@@ -11,6 +11,7 @@ from nodepint_mpi.config import parse_config
 from nodepint_mpi.core.runge_kutta import RK4
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.parallel.comms import Comms, alone, make_comms
+from nodepint_mpi.parallel.failure import _log_power as warn_once
 from nodepint_mpi.run.evaluate import evaluate
 from nodepint_mpi.run.plain import make_plain_loss
 from nodepint_mpi.run.setup import fresh_state, set_up
@@ -72,6 +73,21 @@ def test_training_does_not_depend_on_where_its_times_begin(comms, source, shared
         losses.extend(losses_of(taken))
     np.testing.assert_allclose(losses[3:], losses[:3], rtol=1e-12)
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+
+
+@pytest.mark.mpi(max_size=1)
+@pytest.mark.parametrize("options", ["", "tracking = {}"])
+def test_a_continuous_adjoint_that_is_off_is_said_once(comms, source, caplog, options):
+    """Euler steps do not lead back to where they began."""
+    steps = 'fine = { solver = "euler", n_steps = 2 }\ncoarse = { solver = "euler", n_steps = 1 }'
+    text = small_config(source, 'adjoint = { kind = "continuous" }\n' + options, steps=steps)
+    text = text.replace("learning_rate = 0.02", "learning_rate = 1e-9")
+    warn_once.cache_clear()
+    with caplog.at_level("WARNING", logger="nodepint_mpi"):
+        train(comms, text, 3)
+        jax.effects_barrier()
+    said = [record for record in caplog.records if "continuous adjoint" in record.getMessage()]
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize(
