@@ -35,7 +35,7 @@ from nodepint_mpi.io.checkpoint_folder import (
     remove_partials,
 )
 from nodepint_mpi.io.difference import describe_difference
-from nodepint_mpi.io.hdf5 import error_text
+from nodepint_mpi.io.errno_text import error_text
 from nodepint_mpi.io.leaves import (
     LeafSpec,
     describe_leaves,

@@ -23,7 +23,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from nodepint_mpi.errors import CheckpointError
-from nodepint_mpi.io.hdf5 import create_rows, creating, error_text
+from nodepint_mpi.io.errno_text import error_text
+from nodepint_mpi.io.hdf5 import create_rows, creating
 from nodepint_mpi.io.hdf5_check import (
     check_contents,
     declared_dtype,

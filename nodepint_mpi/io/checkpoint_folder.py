@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from nodepint_mpi.errors import CheckpointError, OutputError
-from nodepint_mpi.io.hdf5 import error_text
+from nodepint_mpi.io.errno_text import error_text
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"step-(\d{6,})\.h5")

@@ -20,6 +20,7 @@ from mpi4py import MPI
 
 from nodepint_mpi.errors import CheckpointError, NodepintError, OutputError
 from nodepint_mpi.io.agreement import agreed
+from nodepint_mpi.io.errno_text import error_text
 from nodepint_mpi.parallel.guard import abort
 
 LIBVER = ("v110", "v110")
@@ -144,12 +145,6 @@ def read_rows(
         memory, stored = _select(dataset, row_start + low, high - low)
         dataset.id.read(memory, stored, block[low:high], dxpl=plist)
     return block
-
-
-def error_text(error: BaseException) -> str:
-    """What went wrong, without HDF5's internals where the system gave a reason. Local."""
-    code = getattr(error, "errno", None)
-    return os.strerror(code) if code else (str(error) or type(error).__name__)
 
 
 def _agree_pieces(

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nodepint_mpi.errors import OutputError
-from nodepint_mpi.io.hdf5 import error_text
+from nodepint_mpi.io.errno_text import error_text
 
 LOCK = "lock"
 

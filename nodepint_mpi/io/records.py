@@ -18,7 +18,8 @@ import h5py
 import numpy as np
 
 from nodepint_mpi.errors import DataError, OutputError
-from nodepint_mpi.io.hdf5 import LIBVER, error_text
+from nodepint_mpi.io.errno_text import error_text
+from nodepint_mpi.io.hdf5 import LIBVER
 from nodepint_mpi.io.hdf5_check import check_contents, find_dataset
 
 JSON_LINES = "metrics.jsonl"

@@ -8,7 +8,8 @@ import numpy as np
 
 from nodepint_mpi.errors import OutputError
 from nodepint_mpi.io.checkpoint_folder import flush_file, partial_path, remove_file, sync_folder
-from nodepint_mpi.io.hdf5 import USERBLOCK_BYTES, creating, error_text
+from nodepint_mpi.io.errno_text import error_text
+from nodepint_mpi.io.hdf5 import USERBLOCK_BYTES, creating
 from nodepint_mpi.io.leaves import to_storable
 from nodepint_mpi.io.rom_file import HEAD_BYTES, RomFile, is_rom, make_head
 

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import xxhash
 from mpi4py import MPI
 
-from nodepint_mpi.io.hdf5 import USERBLOCK_BYTES, error_text
+from nodepint_mpi.io.errno_text import error_text
+from nodepint_mpi.io.hdf5 import USERBLOCK_BYTES
 
 FORMAT = 3
 """Version of the files' layout; a reader refuses any other."""

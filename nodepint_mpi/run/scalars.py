@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from nodepint_mpi.errors import ConfigError, OutputError
-from nodepint_mpi.io.hdf5 import error_text
+from nodepint_mpi.io.errno_text import error_text
 
 FOLDER = "tensorboard"
 

@@ -11,7 +11,7 @@ import jinja2
 from matplotlib.figure import Figure
 
 from nodepint_mpi.errors import OutputError
-from nodepint_mpi.io.hdf5 import error_text
+from nodepint_mpi.io.errno_text import error_text
 from nodepint_mpi.run.directory import write_text
 from nodepint_mpi.run.report.parts import Picture, Section
 
