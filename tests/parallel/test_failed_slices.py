@@ -23,6 +23,7 @@ RULES = {
     "freeze_end": nm.FreezeSlices(TOL),
     "freeze_start": nm.FreezeSlices(TOL, "start"),
 }
+FEW_RANKS = pytest.mark.mpi(max_size=2)
 BASIS = nm.SharedBasis("identity")
 
 
@@ -64,10 +65,10 @@ def solve(comms, method, rule, n_bad, way):
     [
         ("parareal", "jump"),
         ("parareal", "freeze_end"),
-        ("parareal", "freeze_start"),
-        ("picard", "freeze_end"),
+        pytest.param("parareal", "freeze_start", marks=FEW_RANKS),
+        pytest.param("picard", "freeze_end", marks=FEW_RANKS),
         ("tangent", "jump"),
-        ("serial", "jump"),
+        pytest.param("serial", "jump", marks=FEW_RANKS),
     ],
 )
 def test_converged_means_that_no_fine_solve_failed(comms, method, rule):

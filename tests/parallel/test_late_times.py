@@ -24,6 +24,7 @@ STEPS = {
     "adaptive": nm.AdaptiveSteps(diffrax.Tsit5(), 1e-6, 1e-10),
 }
 COARSE = nm.FixedSteps(nm.RK4(), 2)
+LOCAL = pytest.mark.mpi(max_size=1)
 
 
 def decay(t, u, args):
@@ -61,6 +62,7 @@ def linear_rise(dtype):
     return solve
 
 
+@LOCAL
 @settings(max_examples=20)
 @given(
     t0=st.floats(-1e11, 1e11),
@@ -80,6 +82,7 @@ def test_observations_inside_a_slice_are_read_at_their_time(t0, quarters, dtype)
     assert placed.indices.tolist() == list(range(8))
 
 
+@LOCAL
 def test_a_time_next_to_an_edge_is_on_it_where_doubles_are_far_apart():
     edges = 1e8 + np.arange(3.0)
     late = np.nextafter(edges[1], np.inf)
@@ -87,6 +90,7 @@ def test_a_time_next_to_an_edge_is_on_it_where_doubles_are_far_apart():
     assert placed.owned.ts.shape == (2, 0)  # read at the end of the first slice
 
 
+@LOCAL
 def test_edges_that_double_precision_cannot_hold_are_refused():
     with pytest.raises(ProblemError, match="followed by"):
         check_edges(1e17 + np.linspace(0, 1, 9))
@@ -110,6 +114,7 @@ def test_a_field_of_t_is_refused_where_its_precision_cannot_resolve_t(comms):
     check_field_resolution(decay, None, u0, 1e8 + GRID, steps)
 
 
+@LOCAL
 @pytest.mark.parametrize(
     "field, wanted",
     [

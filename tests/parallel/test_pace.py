@@ -90,6 +90,7 @@ def judged(jumps):
     return pace, decisions
 
 
+@pytest.mark.mpi(max_size=1)
 @pytest.mark.parametrize(
     "jumps, slow, takes_over",
     [
