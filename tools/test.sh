@@ -12,7 +12,7 @@
 # Tests in tests/cli and tests/jobs start jobs of their own, and tests/core knows no ranks: they run
 # only on 1 rank. If no pytest arguments are given, three things run beside each other there: tests
 # of commands, tests that mostly wait (for a failed job to end, for SLURM), and all others.
-# TEST_LIMIT_S is the time each stage with tests may take, default 2000. Every stage runs, whatever
+# TEST_LIMIT_S is the time each stage with tests may take, default 2400. Every stage runs, whatever
 # the others gave; the exit status is 0 if all of them passed.
 set -euo pipefail
 # shellcheck source=tools/env.sh
@@ -44,7 +44,7 @@ if [ $static = no ] && [ ${#ranks[@]} = 0 ]; then
     ranks=(1 2 3 4)
     [ $# -gt 0 ] || static=yes
 fi
-limit_s="${TEST_LIMIT_S:-2000}"
+limit_s="${TEST_LIMIT_S:-2400}"
 
 tools/setup.sh
 
