@@ -14,7 +14,7 @@ import nodepint_mpi as nm
 from nodepint_mpi.errors import NonFiniteError, ProblemError
 from nodepint_mpi.parallel.problem import as_field, check_field, lay_out, lay_out_guess
 
-EDGES = np.linspace(0.0, 1.0, 4)
+EDGES = np.linspace(0.0, 1.0, 5)
 STEPS = dict(fine=nm.FixedSteps(nm.RK4(), 16), coarse=nm.FixedSteps(nm.RK4(), 2))
 FLOATS = np.float32, np.float64
 WHOLE = np.int8, np.int64, np.uint16
