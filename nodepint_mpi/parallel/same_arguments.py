@@ -64,7 +64,7 @@ def _described(values: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
         leaves, structure = jax.tree_util.tree_flatten_with_path(value)
         for path, leaf in leaves:
             yield f"`{name}{jax.tree_util.keystr(path)}`", leaf, _shown(leaf)
-        if jax.tree.structure(0) != structure:  # then what is no leaf counts as well
+        if jax.tree.structure(0) != structure:  # then what is not a leaf counts as well
             yield f"`{name}`", value, _shortened(str(value))
 
 
