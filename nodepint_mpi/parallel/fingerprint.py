@@ -47,7 +47,7 @@ class _Walk:
 
     def _parts(self, value: Any) -> list[str]:
         """What makes up a value, as text; the first part is its kind."""
-        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        kind = _name(type(value))
         if isinstance(value, enum.Enum):
             return [kind, value.name]
         if isinstance(value, _PLAIN):
@@ -96,7 +96,7 @@ class _Walk:
         return [self._of(type(value)), *(self._of(state) for state in [state] if state is not None)]
 
     def _function_parts(self, function: types.FunctionType) -> list[str]:
-        name = f"{function.__module__}.{function.__qualname__}"
+        name = _name(function)
         code = function.__code__
         if _is_installed(code.co_filename):
             return [name]
@@ -118,12 +118,18 @@ class _Walk:
     def _class_parts(self, cls: type) -> list[str]:
         parts = []
         for base in cls.__mro__:
-            parts.append(f"{base.__module__}.{base.__qualname__}")
+            parts.append(_name(base))
             if not _is_installed_module(base.__module__):
                 own = vars(base).items()
                 own = {k: v for k, v in own if _is_code(v) or isinstance(v, _PLAIN)}
                 parts.append(self._of({k: v for k, v in own.items() if k not in _OF_FILES}))
         return parts
+
+
+def _name(of: type | types.FunctionType) -> str:
+    """Full name; without the module where a user wrote it, for files are imported by any name."""
+    module = str(of.__module__)
+    return f"{module}.{of.__qualname__}" if _is_installed_module(module) else of.__qualname__
 
 
 def _array_parts(value: Any) -> list[str]:

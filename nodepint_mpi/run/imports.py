@@ -3,10 +3,13 @@
 import importlib
 import importlib.util
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from nodepint_mpi.config import Config
 from nodepint_mpi.errors import ConfigError
@@ -103,7 +106,7 @@ def import_file(path: Path, key: str) -> Any:
     """
     if not path.is_file():
         raise ConfigError(f"`{key}`: there is no file {path} (seen from {Path.cwd()}).")
-    name = f"nodepint_user_{path.stem}_{abs(hash(path.resolve())):x}"
+    name = f"nodepint_user_{path.stem}_{xxhash.xxh3_64_hexdigest(os.fsencode(path.resolve()))}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None  # a .py file has both

@@ -130,15 +130,24 @@ def test_equal_values_have_equal_digests_wherever_they_are_made():
 def test_digests_do_not_depend_on_the_hash_seed(mpirun, tmp_path):
     """Two ranks of one job have different seeds and addresses."""
     script = tmp_path / "digest.py"
+    for name in ("field.py", "copied.py"):  # a home directory may be mounted anywhere
+        (tmp_path / name).write_text(
+            "class Kept:\n    names = ('x',)\n\ndef field(t, u, args):\n    return Kept().names\n"
+        )
     script.write_text(
+        "from pathlib import Path\n"
         "import jax.numpy as jnp, nodepint_mpi as nm\n"
+        "from nodepint_mpi.run.imports import import_file\n"
         "from nodepint_mpi.parallel.fingerprint import fingerprint\n"
         "from nodepint_mpi.parallel.comms import world\n"
         "class Field:\n"
         "    names = {'x', 'y', 'z'}\n"
         "    def __call__(self, t, u, args):\n"
         "        return jnp.sin(u) if 'x' in {'a', 'b', 'c', 'd'} else self.names\n"
+        "file = Path(__file__).with_name(['field.py', 'copied.py'][world().Get_rank()])\n"
+        "own = import_file(file, 'problem.field')\n"
         "value = [Field(), Field().__call__, lambda u: u in ('p', {'q': 1}), nm.RK4()]\n"
+        "value += [own.field, own.Kept()]\n"
         "digests = world().allgather((fingerprint(value), hash('a')))\n"
         "assert digests[0][1] != digests[1][1], 'one seed for all'\n"
         "assert digests[0][0] == digests[1][0], digests\n"
