@@ -23,13 +23,13 @@ _HOMES = {
     "FixedSweeps": "core.stopping",
     "FreezeSlices": "core.stopping",
     "JumpTolerance": "core.stopping",
-    "EncodeProcessDecode": "core.networks",
+    "EncodeProcessDecode": "models.networks",
     "Mean": "core.objective",
     "SharedBasis": "parallel.shared_basis",
-    "ReducedModel": "core.rom",
-    "train": "run.library",
-    "export_rom": "run.library",
-    "load_rom": "run.rom_load",
+    "ReducedModel": "rom.model",
+    "train": "training.api",
+    "export_rom": "training.api",
+    "load_rom": "rom.load",
 }
 
 __all__ = ["__version__", *_HOMES]

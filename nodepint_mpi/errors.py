@@ -2,7 +2,7 @@
 
 Every message says what was given, what was expected and what to do. An error that all ranks
 raise together is a `NodepintError` and is printed once, by rank 0; whatever else escapes on one
-rank ends the whole job (see `parallel.guard`).
+rank ends the whole job (see `ranks.guard`).
 """
 
 

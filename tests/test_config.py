@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from nodepint_mpi.config import parse_config, read_config
-from nodepint_mpi.config_time import RelaxationSection
+from nodepint_mpi.config.experiment import parse_config, read_config
+from nodepint_mpi.config.time import RelaxationSection
 from nodepint_mpi.errors import ConfigError
-from nodepint_mpi.run.directory import config_text
+from nodepint_mpi.io.directory import config_text
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
 TEXT = """

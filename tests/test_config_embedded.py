@@ -2,8 +2,8 @@
 
 import pytest
 
-from nodepint_mpi.config import read_config
-from nodepint_mpi.config_embedded import code_of
+from nodepint_mpi.config.experiment import read_config
+from nodepint_mpi.config.embedded import code_of
 from nodepint_mpi.errors import ConfigError
 
 FILE = '''

@@ -10,9 +10,9 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nodepint_mpi.config import Config, parse_config
+from nodepint_mpi.config.experiment import Config, parse_config
 from nodepint_mpi.errors import ConfigError
-from nodepint_mpi.run.directory import config_text
+from nodepint_mpi.io.directory import config_text
 
 pytestmark = pytest.mark.mpi(max_size=1)
 

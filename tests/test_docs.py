@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 import pytest
 
-from nodepint_mpi.cli import cli
-from nodepint_mpi.config import Config, read_config
+from nodepint_mpi.cli.main import cli
+from nodepint_mpi.config.experiment import Config, read_config
 from nodepint_mpi.errors import ConfigError
 
 pytestmark = pytest.mark.mpi(max_size=1)

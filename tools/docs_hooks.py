@@ -12,7 +12,7 @@ from latex2mathml.converter import convert
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from nodepint_mpi.config import Config
+from nodepint_mpi.config.experiment import Config
 
 KEYS = "[config keys]"
 """The line of a page that is replaced by the tables."""

@@ -126,13 +126,13 @@ def _renew_checksums(path: Path) -> None:
 def make_rom(folder: Path, foreign: Path) -> Subject:
     import jax.numpy as jnp
 
-    from nodepint_mpi.config import parse_config
-    from nodepint_mpi.core.rom import reduce_model
+    from nodepint_mpi.config.experiment import parse_config
+    from nodepint_mpi.rom.model import reduce_model
     from nodepint_mpi.io.leaves import take_leaves
-    from nodepint_mpi.io.rom_file import HEAD_BYTES, PARTS, RomFile, make_head
-    from nodepint_mpi.io.rom_save import save_rom
-    from nodepint_mpi.run.build_model import build_model
-    from nodepint_mpi.run.rom_load import load_rom, origin_of, stepper_of
+    from nodepint_mpi.rom.file import HEAD_BYTES, PARTS, RomFile, make_head
+    from nodepint_mpi.rom.save import save_rom
+    from nodepint_mpi.training.build_model import build_model
+    from nodepint_mpi.rom.load import load_rom, origin_of, stepper_of
 
     config = parse_config(CONFIG)
     meta = {
@@ -199,7 +199,7 @@ def _change_lines(path: Path, rng: np.random.Generator) -> str:
 
 def make_lines(folder: Path, foreign: Path) -> Subject:
     from nodepint_mpi.io.records import JSON_LINES, Records, read_records
-    from nodepint_mpi.run.report.facts import as_columns
+    from nodepint_mpi.report.facts import as_columns
 
     with Records(folder) as records:
         for step in range(1, 6):
@@ -215,8 +215,8 @@ def make_lines(folder: Path, foreign: Path) -> Subject:
 
 def make_table(folder: Path, foreign: Path) -> Subject:
     """A list of problems for the benchmark table, and the note beside a run of it."""
-    from nodepint_mpi.config_table import read_table_list
-    from nodepint_mpi.run.series.kept import KeptRun
+    from nodepint_mpi.config.table import read_table_list
+    from nodepint_mpi.bench.studies.series.kept import KeptRun
 
     good = folder / "list.toml"
     good.write_text('[[problem]]\nconfig = "a.toml"\ndataset = "A"\nranks = [1, 2]\n')

@@ -17,10 +17,10 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
 from nodepint_mpi.errors import DataError, NodepintError
-from nodepint_mpi.io.datasets import open_split
+from nodepint_mpi.data.datasets import open_split
 from nodepint_mpi.parallel.comms import Comms, alone, make_comms
-from nodepint_mpi.run.evaluate import BATCH, TrainedRun, open_run
-from nodepint_mpi.run.step import make_prediction
+from nodepint_mpi.training.evaluate import BATCH, TrainedRun, open_run
+from nodepint_mpi.training.step import make_prediction
 
 N_CLASSES = 10
 N_SHOWN = 12

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 
 from nodepint_mpi.errors import DataError
-from nodepint_mpi.io.trajectories import make_trajectories
+from nodepint_mpi.data.trajectories import make_trajectories
 
 
 def prepare(

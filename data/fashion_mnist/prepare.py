@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 
 from nodepint_mpi.errors import DataError
-from nodepint_mpi.io.idx import read_idx, read_labelled_images
+from nodepint_mpi.data.idx import read_idx, read_labelled_images
 
 PACKAGE = "dataset-fashion-mnist"
 INSTALLED = Path("usr/share/datasets/fashion-mnist")

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 
 from nodepint_mpi.errors import DataError
-from nodepint_mpi.io.datasets import open_split
+from nodepint_mpi.data.datasets import open_split
 
 
 def prepare(

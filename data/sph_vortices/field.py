@@ -9,7 +9,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from nodepint_mpi.core.networks import DenseField, EncodeProcessDecode, make_dense
+from nodepint_mpi.models.networks import DenseField, EncodeProcessDecode, make_dense
 
 SOUND_SPEED = 10.0
 WAVES = (1.0, 2**0.5)

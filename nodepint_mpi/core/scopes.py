@@ -1,6 +1,6 @@
 """Names of the phases of a step, which XLA keeps with every operation that it makes of them.
 
-Whoever reads a profile finds by them what an operation was for: see `run.timing`.
+Whoever reads a profile finds by them what an operation was for: see `profiling`.
 """
 
 import contextlib

@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 from mpi4py import MPI
 
 from nodepint_mpi.errors import CheckpointError, NodepintError, OutputError
-from nodepint_mpi.io.agreement import agreed
+from nodepint_mpi.ranks.agreement import agreed
 from nodepint_mpi.io.checkpoint_file import (
     DamagedError,
     Head,
@@ -45,7 +45,7 @@ from nodepint_mpi.io.leaves import (
     take_array,
     take_leaves,
 )
-from nodepint_mpi.io.rows import (
+from nodepint_mpi.io.checkpoint_rows import (
     describe_rows,
     read_all_rows,
     read_back,

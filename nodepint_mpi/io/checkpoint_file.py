@@ -7,7 +7,7 @@
     /row_xxh3/...     a checksum for each row of each of them
 
 Rank 0 lays the file out and stores what all ranks hold alike; then every rank adds its rows
-(`io.rows`). Checksums are taken from memory, so they guard the whole way from memory to the file
+(`io.checkpoint_rows`). Checksums are taken from memory, so they guard the whole way from memory to the file
 and back. The seal (`io.seal`) guards all that HDF5 has to understand, and the checksums themselves.
 """
 
@@ -129,7 +129,7 @@ def read_head(path: Path) -> Head:
     """Read what is in a file, without the arrays. Local.
 
     Raises:
-        DamagedError: if anything in it is not as `lay_out` and `io.rows` make it.
+        DamagedError: if anything in it is not as `lay_out` and `io.checkpoint_rows` make it.
     """
     with _reading(path) as file:
         check_contents(file, path)

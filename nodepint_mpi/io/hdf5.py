@@ -19,9 +19,9 @@ import numpy as np
 from mpi4py import MPI
 
 from nodepint_mpi.errors import CheckpointError, NodepintError, OutputError
-from nodepint_mpi.io.agreement import agreed
+from nodepint_mpi.ranks.agreement import agreed
 from nodepint_mpi.io.errno_text import error_text
-from nodepint_mpi.parallel.guard import abort
+from nodepint_mpi.ranks.guard import abort
 
 LIBVER = ("v110", "v110")
 """File format whose metadata HDF5 checksums itself; read by HDF5 1.10 and later."""

@@ -28,7 +28,7 @@ from nodepint_mpi.parallel.exchange import (
     send_right,
 )
 from nodepint_mpi.parallel.methods import AbstractSweeps, Line, Memory, with_lefts
-from nodepint_mpi.parallel.tally import Tally, cond, while_loop, work
+from nodepint_mpi.parallel.counters import Tally, cond, while_loop, work
 
 PATIENCE = 4
 """Sweeps in a row without a new smallest residual after which the fallback takes over."""

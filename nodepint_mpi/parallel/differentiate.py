@@ -34,7 +34,7 @@ from nodepint_mpi.parallel.solve import (
     serial_record,
     solve_interface,
 )
-from nodepint_mpi.parallel.tally import Tally, work
+from nodepint_mpi.parallel.counters import Tally, work
 
 
 class TimeSolver(eqx.Module):

@@ -25,7 +25,7 @@ from nodepint_mpi.core.scopes import (
     every,
 )
 from nodepint_mpi.parallel.comms import TimeComm
-from nodepint_mpi.parallel.tally import message
+from nodepint_mpi.parallel.counters import message
 
 
 def recv_left(comm: TimeComm, fill: Array) -> Array:

@@ -48,7 +48,7 @@ from nodepint_mpi.parallel.problem import (
 from nodepint_mpi.parallel.programs import static_key
 from nodepint_mpi.parallel.same_arguments import is_traced, require_same_arguments, value_of
 from nodepint_mpi.parallel.shared_basis import SharedBasis
-from nodepint_mpi.parallel.tally import Tally, counting
+from nodepint_mpi.parallel.counters import Tally, counting
 
 
 class Status(enum.StrEnum):

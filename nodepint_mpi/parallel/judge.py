@@ -15,7 +15,7 @@ from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.exchange import max_over_ranks
 from nodepint_mpi.parallel.methods import Memory
 from nodepint_mpi.parallel.pace import Pace
-from nodepint_mpi.parallel.tally import cond
+from nodepint_mpi.parallel.counters import cond
 
 
 class SweepRecord(NamedTuple):

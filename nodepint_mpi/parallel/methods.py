@@ -43,7 +43,7 @@ from nodepint_mpi.parallel.exchange import (
     shift_left,
     shift_right,
 )
-from nodepint_mpi.parallel.tally import Tally, work
+from nodepint_mpi.parallel.counters import Tally, work
 
 Memory = Any
 """What a method keeps between sweeps: a tree of arrays, or None."""

@@ -4,7 +4,7 @@
 
 The first rank walks through c[n+1] = V^T F(U_old[n]) + g_n(c[n]) - g_n(V^T U_old[n]) in r
 coordinates; every rank forms its states from its own fine ends. The adjoint's recurrence is linear,
-and solved as `parallel.coarse` tells.
+and solved as `parallel.recurrence` tells.
 """
 
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from nodepint_mpi.core.sweeps import (
 from nodepint_mpi.core.transposed import BlockCotangents
 from nodepint_mpi.core.types import Block
 from nodepint_mpi.errors import ProblemError
-from nodepint_mpi.parallel.coarse import solve_cocoordinates
+from nodepint_mpi.parallel.recurrence import solve_cocoordinates
 from nodepint_mpi.parallel.exchange import gather_to_first, scatter_from_first
 from nodepint_mpi.parallel.methods import (
     AbstractSweeps,
@@ -45,7 +45,7 @@ from nodepint_mpi.parallel.methods import (
     with_lefts,
 )
 from nodepint_mpi.parallel.shared_basis import SharedBasis
-from nodepint_mpi.parallel.tally import Tally, count, work
+from nodepint_mpi.parallel.counters import Tally, count, work
 
 
 class ReducedMemory(NamedTuple):

@@ -17,7 +17,7 @@ from nodepint_mpi.core.basis import (
 )
 from nodepint_mpi.core.types import Block
 from nodepint_mpi.errors import ProblemError
-from nodepint_mpi.parallel.coarse import Recurrence
+from nodepint_mpi.parallel.recurrence import Recurrence
 from nodepint_mpi.parallel.directions import leading_directions
 from nodepint_mpi.parallel.methods import Line
 
@@ -39,7 +39,7 @@ class SharedBasis(eqx.Module):
 
     `recurrence` is how the coordinates of the slices are tied together: by the first rank alone
     (`slices`), by the first rank between blocks (`blocks`), or by exchanges of all ranks (`scan`);
-    see `parallel.coarse`. The numbers are the same to round-off.
+    see `parallel.recurrence`. The numbers are the same to round-off.
     """
 
     kind: BasisKind = eqx.field(static=True)

@@ -43,7 +43,7 @@ from nodepint_mpi.parallel.judge import (
 )
 from nodepint_mpi.parallel.methods import AbstractMethod, AbstractSweeps, Line, Memory, Serial
 from nodepint_mpi.parallel.pace import best_iterate, first_pace, judge_pace
-from nodepint_mpi.parallel.tally import Tally, cond, while_loop, work
+from nodepint_mpi.parallel.counters import Tally, cond, while_loop, work
 
 
 class Interface(NamedTuple):

@@ -3,7 +3,7 @@
     U[n+1] <- F(U_old[n]) + (dF_n V) V^T (U[n] - U_old[n])
 
 With V the identity it is Newton's method (multiple shooting), with an empty V Picard's. The ranks
-solve c[n+1] = A_n c[n] + V^T b[n] with A_n = V^T dF_n V, as `parallel.coarse` tells; every rank
+solve c[n+1] = A_n c[n] + V^T b[n] with A_n = V^T dF_n V, as `parallel.recurrence` tells; every rank
 forms its corrections from its own tangents.
 """
 
@@ -23,7 +23,7 @@ from nodepint_mpi.core.sweeps import BlockStates, count_unsolved, slices_finite
 from nodepint_mpi.core.transposed import BlockCotangents
 from nodepint_mpi.core.types import Block
 from nodepint_mpi.errors import ProblemError
-from nodepint_mpi.parallel.coarse import solve_cocoordinates, solve_coordinates
+from nodepint_mpi.parallel.recurrence import solve_cocoordinates, solve_coordinates
 from nodepint_mpi.parallel.exchange import (
     max_over_ranks,
     recv_left,
@@ -45,7 +45,7 @@ from nodepint_mpi.parallel.methods import (
     with_lefts,
 )
 from nodepint_mpi.parallel.shared_basis import SharedBasis, count_in_use
-from nodepint_mpi.parallel.tally import Tally, cond, work
+from nodepint_mpi.parallel.counters import Tally, cond, work
 
 
 class TangentMemory(NamedTuple):

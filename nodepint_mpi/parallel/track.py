@@ -30,7 +30,7 @@ from nodepint_mpi.parallel.differentiate import TimeSolver
 from nodepint_mpi.parallel.exchange import in_order
 from nodepint_mpi.parallel.failure import warn_of_drift
 from nodepint_mpi.parallel.methods import AbstractSweeps, Line, Memory
-from nodepint_mpi.parallel.tally import Tally, work
+from nodepint_mpi.parallel.counters import Tally, work
 
 
 class Tracks(NamedTuple):

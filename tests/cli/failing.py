@@ -6,9 +6,9 @@ import jax, jax.numpy as jnp, mpi4jax
 from mpi4py import MPI
 from nodepint_mpi.errors import DataError, NodepintError
 from nodepint_mpi.parallel.comms import make_comms, world
-from nodepint_mpi.parallel.guard import run_guarded, together
-from nodepint_mpi.parallel.signals import StopFlag
-from nodepint_mpi.parallel.watchdog import Watchdog
+from nodepint_mpi.ranks.guard import run_guarded, together
+from nodepint_mpi.ranks.signals import StopFlag
+from nodepint_mpi.ranks.watchdog import Watchdog
 
 comms = make_comms(world())
 rank, size = comms.time.rank, comms.time.size

@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from nodepint_mpi import cli
+from nodepint_mpi.cli.main import main as cli
 from nodepint_mpi.parallel.comms import world
 from tests.cli.small_case import listing
 

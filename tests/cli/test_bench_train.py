@@ -2,7 +2,7 @@
 
 import pytest
 
-from nodepint_mpi.run.bench_train import Contestant, format_bench_train, judge
+from nodepint_mpi.bench.train import Contestant, format_bench_train, judge
 from tests.cli.small_case import alone, has_one_message, read_json
 
 pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(300)]

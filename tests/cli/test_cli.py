@@ -13,13 +13,13 @@ pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(300)]
 HELP = """
 import sys
 import nodepint_mpi
-import nodepint_mpi.cli
+import nodepint_mpi.cli.main
 loaded = lambda: [name for name in ("mpi4py", "jax", "numpy", "datasets") if name in sys.modules]
 print(nodepint_mpi.__version__, loaded())
 for arguments in (["--help"], ["train", "--help"], ["data", "prepare", "--help"], ["--version"]):
     sys.argv = ["nodepint", *arguments]
     try:
-        nodepint_mpi.cli.main()
+        nodepint_mpi.cli.main.main()
     except SystemExit as leaving:
         print("left with", leaving.code, loaded())
 """

@@ -9,7 +9,7 @@ from nodepint_mpi.errors import CheckpointError
 from nodepint_mpi.io import seal
 from nodepint_mpi.parallel.comms import alone as this_rank
 from nodepint_mpi.parallel.comms import make_comms
-from nodepint_mpi.run.report.build import make_report
+from nodepint_mpi.report.sections import make_report
 from tests.cli.small_case import alone, checkpoints, read_json, read_metrics
 from tests.run.page_reader import Page
 

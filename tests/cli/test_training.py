@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from nodepint_mpi.config import read_config
+from nodepint_mpi.config.experiment import read_config
 from tests.cli.small_case import checkpoints, read_json, read_metrics
 from tests.run.test_scalars import read_events
 

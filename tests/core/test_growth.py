@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nodepint_mpi.core.growth import enlarge, sample_directions
-from nodepint_mpi.core.networks import EncodeProcessDecode, Identity, make_conv, make_dense
+from nodepint_mpi.models.growth import enlarge, sample_directions
+from nodepint_mpi.models.networks import EncodeProcessDecode, Identity, make_conv, make_dense
 from nodepint_mpi.errors import ProblemError
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nodepint_mpi.core.networks import Conv3x3, make_conv, make_dense
+from nodepint_mpi.models.networks import Conv3x3, make_conv, make_dense
 from nodepint_mpi.errors import ProblemError
 
 DENSE: dict[str, Any] = dict(width=8, depth=1, activation="tanh", time_dependent=True)

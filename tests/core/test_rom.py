@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from nodepint_mpi.core.basis import identity_directions, random_directions
-from nodepint_mpi.core.networks import make_conv, make_dense
+from nodepint_mpi.models.networks import make_conv, make_dense
 from nodepint_mpi.core.propagators import AdaptiveSteps, FixedSteps
-from nodepint_mpi.core.rom import Origin, make_stepper, reduce_model
+from nodepint_mpi.rom.model import Origin, make_stepper, reduce_model
 from nodepint_mpi.core.runge_kutta import RK4
 
 ORIGIN = Origin("test", "0", 1, (0.0, 1.0), (1.0,), 1.0, ())

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from nodepint_mpi.io.agreement import NOTHING, find_difference, name_odd
+from nodepint_mpi.ranks.agreement import NOTHING, find_difference, name_odd
 
 HOSTS = [f"n{rank}" for rank in range(8)]
 

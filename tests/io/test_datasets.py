@@ -15,8 +15,8 @@ import pyarrow as pa
 import pytest
 
 from nodepint_mpi.errors import DataError
-from nodepint_mpi.io.columns import ViewColumn, open_column
-from nodepint_mpi.io.datasets import (
+from nodepint_mpi.data.columns import ViewColumn, open_column
+from nodepint_mpi.data.datasets import (
     Split,
     batch_indices,
     check_finite,
@@ -413,7 +413,7 @@ def test_a_split_knows_its_columns(folder):
 @pytest.mark.mpi(max_size=1)
 def test_preparing_needs_neither_mpi_nor_jax():
     code = (
-        "import sys, nodepint_mpi.io.prepare;"
+        "import sys, nodepint_mpi.data.prepare;"
         "print([name for name in ('mpi4py', 'jax') if name in sys.modules])"
     )
     run = subprocess.run(

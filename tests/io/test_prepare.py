@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from nodepint_mpi.errors import DataError
-from nodepint_mpi.io.datasets import check_finite, open_split
-from nodepint_mpi.io.prepare import prepare_dataset
+from nodepint_mpi.data.datasets import check_finite, open_split
+from nodepint_mpi.data.prepare import prepare_dataset
 
 REPOSITORY_DATA = Path(__file__).parents[2] / "data"
 pytestmark = pytest.mark.mpi(max_size=1)

@@ -14,8 +14,8 @@ import pytest
 from scipy.integrate import solve_ivp
 
 from nodepint_mpi.errors import DataError
-from nodepint_mpi.io.datasets import open_split
-from nodepint_mpi.io.prepare import prepare_dataset
+from nodepint_mpi.data.datasets import open_split
+from nodepint_mpi.data.prepare import prepare_dataset
 
 REPOSITORY_DATA = Path(__file__).parents[2] / "data"
 pytestmark = pytest.mark.mpi(max_size=1)

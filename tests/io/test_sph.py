@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from nodepint_mpi.errors import DataError
-from nodepint_mpi.io.datasets import open_split
-from nodepint_mpi.io.prepare import prepare_dataset
-from nodepint_mpi.run.imports import import_file
+from nodepint_mpi.data.datasets import open_split
+from nodepint_mpi.data.prepare import prepare_dataset
+from nodepint_mpi.training.imports import import_file
 
 REPOSITORY = Path(__file__).parents[2]
 pytestmark = pytest.mark.mpi(max_size=1)

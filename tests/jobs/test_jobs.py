@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import pytest
 
-from nodepint_mpi.cli import cli
+from nodepint_mpi.cli.main import cli
 
 pytestmark = pytest.mark.mpi(max_size=1)
 

@@ -12,13 +12,13 @@ import nodepint_mpi as nm
 from nodepint_mpi.core.partition import own_slices
 from nodepint_mpi.core.problems import PROBLEMS
 from nodepint_mpi.errors import ProblemError
-from nodepint_mpi.parallel.coarse import Recurrence, solve_cocoordinates, solve_coordinates
+from nodepint_mpi.parallel.recurrence import Recurrence, solve_cocoordinates, solve_coordinates
 from nodepint_mpi.parallel.comms import alone, free_comms, make_comms, make_time_comm, world
 from nodepint_mpi.parallel.exchange import max_over_ranks
 from nodepint_mpi.parallel.shared_basis import SharedBasis
-from nodepint_mpi.parallel.tally import Tally, counting
-from nodepint_mpi.run.timing.trace import Call, Profile, read_program
-from nodepint_mpi.run.timing.waits import _partners
+from nodepint_mpi.parallel.counters import Tally, counting
+from nodepint_mpi.profiling.trace import Call, Profile, read_program
+from nodepint_mpi.profiling.waits import _partners
 
 WAYS = get_args(Recurrence)
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from nodepint_mpi.errors import DataError, NodepintError, RankError
-from nodepint_mpi.parallel.guard import run_guarded, together
-from nodepint_mpi.parallel.signals import StopFlag
+from nodepint_mpi.ranks.guard import run_guarded, together
+from nodepint_mpi.ranks.signals import StopFlag
 
 
 def test_nothing_happens_where_no_rank_fails(comm):
@@ -93,7 +93,7 @@ def test_guard_and_signals_start_neither_mpi_nor_jax():
     code = """if True:
         import sys
         from nodepint_mpi.errors import ConfigError
-        from nodepint_mpi.parallel import guard, signals
+        from nodepint_mpi.ranks import guard, signals
         signals.StopFlag().install()
         def main():
             raise ConfigError("unknown key")

@@ -6,11 +6,11 @@ import subprocess
 import pytest
 
 from nodepint_mpi.errors import NodepintError, PlacementError
-from nodepint_mpi.parallel import devices
-from nodepint_mpi.parallel.devices import check_launch, in_hardware_order, parse_gpu_list, settle
-from nodepint_mpi.parallel.launcher import in_job, launched_size, local_rank, local_size
-from nodepint_mpi.parallel.libmpi import is_cuda_aware
-from nodepint_mpi.parallel.placement import (
+from nodepint_mpi.ranks import devices
+from nodepint_mpi.ranks.devices import check_launch, in_hardware_order, parse_gpu_list, settle
+from nodepint_mpi.ranks.launcher import in_job, launched_size, local_rank, local_size
+from nodepint_mpi.ranks.libmpi import is_cuda_aware
+from nodepint_mpi.ranks.placement import (
     Gpu,
     Placement,
     Seen,

@@ -187,7 +187,7 @@ def test_problems_that_do_not_fit_are_refused(comms, change, error, message):
 @pytest.mark.timeout_s(240)  # many programs to compile
 def test_published_counts_and_updates_of_lorenz(comms):
     """Gattiglio et al. (2024): 15 sweeps, and the largest change by each of them."""
-    from nodepint_mpi.run.bench_published import RUNS, repeat_run
+    from nodepint_mpi.bench.published import RUNS, repeat_run
 
     run = repeat_run(comms, RUNS["lorenz"])
     assert run["sweeps"] == 15
@@ -200,7 +200,7 @@ def test_published_counts_and_updates_of_lorenz(comms):
 @pytest.mark.timeout_s(240)
 @pytest.mark.parametrize("name", ["fitzhugh_nagumo", "fitzhugh_nagumo_start", "burgers"])
 def test_published_counts(comms, name):
-    from nodepint_mpi.run.bench_published import RUNS, repeat_run
+    from nodepint_mpi.bench.published import RUNS, repeat_run
 
     run = RUNS[name]
     if run.problem == "fitzhugh_nagumo":  # the count does not move down to 40 steps a slice
@@ -213,7 +213,7 @@ def test_published_counts(comms, name):
 @pytest.mark.parametrize("name", ["fitzhugh_nagumo", "lorenz", "burgers"])
 def test_tangents_need_fewer_sweeps_than_learned_corrections(comms, name):
     """With the published fine solves and stopping rule, and a smaller true error than parareal."""
-    from nodepint_mpi.run.bench_published import RUNS, repeat_run
+    from nodepint_mpi.bench.published import RUNS, repeat_run
 
     run = repeat_run(comms, RUNS[name], "tangent")
     assert run["status"] == "converged" and run["sweeps"] < min(run["published_learned"])

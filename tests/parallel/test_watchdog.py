@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from nodepint_mpi.parallel.heartbeat import connect
-from nodepint_mpi.parallel.phases import UNNAMED, WARM_UP, Phase, PhaseClock, Report, find_stuck
-from nodepint_mpi.parallel.sampling import Sampler
-from nodepint_mpi.parallel.watchdog import Watchdog
+from nodepint_mpi.ranks.heartbeat import connect
+from nodepint_mpi.ranks.activity import UNNAMED, WARM_UP, Phase, PhaseClock, Report, find_stuck
+from nodepint_mpi.ranks.busy import Sampler
+from nodepint_mpi.ranks.watchdog import Watchdog
 
 PATIENCE_S = 900.0
 

@@ -1,8 +1,8 @@
 """Names in a config become the solvers that they name."""
 
-from nodepint_mpi.config_time import StepsSection
+from nodepint_mpi.config.time import StepsSection
 from nodepint_mpi.core.runge_kutta import chebyshev
-from nodepint_mpi.run.build_model import build_solver
+from nodepint_mpi.training.build_model import build_solver
 
 
 def test_a_chebyshev_method_has_the_stages_that_were_asked_for():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nodepint_mpi.run.cadence import Seconds, is_due
+from nodepint_mpi.training.cadence import Seconds, is_due
 
 
 def saved_steps(comm, every, *, n_steps: int, step_s: float, save_s: float):

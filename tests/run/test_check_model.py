@@ -6,14 +6,14 @@ import datasets
 import numpy as np
 import pytest
 
-from nodepint_mpi.config import parse_config
+from nodepint_mpi.config.experiment import parse_config
 from nodepint_mpi.errors import NodepintError, ProblemError
-from nodepint_mpi.parallel.signals import StopFlag
-from nodepint_mpi.run import memory
-from nodepint_mpi.run import train as training
-from nodepint_mpi.run.info import make_plan
-from nodepint_mpi.run.runtime_errors import explained
-from nodepint_mpi.run.setup import set_up
+from nodepint_mpi.ranks.signals import StopFlag
+from nodepint_mpi.training import memory
+from nodepint_mpi.training import train as training
+from nodepint_mpi.training.info import make_plan
+from nodepint_mpi.training.runtime_errors import explained
+from nodepint_mpi.training.setup import set_up
 from tests.run.small_config import MLP, small_config
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.mpi(max_size=2)]
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.standard_promotion, pytest.mark.mpi(max_size=2)]
 OWN = """
 import equinox as eqx, jax, jax.numpy as jnp, numpy as np
 from nodepint_mpi import Mean
-from nodepint_mpi.core.networks import EncodeProcessDecode, Identity
+from nodepint_mpi.models.networks import EncodeProcessDecode, Identity
 
 number, text = 3, "text"
 

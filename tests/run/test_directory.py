@@ -2,12 +2,12 @@
 
 import pytest
 
-from nodepint_mpi.config import parse_config
+from nodepint_mpi.config.experiment import parse_config
 from nodepint_mpi.errors import CheckpointError, ConfigError, DataError, OutputError
-from nodepint_mpi.io.prepare import prepare_dataset
+from nodepint_mpi.data.prepare import prepare_dataset
 from nodepint_mpi.io.records import JSON_LINES, Records
-from nodepint_mpi.io.sources import find_folder
-from nodepint_mpi.run.directory import CHECKPOINTS, CONFIG, check_directory, writing_in
+from nodepint_mpi.data.sources import find_folder
+from nodepint_mpi.io.directory import CHECKPOINTS, CONFIG, check_directory, writing_in
 from tests.run.small_config import small_config
 
 pytestmark = pytest.mark.mpi(max_size=1)

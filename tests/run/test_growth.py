@@ -5,17 +5,17 @@ import jax
 import numpy as np
 import pytest
 
-from nodepint_mpi.config import parse_config
+from nodepint_mpi.config.experiment import parse_config
 from nodepint_mpi.errors import ConfigError, ProblemError
 from nodepint_mpi.parallel.comms import alone, make_comms
-from nodepint_mpi.parallel.signals import StopFlag
-from nodepint_mpi.run.evaluate import open_run
-from nodepint_mpi.run.growth import grow
-from nodepint_mpi.run.rom_export import export_rom
-from nodepint_mpi.run.rom_load import load_rom
-from nodepint_mpi.run.setup import fresh_state, set_up
-from nodepint_mpi.run.step import make_train_step
-from nodepint_mpi.run.train import train
+from nodepint_mpi.ranks.signals import StopFlag
+from nodepint_mpi.training.evaluate import open_run
+from nodepint_mpi.training.enlarge import grow
+from nodepint_mpi.rom.export import export_rom
+from nodepint_mpi.rom.load import load_rom
+from nodepint_mpi.training.setup import fresh_state, set_up
+from nodepint_mpi.training.step import make_train_step
+from nodepint_mpi.training.train import train
 from tests.run.small_config import EXACT, small_config
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.timeout_s(300)]

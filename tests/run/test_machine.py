@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nodepint_mpi.run import machine
+from nodepint_mpi.ranks import machine
 
 pytestmark = pytest.mark.mpi(max_size=1)
 

@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 
-from nodepint_mpi.config import parse_config
+from nodepint_mpi.config.experiment import parse_config
 from nodepint_mpi.errors import ConfigError, DataError
-from nodepint_mpi.io.datasets import open_split
-from nodepint_mpi.run.own_data import share_own_data
+from nodepint_mpi.data.datasets import open_split
+from nodepint_mpi.data.own import share_own_data
 
 CODE = """
 import os

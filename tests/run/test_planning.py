@@ -6,19 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nodepint_mpi.config import parse_config
+from nodepint_mpi.config.experiment import parse_config
 from nodepint_mpi.core.partition import own_slices
 from nodepint_mpi.core.sweeps import count_unsolved
 from nodepint_mpi.errors import DataError, LayoutError
-from nodepint_mpi.run.planning.clocks import COARSE, FINE, MESSAGES, OTHER, PARTS, WAIT, Clocks
-from nodepint_mpi.run.planning.costs import (
+from nodepint_mpi.bench.planning.clocks import COARSE, FINE, MESSAGES, OTHER, PARTS, WAIT, Clocks
+from nodepint_mpi.bench.planning.costs import (
     for_share,
     read_costs,
     step_shape,
     with_slices,
 )
-from nodepint_mpi.run.planning.network import Network
-from nodepint_mpi.run.planning.step import (
+from nodepint_mpi.bench.planning.network import Network
+from nodepint_mpi.bench.planning.step import (
     Costs,
     Layout,
     Sizes,
@@ -26,7 +26,7 @@ from nodepint_mpi.run.planning.step import (
     simulate_step,
     solve,
 )
-from nodepint_mpi.run.planning.validation import format_validation, validate
+from nodepint_mpi.bench.planning.validation import format_validation, validate
 
 pytestmark = pytest.mark.mpi(max_size=1)
 

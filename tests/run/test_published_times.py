@@ -2,7 +2,7 @@
 
 import pytest
 
-from nodepint_mpi.run.planning.published import ONE_PROBLEM, WITH_COSTS, TimedRun
+from nodepint_mpi.bench.planning.published import ONE_PROBLEM, WITH_COSTS, TimedRun
 
 pytestmark = pytest.mark.mpi(max_size=1)
 

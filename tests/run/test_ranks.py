@@ -2,9 +2,9 @@
 
 import pytest
 
-from nodepint_mpi.parallel.placement import Gpu, Placement
-from nodepint_mpi.run.doctor_ranks import compare_ranks, describe_placements
-from nodepint_mpi.run.ranks import (
+from nodepint_mpi.ranks.placement import Gpu, Placement
+from nodepint_mpi.doctor.ranks import compare_ranks, describe_placements
+from nodepint_mpi.ranks.table import (
     RankFacts,
     describe_rank,
     find_findings,

@@ -9,15 +9,15 @@ from click.testing import CliRunner
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
-from nodepint_mpi import cli_report
+from nodepint_mpi.cli.main import report as cli_report
 from nodepint_mpi.errors import ConfigError, DataError, NodepintError, OutputError
 from nodepint_mpi.io.records import Records
-from nodepint_mpi.run.report.build import make_report
-from nodepint_mpi.run.report.compare import compare_runs, format_comparison, label_runs
-from nodepint_mpi.run.report.facts import final_numbers, read_facts, seconds
-from nodepint_mpi.run.report.page import write_page
-from nodepint_mpi.run.report.parts import Picture, Section
-from nodepint_mpi.run.report.tables import checkpoint_used, summary
+from nodepint_mpi.report.sections import make_report
+from nodepint_mpi.report.compare import compare_runs, format_comparison, label_runs
+from nodepint_mpi.report.facts import final_numbers, read_facts, seconds
+from nodepint_mpi.report.page import write_page
+from nodepint_mpi.report.parts import Picture, Section
+from nodepint_mpi.report.tables import checkpoint_used, summary
 from tests.run.page_reader import Page
 
 pytestmark = pytest.mark.mpi(max_size=1)
@@ -58,7 +58,7 @@ def record(step, **more):
 
 @pytest.fixture
 def make_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("nodepint_mpi.run.report.page.DPI", 20)  # as good, and drawn sooner
+    monkeypatch.setattr("nodepint_mpi.report.page.DPI", 20)  # as good, and drawn sooner
 
     def make(name="run", *, records=None, done=DONE, method=PARAREAL, width=8):
         folder = tmp_path / name

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nodepint_mpi.run.report.classification import labels
-from nodepint_mpi.run.report.energy import basis_energy, energy_left
-from nodepint_mpi.run.report.model import Model, Predicted
-from nodepint_mpi.run.report.parts import Picture, Table
-from nodepint_mpi.run.report.trajectories import relative_errors, trajectories
+from nodepint_mpi.report.classification import labels
+from nodepint_mpi.report.energy import basis_energy, energy_left
+from nodepint_mpi.report.trained import Model, Predicted
+from nodepint_mpi.report.parts import Picture, Table
+from nodepint_mpi.report.paths import relative_errors, trajectories
 
 pytestmark = pytest.mark.mpi(max_size=1)
 

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from nodepint_mpi import load_rom
-from nodepint_mpi.config import parse_config
+from nodepint_mpi.config.experiment import parse_config
 from nodepint_mpi.errors import ConfigError, NodepintError, ReducedModelError
 from nodepint_mpi.io.checkpoint import save_checkpoint
-from nodepint_mpi.run.directory import CHECKPOINTS, CONFIG, config_text
-from nodepint_mpi.run.evaluate import open_run
-from nodepint_mpi.run.rom_evaluate import evaluate_rom, format_comparison
-from nodepint_mpi.run.rom_export import export_rom
-from nodepint_mpi.run.setup import fresh_state, set_up
-from nodepint_mpi.run.step import make_prediction
+from nodepint_mpi.io.directory import CHECKPOINTS, CONFIG, config_text
+from nodepint_mpi.training.evaluate import open_run
+from nodepint_mpi.rom.evaluate import evaluate_rom, format_comparison
+from nodepint_mpi.rom.export import export_rom
+from nodepint_mpi.training.setup import fresh_state, set_up
+from nodepint_mpi.training.step import make_prediction
 from tests.run.small_config import MLP, small_config
 
 pytestmark = [pytest.mark.timeout_s(300)]

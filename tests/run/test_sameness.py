@@ -13,19 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nodepint_mpi.config import parse_config
+from nodepint_mpi.config.experiment import parse_config
 from nodepint_mpi.core.partition import own_slices
 from nodepint_mpi.errors import AgreementError, ConfigError, NodepintError, NonFiniteError
 from nodepint_mpi.io.checkpoint_folder import checkpoint_path
-from nodepint_mpi.parallel.signals import StopFlag
-from nodepint_mpi.run import train as training
-from nodepint_mpi.run import user_code
-from nodepint_mpi.run.nonfinite import raise_nonfinite
-from nodepint_mpi.run.sameness import require_same_values
-from nodepint_mpi.run.setup import fresh_state, set_up, slice_rows
-from nodepint_mpi.run.start import require_same_options
-from nodepint_mpi.run.step import StepReport, make_train_step
-from nodepint_mpi.run.tracking import Anew
+from nodepint_mpi.ranks.signals import StopFlag
+from nodepint_mpi.training import train as training
+from nodepint_mpi.training import user_code
+from nodepint_mpi.training.nonfinite import raise_nonfinite
+from nodepint_mpi.training.sameness import require_same_values
+from nodepint_mpi.training.setup import fresh_state, set_up, slice_rows
+from nodepint_mpi.ranks.start import require_same_options
+from nodepint_mpi.training.step import StepReport, make_train_step
+from nodepint_mpi.training.tracking import Anew
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.timeout_s(300)]
 ONE_RANK = pytest.mark.mpi(max_size=1)

@@ -10,7 +10,7 @@ from tensorboardX.proto import event_pb2 as _event_pb2
 
 from nodepint_mpi.errors import ConfigError, OutputError
 from nodepint_mpi.io.records import Records
-from nodepint_mpi.run.scalars import Scalars, require_tensorboard
+from nodepint_mpi.training.scalars import Scalars, require_tensorboard
 
 event_pb2: Any = _event_pb2  # made when it is imported
 pytestmark = pytest.mark.mpi(max_size=1)

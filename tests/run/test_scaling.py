@@ -4,19 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from nodepint_mpi.config import read_config
-from nodepint_mpi.config_scaling import Scaling, read_scaling
-from nodepint_mpi.run.scaling.measures import (
+from nodepint_mpi.config.experiment import read_config
+from nodepint_mpi.config.scaling import Scaling, read_scaling
+from nodepint_mpi.bench.studies.scaling.measures import (
     Predicted,
     break_even,
     judge,
     make_curves,
     shares_of,
 )
-from nodepint_mpi.run.scaling.model import make_model, measured_network
-from nodepint_mpi.run.scaling.points import plan_points
-from nodepint_mpi.run.scaling.report import make_report
-from nodepint_mpi.run.series import kept
+from nodepint_mpi.bench.studies.scaling.model import make_model, measured_network
+from nodepint_mpi.bench.studies.scaling.points import plan_points
+from nodepint_mpi.bench.studies.scaling.report import make_report
+from nodepint_mpi.bench.studies.series import kept
 from tests.run.page_reader import Page
 
 pytestmark = pytest.mark.mpi(max_size=1)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from nodepint_mpi.config_table import read_table_list
+from nodepint_mpi.config.table import read_table_list
 from nodepint_mpi.errors import OutputError
-from nodepint_mpi.run.table.page import format_table, read_page, write_page
+from nodepint_mpi.bench.studies.table.page import format_table, read_page, write_page
 
 pytestmark = pytest.mark.mpi(max_size=1)
 

@@ -6,18 +6,18 @@ import jax
 import numpy as np
 import pytest
 
-from nodepint_mpi.config import parse_config
+from nodepint_mpi.config.experiment import parse_config
 from nodepint_mpi.core.scopes import COARSE, FINE_FORWARD, GRID, LINE, RECEIVE, REDUCE, SEND, every
 from nodepint_mpi.core.scopes import RIGHTWARDS as RIGHT
-from nodepint_mpi.parallel.tally import WORD_BYTES, Tally
-from nodepint_mpi.run.setup import fresh_state, set_up
-from nodepint_mpi.run.sweep_costs import work_equivalents
-from nodepint_mpi.run.timing import sampling
-from nodepint_mpi.run.timing.record import STEP_PHASES, record_times, reduced, write_times
-from nodepint_mpi.run.timing.timers import COMPILING, CompileClock, Timers
-from nodepint_mpi.run.timing.trace import Call, Op, Profile, Span, attribute, read_program
-from nodepint_mpi.run.timing.waits import WAIT, split_waits
-from nodepint_mpi.run.tracking import make_stepper
+from nodepint_mpi.parallel.counters import WORD_BYTES, Tally
+from nodepint_mpi.training.setup import fresh_state, set_up
+from nodepint_mpi.bench.costs import work_equivalents
+from nodepint_mpi.profiling import sampling
+from nodepint_mpi.profiling.record import STEP_PHASES, record_times, reduced, write_times
+from nodepint_mpi.profiling.timers import COMPILING, CompileClock, Timers
+from nodepint_mpi.profiling.trace import Call, Op, Profile, Span, attribute, read_program
+from nodepint_mpi.profiling.waits import WAIT, split_waits
+from nodepint_mpi.training.tracking import make_stepper
 from tests.run.small_config import small_config
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.timeout_s(300)]

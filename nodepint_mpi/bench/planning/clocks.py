@@ -1,0 +1,103 @@
+"""The clocks of a line of ranks, moved on by work, walks, messages and reductions.
+
+Every event of a step is an operation that moves all clocks at once, by arrays over the ranks, so
+that a line may have 1e5 of them. The groups of samples are alike: one line stands for all. Local;
+pure.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from nodepint_mpi.core.partition import owned_range
+from nodepint_mpi.bench.planning.network import Network, Number
+
+Ranks = Float[np.ndarray, " ranks"]
+
+FINE, COARSE, MESSAGES, OTHER, WAIT = "fine", "coarse", "messages", "other", "wait"
+PARTS = (FINE, COARSE, MESSAGES, OTHER, WAIT)
+"""What a rank's time goes into; tangents are fine work, and so is all that ranks share."""
+
+
+class Clocks:
+    """When each rank of a line is done with all so far, and what it did until then, in seconds.
+
+    Args:
+        n_slices: How many slices the line deals out, in order.
+        n_time: Ranks of the line.
+        n_data: Lines.
+        network: What messages cost.
+    """
+
+    def __init__(self, n_slices: int, n_time: int, n_data: int, network: Network):
+        ranges = [owned_range(n_slices, n_time, rank) for rank in range(n_time)]
+        self.first: Int[np.ndarray, " ranks"] = np.array([own.start for own in ranges])
+        self.owned: Int[np.ndarray, " ranks"] = np.array([len(own) for own in ranges])
+        self.now: Ranks = np.zeros(n_time)
+        self.spent: dict[str, Ranks] = {part: np.zeros(n_time) for part in PARTS}
+        self._n_data, self._network = n_data, network
+
+    @property
+    def n_time(self) -> int:
+        """Ranks of the line."""
+        return len(self.now)
+
+    def unsolved(self, front: int, at_once: int | None = 1) -> Int[np.ndarray, " ranks"]:
+        """Slices of each rank that are propagated when those left of the front are solved.
+
+        A rank takes them in groups of `at_once`, all its own if None; see `core.sweeps`.
+        """
+        width = self.owned if at_once is None else np.minimum(at_once, self.owned)
+        solved = np.clip(front - self.first, 0, self.owned)
+        return np.where(solved == self.owned, 0, self.owned - solved // width * width)
+
+    def work(self, part: str, seconds: Number | Ranks) -> None:
+        """Every rank is busy for so long."""
+        self.now = self.now + seconds
+        self.spent[part] = self.spent[part] + seconds
+
+    def walk(self, part: str, seconds: Ranks, n_bytes: Number, *, rightwards: bool) -> None:
+        """From slice to slice: a rank begins its own when its neighbour's state has come."""
+        turn: Callable[[Ranks], Ranks] = (lambda a: a) if rightwards else (lambda a: a[::-1])
+        ready, took = turn(self.now), turn(seconds)
+        message_s = self._network.message_s(n_bytes)
+        # done[r] = took[r] + max(ready[r], done[r - 1] + message_s), solved for all r at once
+        whole = np.cumsum(took + message_s)
+        done = whole + np.maximum.accumulate(ready + took - whole)
+        idle = np.maximum(done - took - ready, 0.0)  # but for round-off
+        received = np.minimum(idle, message_s)
+        self.spent[part] = self.spent[part] + seconds
+        self.spent[MESSAGES] = self.spent[MESSAGES] + turn(received)
+        self.spent[WAIT] = self.spent[WAIT] + turn(idle - received)
+        self.now = turn(done)
+
+    def shift(self, n_bytes: Number, *, rightwards: bool, distance: int = 1) -> None:
+        """Every rank hands something to the one so far on, all at the same time."""
+        if self.n_time <= distance:
+            return
+        turn: Callable[[Ranks], Ranks] = (lambda a: a) if rightwards else (lambda a: a[::-1])
+        now, message_s = turn(self.now), self._network.message_s(n_bytes)
+        ready = np.maximum(now[distance:], now[:-distance])
+        self._meet(turn(np.concatenate([now[:distance], ready])), message_s)
+
+    def reduce(self, n_bytes: Number) -> None:
+        """A sum or maximum over the ranks of all lines, known to all: to one rank and back."""
+        n_ranks = self.n_time * self._n_data
+        if n_ranks > 1:
+            ready = np.full(self.n_time, self.now.max())
+            self._meet(ready, 2 * self._network.tree_s(n_ranks, n_bytes))
+
+    def on_first(self, seconds: Number, n_bytes_in: Number, n_bytes_out: Number) -> None:
+        """The first rank gathers, works, and deals out; bytes are those of each of the others."""
+        n_time, network = self.n_time, self._network
+        self._meet(np.full(n_time, self.now.max()), network.gather_s(n_time, n_bytes_in))
+        self.now[0] += seconds
+        self.spent[COARSE][0] += seconds
+        self._meet(np.full(n_time, self.now[0]), network.gather_s(n_time, n_bytes_out))
+
+    def _meet(self, ready: Ranks, message_s: Number) -> None:
+        """Wait until others are ready, then take part in a message."""
+        self.spent[WAIT] = self.spent[WAIT] + (ready - self.now)
+        self.spent[MESSAGES] = self.spent[MESSAGES] + message_s
+        self.now = ready + message_s

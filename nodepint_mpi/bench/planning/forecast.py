@@ -1,0 +1,235 @@
+"""What a step would take on any number of ranks, from trials: which layout, and whether it pays."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from nodepint_mpi.config.experiment import Config, parse_config
+from nodepint_mpi.io.directory import config_text
+from nodepint_mpi.training.info import make_plan
+from nodepint_mpi.bench.planning.clocks import COARSE, FINE, MESSAGES, OTHER, WAIT
+from nodepint_mpi.bench.planning.costs import (
+    for_share,
+    read_costs,
+    step_shape,
+    step_sizes,
+    with_slices,
+)
+from nodepint_mpi.bench.planning.network import Network
+from nodepint_mpi.bench.planning.step import (
+    Costs,
+    Layout,
+    Simulated,
+    StepShape,
+    simulate_step,
+)
+from nodepint_mpi.bench.planning.trials import Trial, Trials
+
+LEAST_ERROR = 0.05
+"""The forecast is not trusted more than that."""
+
+
+class Way(NamedTuple):
+    """A way to do the steps, as it was tried on one rank: the config, and what it costs.
+
+    `half` is what it costs with half of the samples, by what the config as it is saves then; None
+    where that was not tried. `slices_tried` is false where costs were carried over from another
+    number of slices.
+    """
+
+    settings: tuple[str, ...]
+    config: Config
+    shape: StepShape
+    costs: Costs
+    half: Costs | None
+    info: Mapping[str, Any]
+    trial: Trial
+    slices_tried: bool = True
+
+
+class Choice(NamedTuple):
+    """A way on a layout of ranks, and what a step of it would take; measured or simulated."""
+
+    way: Way
+    layout: Layout
+    simulated: Simulated
+    step_s: float
+    measured: bool
+    memory_bytes: float
+
+
+def ways_of(config: Config, trials: Trials) -> list[Way]:
+    """Every way that was tried, with its costs. Local."""
+    found, saved = [], None
+    for trial in trials.ours:  # first the config as it is
+        changed = parse_config(config_text(config), trial.settings)
+        shape = step_shape(changed, trial.sweeps)
+        costs, half = costs_of(trial, shape), None
+        if trials.along_samples is not None and not trial.settings:
+            sweeps = trials.along_samples.sweeps
+            of_half = costs_of(trials.along_samples, step_shape(changed, sweeps))
+            saved = [
+                part / all_ if all_ else 0.5 for all_, part in zip(costs, of_half, strict=True)
+            ]
+        if saved is not None:
+            half = Costs(*(cost * share for cost, share in zip(costs, saved, strict=True)))
+        found.append(Way(trial.settings, changed, shape, costs, half, make_plan(changed, 1), trial))
+    return found
+
+
+def costs_of(trial: Trial, shape: StepShape) -> Costs:
+    """What a trial of ours says operations cost. Local."""
+    assert trial.shares is not None and trial.counts is not None  # profiled: `forecast` checks
+    seconds = {
+        name: [share[name] * trial.seconds for share in trial.shares] for name in trial.shares[0]
+    }
+    return read_costs(seconds, {name: c["ranks"] for name, c in trial.counts.items()}, shape)
+
+
+def choices_for(
+    ways: Sequence[Way], n_ranks: int, network: Network, measured: Mapping[Layout, Trial]
+) -> list[Choice]:
+    """All ways on all grids of so many ranks, the fastest first. Local.
+
+    What was measured of the config as it is, on this network, takes the place of its forecast.
+    """
+    found = []
+    for way in ways:
+        for layout in _layouts(n_ranks, way):
+            fitting = _with_enough_slices(way, layout.n_time)
+            if fitting is not None:
+                found.append(_choose(fitting, layout, network, measured))
+    return sorted(found, key=lambda choice: choice.step_s)
+
+
+def model_errors(
+    ways: Sequence[Way], network: Network, measured: Mapping[Layout, Trial]
+) -> dict[Layout, float]:
+    """How far simulations of several ranks are from what was measured, relative. Local.
+
+    By the sweeps that were counted there: round-off may decide whether a step sweeps once more.
+    """
+    found = {}
+    for layout, trial in measured.items():
+        way = ways[0]._replace(shape=step_shape(ways[0].config, trial.sweeps))
+        found[layout] = _simulate(way, layout, network).step_s / trial.seconds - 1
+    return found
+
+
+def limits(choice: Choice, network: Network) -> list[tuple[str, float]]:
+    """How many times as fast a step would be without each thing that costs, largest first."""
+    way, layout = choice.way, choice.layout
+    without = {
+        "the walk from slice to slice by coarse steps": ("coarse_s", "copulled_s"),
+        "the coarse problem in coordinates": ("recurrence_s", "compose_s"),
+        "what all ranks do alike (update, encoder, loss)": ("other_s",),
+    }
+    now = choice.simulated.step_s
+    gains = {
+        name: now / _simulate(_without(way, costs), layout, network).step_s
+        for name, costs in without.items()
+    }
+    if way.shape.n_solves and way.shape.recurrence == "slices":
+        scan = way._replace(shape=way.shape._replace(recurrence="scan"))
+        gains['`recurrence = "slices"` instead of "scan"'] = (
+            now / _simulate(scan, layout, network).step_s
+        )
+    at_once = Network(0.0, math.inf)
+    gains["messages"] = now / _simulate(way, layout, at_once).step_s
+    return sorted(gains.items(), key=lambda item: -item[1])
+
+
+def efficiency(choice: Choice) -> float:
+    """Of the same way on one rank, whose trial is known. Local."""
+    alone = choice.way.trial.seconds
+    return alone / (choice.layout.n_ranks * choice.step_s)
+
+
+def why_slow(choice: Choice, serial_s: float) -> str:
+    """In a few words, what makes a step of ours slower than plain diffrax's. Local."""
+    way, shares = choice.way, choice.simulated.shares
+    counts = way.trial.counts
+    assert counts is not None
+    passes = (math.fsum(counts["fine"]["ranks"]) + math.fsum(counts["fine_pulled"]["ranks"])) / (
+        2 * way.shape.n_slices
+    )
+    alone = way.trial.seconds / serial_s
+    if passes > 1.2:
+        return (
+            f"a step does {passes:.1f} times the fine solves of a serial one, "
+            f"which {choice.layout.n_ranks} ranks have to make up for"
+        )
+    words = {
+        COARSE: "coarse steps, which are walked through one after the other",
+        MESSAGES: "messages",
+        WAIT: "waiting for other ranks",
+        OTHER: "what all ranks do alike (encoder, loss, update)",
+    }
+    part = max(words, key=lambda name: shares[name])
+    if shares[part] > 0.15:
+        return f"{shares[part]:.0%} of a step goes into {words[part]}"
+    return (
+        f"one rank of ours takes {alone:.2g} of plain diffrax's time, and {shares[FINE]:.0%} of "
+        "a step are fine solves"
+    )
+
+
+def _without(way: Way, names: Sequence[str]) -> Way:
+    """The same way, if some costs were none."""
+    nothing = dict.fromkeys(names, 0.0)
+    half = None if way.half is None else way.half._replace(**nothing)
+    return way._replace(costs=way.costs._replace(**nothing), half=half)
+
+
+def _layouts(n_ranks: int, way: Way) -> Iterator[Layout]:
+    """Grids whose lines can share the samples of a step evenly, if it is known what that saves."""
+    for n_data in range(1, n_ranks + 1 if way.half is not None else 2):
+        if n_ranks % n_data == 0 and way.info["batch_size"] % n_data == 0:
+            yield Layout(n_ranks // n_data, n_data)
+
+
+def _with_enough_slices(way: Way, n_time: int) -> Way | None:
+    """The way itself, or with so many slices more that every rank has one, if steps allow it."""
+    n_slices, n_steps = way.shape.n_slices, way.config.time.fine.n_steps
+    if n_time <= n_slices:
+        return way
+    if n_steps is None or way.config.time.edges is not None:
+        return None
+    total = n_slices * n_steps
+    enough = next((n for n in range(n_time, total + 1) if total % n == 0), None)
+    if enough is None:
+        return None
+    costs, shape = with_slices(way.costs, way.shape, enough)
+    half = None if way.half is None else with_slices(way.half, way.shape, enough)[0]
+    settings = (
+        *(word for word in way.settings if not word.startswith(("time.n_slices", "time.fine."))),
+        f"time.n_slices={enough}",
+        f"time.fine.n_steps={total // enough}",
+    )
+    return way._replace(settings=settings, shape=shape, costs=costs, half=half, slices_tried=False)
+
+
+def _choose(way: Way, layout: Layout, network: Network, measured: Mapping[Layout, Trial]) -> Choice:
+    simulated, trial = _simulate(way, layout, network), None
+    if way.slices_tried and layout == Layout(1):
+        trial = way.trial
+    elif way.slices_tried and not way.settings:
+        trial = measured.get(layout)
+    step_s = simulated.step_s if trial is None else trial.seconds
+    return Choice(way, layout, simulated, step_s, trial is not None, _memory(way, layout))
+
+
+def _simulate(way: Way, layout: Layout, network: Network) -> Simulated:
+    costs = way.costs
+    if layout.n_data > 1:
+        assert way.half is not None  # else there is no such layout
+        costs = for_share(costs, way.half, 1 / layout.n_data)
+    sizes = step_sizes(way.config, way.info, layout.n_data)
+    return simulate_step(costs, sizes, way.shape, layout, network)
+
+
+def _memory(way: Way, layout: Layout) -> float:
+    """What a rank would hold at most: as measured on one, but for what the ranks divide."""
+    kinds = ("interface_bytes_per_rank", "adjoint_bytes_per_rank", "tracks_bytes_per_rank")
+    divided = sum(way.info.get(kind, 0) for kind in kinds)
+    return way.trial.peak_bytes - divided * (1 - 1 / layout.n_ranks)

@@ -1,0 +1,109 @@
+"""`nodepint bench table`."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nodepint_mpi.cli.common import check_file, json_option, parse_ranks, write_json
+from nodepint_mpi.config.table import read_table_list
+from nodepint_mpi.errors import ConfigError
+from nodepint_mpi.doctor.ranks import in_job
+
+LIST = "configs/table/problems.toml"
+
+
+def _check_page(context: Any, option: Any, page: Path | None) -> Path | None:
+    """Refuse, before the work is done, a page that the table could not be put into."""
+    from nodepint_mpi.bench.studies.table.page import read_page
+
+    if page is not None:
+        check_file(context, option, page)
+        read_page(page)
+    return page
+
+
+@click.command()
+@click.option(
+    "--list", "list_file", default=LIST, show_default=True, type=click.Path(path_type=Path),
+    help="What is in the table.",
+)  # fmt: skip
+@click.option("--only", multiple=True, metavar="NAME", help="Do only this problem (again).")
+@click.option(
+    "--ranks", default="", metavar="N,...", callback=parse_ranks,
+    help="Numbers of ranks for what is done, instead of the list's.",
+)  # fmt: skip
+@click.option(
+    "--out", default="runs/table", show_default=True, type=click.Path(path_type=Path),
+    help="Where runs are, NAME/METHOD, and table.jsonl.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Only say what is there and what would be done.")
+@click.option(
+    "--write", "page", metavar="README.md", type=click.Path(path_type=Path), callback=_check_page,
+    help="Put the table between the marks of this page instead of printing it.",
+)  # fmt: skip
+@click.option(
+    "--launcher", metavar="WORDS",
+    help="What starts ranks, such as 'srun -n {ranks} -c {cores}' [mpirun, a core for each rank].",
+)  # fmt: skip
+@click.option(
+    "--timeout", "timeout_s", default=1800.0, show_default=True, type=click.FloatRange(1),
+    help="Seconds that one training may take.",
+)  # fmt: skip
+@json_option
+def table(
+    list_file: Path,
+    only: tuple[str, ...],
+    ranks: tuple[int, ...],
+    out: Path,
+    dry_run: bool,
+    page: Path | None,
+    launcher: str | None,
+    timeout_s: float,
+    json_file: Path | None,
+) -> None:
+    """Train every problem of a list to its end, by plain diffrax and by us, and make a table.
+
+    Starts its own jobs: run it without mpirun, on a machine that does nothing else. What is there
+    is not done again, and what was interrupted goes on; a problem whose config has changed is done
+    anew. Exits with 1 if something failed; the rest is done all the same.
+    """
+    from nodepint_mpi.bench.studies.series.launch import make_launch, sole_use
+    from nodepint_mpi.bench.studies.table.cells import plan_cells
+    from nodepint_mpi.bench.studies.table.page import format_table, write_page
+    from nodepint_mpi.bench.studies.table.rows import read_rows, write_rows
+    from nodepint_mpi.bench.studies.table.work import do_cells
+
+    if in_job():
+        raise ConfigError("`nodepint bench table` starts its own jobs: run it without mpirun.")
+    cells = plan_cells(read_table_list(list_file), out, only=only, ranks=ranks)
+    chosen = [cell for cell in cells if cell.chosen]
+    launch = make_launch(
+        launcher, n_ranks=max(c.n_ranks for c in chosen), n_cores=max(c.n_cores for c in chosen)
+    )
+    rows = read_rows(cells)  # says now what is damaged
+    if dry_run:
+        done = ("finished", "left out")
+        for cell, row in zip(cells, rows, strict=True):
+            to_do = cell.chosen and row["state"] not in done
+            reason = f" ({row['reason']})" if row["reason"] else ""
+            click.echo(f"{cell.label}: {row['state']}{reason}{', to be done' if to_do else ''}")
+        return write_json(rows, json_file)
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # a child must not be left behind
+        signal.signal(number, signal.default_int_handler)
+    with sole_use(out) as held:
+        n_failed = do_cells(
+            cells, launch, held=held, timeout_s=timeout_s, report=click.echo,
+            after_each=lambda: write_rows(out, read_rows(cells)),
+        )  # fmt: skip
+        rows = read_rows(cells)
+        write_rows(out, rows)
+    if page is None:
+        click.echo("\n" + format_table(rows, Path.cwd()))
+    else:
+        write_page(page, format_table(rows, page.absolute().parent))
+        click.echo(f"{page} has the table")
+    write_json(rows, json_file)
+    if n_failed:
+        raise SystemExit(1)

@@ -1,0 +1,396 @@
+"""One TOML file per experiment: its sections, their defaults, and what they refuse.
+
+Sections are frozen pydantic models. A key nobody knows, a value of the wrong type and options
+that contradict each other are a `ConfigError` that names the key and the nearest valid one.
+"""
+
+import copy
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+
+from nodepint_mpi.config.embedded import extract_config, is_python, name_home
+from nodepint_mpi.config.errors import explain_validation
+from nodepint_mpi.config.section import Name, NonNegativeFloat, NonNegativeInt, Section
+from nodepint_mpi.config.time import TimeSection
+from nodepint_mpi.errors import ConfigError
+
+
+class RunSection(Section):
+    """What to run, for how long, and on what.
+
+    Parameters are compared across ranks every `compare_every` steps and before each checkpoint (0:
+    only there). `data_ranks` lines of ranks share the samples of a step, and the ranks of each line
+    the time slices. `share_gpus` lets ranks share a GPU where there are fewer than ranks;
+    `cuda_mpi` sends messages from GPU to GPU where MPI can.
+    """
+
+    name: Name
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    precision: Literal["float32", "float64"] = "float32"
+    n_steps: PositiveInt = 1000
+    hang_timeout_s: PositiveFloat = 15.0
+    compare_every: NonNegativeInt = 100
+    data_ranks: PositiveInt = 1
+    share_gpus: bool = False
+    cuda_mpi: bool = False
+
+
+class DataSection(Section):
+    """Where samples come from. `source` is a prepared folder, `hub:NAME`, or an import path.
+
+    What the import path names is a function of the user's own, called with `options`, that makes
+    the splits; see `nodepint_mpi.data.made`.
+
+    Without `times` a sample is an input and a label; with `times`, the column of observation
+    times, it is a trajectory whose first observation is the input.
+    """
+
+    source: str
+    input: str
+    target: str
+    times: str | None = None
+    train_split: str = "train"
+    test_split: str = "test"
+    batch_size: PositiveInt | None = None
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _is_a_source(self):
+        parts = self.source.removeprefix("hub:").split("/")
+        printable = self.source.isprintable() and self.source.strip()
+        if not printable or not any(part.strip(". ") for part in parts):
+            raise ValueError(
+                f"`source = {self.source!r}` names nothing: give a dataset's name, the path of its "
+                "folder, 'hub:OWNER/NAME' or 'file.py:function'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _options_of_a_function(self):
+        if self.options and not self.is_made:
+            raise ValueError("`options` are for a `source` that is a function: 'file.py:function'")
+        return self
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the source is a function of the user's own."""
+        return ":" in self.source and not self.source.startswith("hub:")
+
+
+class DenseNetwork(Section):
+    """A multi-layer perceptron as vector field of the observed state.
+
+    With `latent` it acts on so many coordinates of a learned linear basis of the observed state; of
+    samples with labels, on so many affine functions of all their numbers.
+    """
+
+    name: Literal["mlp"]
+    width: PositiveInt = 64
+    depth: PositiveInt = 2
+    activation: Literal["tanh", "softplus", "relu", "gelu", "silu"] = "tanh"
+    time_dependent: bool = False
+    positive: bool = False
+    latent: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _one_encoder(self):
+        if self.positive and self.latent is not None:
+            raise ValueError("takes `positive` or `latent`, not both")
+        return self
+
+
+class ConvNetwork(Section):
+    """Convolutional encoder, vector field and decoder for grey images.
+
+    With `layers` the vector field has weights of its own in each unit of time, from 0 to `layers`:
+    one Euler step in each, and it is a residual network.
+    """
+
+    name: Literal["conv"]
+    channels: PositiveInt = 16
+    layers: PositiveInt | None = None
+
+
+class UserNetwork(Section):
+    """The user's own: `module:function` or `file.py:function`, called with `options`."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+def _network_tag(value: Any) -> str:
+    name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
+    return name if isinstance(name, str) and ":" not in name else "own"
+
+
+Network = Annotated[
+    Annotated[DenseNetwork, Tag("mlp")]
+    | Annotated[ConvNetwork, Tag("conv")]
+    | Annotated[UserNetwork, Tag("own")],
+    Discriminator(_network_tag),
+]
+
+
+class GrowthSection(Section):
+    """Training with a network that grows: when `steps` are done it has `sizes`.
+
+    The size is `network.latent` of "mlp", `network.channels` of "conv".
+    """
+
+    steps: list[PositiveInt] = Field(min_length=1)
+    sizes: list[PositiveInt] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _in_order(self):
+        if len(self.steps) != len(self.sizes):
+            raise ValueError("needs as many `sizes` as `steps`")
+        for name, numbers in (("steps", self.steps), ("sizes", self.sizes)):
+            if any(b <= a for a, b in zip(numbers, numbers[1:], strict=False)):
+                raise ValueError(f"`{name}` must be strictly increasing")
+        return self
+
+
+class LossSection(Section):
+    """`mean_squared_error`, `mean_squared_log_error`, `cross_entropy`, or an import path.
+
+    `metrics` are import paths of what is reported beside it on the test split.
+    """
+
+    name: str
+    metrics: list[str] = []
+
+
+class OptimSection(Section):
+    """An optax optimiser (any of its names that takes a learning rate) and its schedule."""
+
+    name: str = "adam"
+    learning_rate: PositiveFloat = 1e-3
+    options: dict[str, float | bool] = {}
+    schedule: Literal["constant", "cosine", "exponential"] = "constant"
+    warmup_steps: NonNegativeInt = 0
+    decay_steps: PositiveInt | None = None
+    end_factor: NonNegativeFloat = 0.0
+    clip_norm: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _decay(self):
+        if self.schedule == "constant":
+            if self.decay_steps is not None or self.end_factor != 0:
+                raise ValueError("`schedule = 'constant'` takes no `decay_steps` or `end_factor`")
+        elif self.decay_steps is None:
+            raise ValueError(f"`schedule = '{self.schedule}'` needs `decay_steps`")
+        elif self.decay_steps <= self.warmup_steps:
+            raise ValueError("`decay_steps` counts from the start: more than `warmup_steps`")
+        elif self.schedule == "exponential" and self.end_factor == 0:
+            raise ValueError("`schedule = 'exponential'` needs an `end_factor` above zero")
+        return self
+
+
+class OutputSection(Section):
+    """Where results go and how often.
+
+    Without `checkpoint_every` a checkpoint is saved every 500 steps, but put off as long as saving
+    would take more than 3 % of the time; with it, every so many steps whatever it costs.
+    `tensorboard` also writes the metrics for TensorBoard.
+    """
+
+    dir: str = "runs"
+    log_every: PositiveInt = 50
+    checkpoint_every: PositiveInt | None = None
+    keep: PositiveInt = 3
+    tensorboard: bool = False
+
+
+class ProblemSection(Section):
+    """One initial-value problem for `nodepint solve`: a known name, or the user's own field."""
+
+    field: str
+    args: dict[str, float] = {}
+    initial: list[float] | None = None
+    box: list[list[float] | float] | None = Field(default=None, min_length=2, max_length=2)
+
+
+class Config(Section):
+    """A whole experiment. `train` needs data, network, loss and optim; `solve` needs problem."""
+
+    run: RunSection
+    time: TimeSection
+    data: DataSection | None = None
+    network: Network | None = None
+    growth: GrowthSection | None = None
+    loss: LossSection | None = None
+    optim: OptimSection = OptimSection()
+    output: OutputSection = OutputSection()
+    problem: ProblemSection | None = None
+
+    @model_validator(mode="after")
+    def _relaxation(self):
+        if self.time.relaxation is not None:
+            if self.data is None or self.data.times is None:
+                raise ValueError("`[time.relaxation]` is for trajectories: it needs `data.times`")
+            if self.time.method == "reduced":
+                raise ValueError("`[time.relaxation]` goes with any method but 'reduced'")
+        return self
+
+    @model_validator(mode="after")
+    def _layers(self):
+        if isinstance(self.network, ConvNetwork) and self.network.layers is not None:
+            if self.time.horizon != [0.0, self.network.layers]:
+                raise ValueError(
+                    "`network.layers` counts units of time: `time.horizon` must run from 0 to it"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _growth(self):
+        if self.growth is None:
+            return self
+        if isinstance(self.network, ConvNetwork) and self.network.layers is not None:
+            raise ValueError(
+                "`[growth]` is for weights that are the same at all times: no `layers`"
+            )
+        match self.network:
+            case DenseNetwork(latent=int(size)) | ConvNetwork(channels=size):
+                if self.growth.sizes[0] <= size:
+                    raise ValueError(f"`growth.sizes` must begin above the first size, {size}")
+            case _:
+                raise ValueError(
+                    "`[growth]` needs `network.name = 'mlp'` with `latent`, or 'conv': no other "
+                    "network is known to grow"
+                )
+        return self
+
+    def network_at(self, step: int) -> DenseNetwork | ConvNetwork | UserNetwork | None:
+        """The network that takes the optimiser step after `step` are done. Local."""
+        if self.growth is None or self.network is None:
+            return self.network
+        plan = zip(self.growth.steps, self.growth.sizes, strict=True)
+        grown = [size for when, size in plan if when <= step]
+        if not grown:
+            return self.network
+        key = "channels" if isinstance(self.network, ConvNetwork) else "latent"
+        return self.network.model_copy(update={key: grown[-1]})
+
+    def fingerprint(self) -> str:
+        """Names the experiment: what must not change when a run is resumed. Local.
+
+        Length, output, time-outs and where it runs may change, the number of ranks, and how they
+        solve the coarse problem.
+        """
+        identity = self.model_dump(mode="json", exclude={"output", "problem"})
+        where = ("data_ranks", "share_gpus", "cuda_mpi")
+        for key in ("name", "n_steps", "hang_timeout_s", "compare_every", *where):
+            del identity["run"][key]
+        if identity["time"]["basis"] is not None:
+            del identity["time"]["basis"]["recurrence"]
+        if identity["loss"] is not None:
+            del identity["loss"]["metrics"]
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+Overrides = Sequence[str] | Mapping[str, Any]
+"""`section.key=value`, the value in TOML, as words of the command line; or values by key."""
+
+
+def read_config(path: str | Path, overrides: Overrides = ()) -> Config:
+    """Read a config file, or the `CONFIG` of a Python file, and apply `--set` overrides. Local.
+
+    Raises:
+        ConfigError: if the file cannot be read, is no TOML, or makes no sense.
+    """
+    text = read_text(path)
+    if is_python(path):
+        text = extract_config(text, str(path))
+        return parse_config(text, overrides, source=f"CONFIG in {path}", home=str(path))
+    return parse_config(text, overrides, source=str(path))
+
+
+def parse_config(
+    text: str, overrides: Overrides = (), *, source: str = "config", home: str | None = None
+) -> Config:
+    """Parse and validate the text of a config file. Local; see `read_config`.
+
+    Args:
+        text: TOML.
+        overrides: What is set besides.
+        source: For messages.
+        home: The Python file that `":name"` is looked for in.
+    """
+    data = parse_toml(text, source)
+    seen: set[str] = set()
+    by_key = isinstance(overrides, Mapping)
+    for key, value in overrides.items() if by_key else map(_parse_override, overrides):
+        if key in seen:
+            raise ConfigError(f"`--set {key}=...` is given twice; give it once.")
+        seen.add(key)
+        _assign(data, key, value)
+    if home is not None:
+        name_home(data, home)
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(explain_validation(error, Config, source)) from None
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a config file. Local.
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")  # editors may begin it with a mark
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"Cannot read the config file {path}: {reason}.") from error
+
+
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """The tables of a TOML text. Local.
+
+    Raises:
+        ConfigError: if it is no TOML; `source` is its name.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is not valid TOML: {error}.") from error
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    """`a.b=value`, the value in TOML; what is no TOML is a string."""
+    key, separator, value = text.partition("=")
+    key = key.strip()
+    if not separator or not key:
+        raise ConfigError(f"`--set {text}` is not of the form `section.key=value`.")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value.strip()
+
+
+def _assign(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested tables."""
+    *path, last = key.split(".")
+    table = data
+    for i, part in enumerate(path):
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(
+                f"`--set {key}=...`: `{'.'.join(path[: i + 1])}` is a value, not a section."
+            )
+    table[last] = copy.deepcopy(value)

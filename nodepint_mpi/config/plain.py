@@ -1,0 +1,24 @@
+"""The config by which plain serial training does what a config asks for, as far as it can.
+
+Importing this module loads neither MPI nor JAX.
+"""
+
+from nodepint_mpi.config.experiment import Config
+from nodepint_mpi.errors import ConfigError
+
+
+def plain_config(config: Config) -> Config:
+    """The same without what one serial solve has no use for: sweeps, tracks, relaxation. Local.
+
+    Raises:
+        ConfigError: if the slices are never to join: no serial solve has such a loss.
+    """
+    relaxation = config.time.relaxation
+    if relaxation is not None and relaxation.weight_at(config.run.n_steps) < 1:
+        raise ConfigError(
+            "no serial training has this loss: by `time.relaxation` the slices do not join before "
+            "the last step"
+        )
+    time = config.time.model_copy(update={"method": "serial", "tracking": None, "relaxation": None})
+    run = config.run.model_copy(update={"data_ranks": 1})
+    return config.model_copy(update={"time": time, "run": run})

@@ -1,0 +1,120 @@
+"""Data that a function of the user's own makes: `data.source = "file.py:function"`.
+
+The function is called with `data.options` and returns a `datasets.DatasetDict`, or for each split
+the columns as arrays, a row for each sample:
+
+    {"train": {"t": times, "u": states}, "test": {"t": times, "u": states}}
+
+What it makes is kept in `data/made/NAME-DIGEST` under the working directory. The digest is that of
+the code in the function's file, of the options and of the precision, so other code makes other
+data and the same is not made twice. A run's `config.toml` names that folder: a run that is resumed
+or evaluated reads the data it was started with.
+"""
+
+import hashlib
+import inspect
+import json
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import jax.numpy as jnp
+import numpy as np
+
+from nodepint_mpi.errors import DataError, NodepintError
+from nodepint_mpi.data.prepare import resolve_options
+from nodepint_mpi.data.prepared import no_progress_bars, save_prepared
+from nodepint_mpi.data.sources import MADE, PROVENANCE
+
+_log = logging.getLogger(__name__)
+
+_ARRAYS = {3: datasets.Array2D, 4: datasets.Array3D, 5: datasets.Array4D, 6: datasets.Array5D}
+
+
+def make_own_data(
+    function: Callable[..., Any], name: str, code: str, options: Mapping[str, Any]
+) -> Path:
+    """The folder of what `function(**options)` makes, made unless it is there. Local.
+
+    Args:
+        function: The user's.
+        name: Import path, for messages; the folder is named after its file.
+        code: What the function depends on, for the digest.
+        options: Those that have no default must be given.
+
+    Returns:
+        The folder, relative to the working directory.
+
+    Raises:
+        DataError: for options that do not fit, a function that fails, and data that are empty, of
+            no use or not finite.
+    """
+    parameters = list(inspect.signature(function).parameters.values())
+    precision = jnp.zeros(()).dtype.name  # of what the function computes by JAX
+    origin = {
+        "name": name,
+        "options": resolve_options(parameters, options, name),
+        "precision": precision,
+        "code_sha256": hashlib.sha256(code.encode()).hexdigest(),
+    }
+    digest = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:12]
+    target = MADE / f"{Path(name.rpartition(':')[0]).stem}-{digest}"
+    if (target / PROVENANCE).is_file():  # its files are compared with that when they are opened
+        return target
+    made = _call(function, name, origin["options"])
+    rows = save_prepared(made, target, origin, replace=False)
+    counts = ", ".join(f"{count} rows {split}" for split, count in rows.items())
+    _log.info("%s made: %s", name, counts)
+    return target
+
+
+def _call(
+    function: Callable[..., Any], name: str, options: Mapping[str, Any]
+) -> dict[str, datasets.Dataset]:
+    """The splits that the function returns."""
+    try:
+        with no_progress_bars():
+            made = function(**options)
+    except NodepintError:
+        raise
+    except Exception as error:
+        raise DataError(f"{name} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(made, Mapping) or not made:
+        raise DataError(
+            f"{name} must return a datasets.DatasetDict, or columns by split as in "
+            f'{{"train": {{"t": times, "u": states}}, "test": ...}}, given {type(made).__name__}'
+        )
+    splits = {}
+    for split, part in made.items():
+        try:
+            splits[str(split)] = part if isinstance(part, datasets.Dataset) else _as_dataset(part)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{name} made no data for split {split!r}: {error}") from error
+    return splits
+
+
+def _as_dataset(columns: Any) -> datasets.Dataset:
+    """Arrays by column as a dataset, in their own types; ValueError where that cannot be."""
+    if not isinstance(columns, Mapping) or not columns:
+        raise ValueError(f"it must be a dict of arrays, given {type(columns).__name__}")
+    arrays = {str(name): np.asarray(array) for name, array in columns.items()}
+    lengths = {name: len(a) if a.ndim else 0 for name, a in arrays.items()}
+    if len(set(lengths.values())) > 1 or not all(lengths.values()):
+        raise ValueError(f"columns need equally many rows, at least one, given {lengths}")
+    features = datasets.Features({name: _feature(name, a) for name, a in arrays.items()})
+    return datasets.Dataset.from_dict(arrays, features=features)
+
+
+def _feature(name: str, array: np.ndarray) -> Any:
+    if not (np.issubdtype(array.dtype, np.number) and np.isrealobj(array)):
+        raise ValueError(f"column {name!r} must hold real numbers, given {array.dtype}")
+    match array.shape:
+        case [_]:
+            return datasets.Value(array.dtype.name)
+        case [_, length]:
+            return datasets.List(datasets.Value(array.dtype.name), length=length)
+        case [_, *shape] if array.ndim in _ARRAYS:
+            return _ARRAYS[array.ndim](tuple(shape), array.dtype.name)
+    raise ValueError(f"column {name!r} has rows of {array.ndim - 1} axes, at most 5 are possible")

@@ -1,0 +1,213 @@
+"""Sections made of the metrics: how training went, step by step."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from nodepint_mpi.training.build import ADJOINT_TOL, JUMP_TOL
+from nodepint_mpi.training.figures import MARKERS, STYLES
+from nodepint_mpi.report.facts import Facts
+from nodepint_mpi.report.parts import Picture, Section, number
+
+COLORS = ("black", "tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
+_N_MARKERS = 12
+_COUNTS = {
+    "guarded": "slices kept as they were, since their correction was not finite",
+    "damped": "corrections cut to the length they can be trusted to",
+    "fallbacks": "times the method handed over to parareal",
+}
+
+
+def loss(facts: Facts) -> Section | None:
+    """Loss, gradient norm, and accuracy where it is recorded."""
+    losses = facts.column("loss")
+    if losses is None:
+        return None
+    norms = facts.column("grad_norm")
+    scores = {name: facts.column(name) for name in facts.columns if name.endswith("accuracy")}
+    scores = {name: values for name, values in scores.items() if values is not None}
+    rows = 1 + (norms is not None) + bool(scores)
+    figure, panels = _panels(facts, rows)
+    draw_lines(panels[0], facts.steps, {"training loss of the step's batch": losses})
+    test_loss = (facts.done or {}).get("test_loss")
+    if test_loss is not None:
+        draw_level(panels[0], facts.steps, test_loss, "test loss at the end")
+    section = facts.config.loss
+    name = "" if section is None else f" ({section.name.replace('_', ' ')})"
+    panels[0].set_ylabel(f"loss{name}"[:48])
+    if norms is not None:
+        draw_lines(panels[1], facts.steps, {"gradient norm": norms}, legend=False)
+        panels[1].set_ylabel("gradient norm")
+    if scores:
+        draw_lines(panels[-1], facts.steps, scores, log=False)
+        panels[-1].set_ylabel("accuracy")
+    caption = "Loss and norm of its gradient at every reported optimiser step."
+    return Section("Loss", [Picture("loss", figure, caption)])
+
+
+def sweeps(facts: Facts) -> Section | None:
+    """Sweeps of the time-parallel solver per step, and what went wrong in them."""
+    names = {"sweeps": "forward", "adjoint_sweeps": "adjoint"}
+    lines = _taken(facts, names)
+    if not lines or facts.config.time.method == "serial":
+        return None
+    figure, (panel,) = _panels(facts, 1, height=3.0)
+    looks = {"forward": ("0.75", 5.0, "-"), "adjoint": ("black", 1.2, "--")}  # as a rule equal
+    for label, values in lines.items():
+        color, width, style = looks[label]
+        panel.plot(facts.steps, values, style, color=color, linewidth=width, label=label)
+    panel.legend(fontsize="small")
+    panel.set_ylabel("sweeps of a step")
+    panel.set_ylim(bottom=-0.2)
+    panel.yaxis.set_major_locator(MaxNLocator(integer=True))
+    where = f"{facts.config.time.method}, {facts.config.time.n_slices} slices"
+    serial = "" if facts.config.time.tracking is None else " 0: the step was serial."
+    parts: list = [
+        Picture("sweeps", figure, f"Sweeps per reported optimiser step ({where}).{serial}")
+    ]
+    for name, meaning in _COUNTS.items():
+        count = np.nansum(facts.columns.get(name, np.zeros(1)))
+        if count:
+            parts.append(f"{number(int(count))} {meaning}, in the reported steps.")
+    return Section("Sweeps", parts)
+
+
+def jumps(facts: Facts) -> Section | None:
+    """How far the slices are apart at the end of a step, forward and backward."""
+    tracked = facts.config.time.tracking is not None
+    names = {"jump": "jump of the states", "adjoint_residual": "residual of the cotangents"}
+    lines = _taken(facts, names, positive=True)
+    if not lines:
+        return None
+    figure, panels = _panels(facts, len(lines), height=2.2)
+    states = "relative, r.m.s." if tracked else "largest, units of the state"
+    units = {"jump": states, "adjoint_residual": "relative" + (", r.m.s." if tracked else "")}
+    tolerances = {} if tracked else _tolerances(facts)
+    shown = [name for name in names if names[name] in lines]
+    for i, (panel, name) in enumerate(zip(panels, shown, strict=True)):
+        draw_lines(panel, facts.steps, {names[name]: lines[names[name]]}, legend=False, first=i)
+        if name in tolerances:
+            draw_level(panel, facts.steps, tolerances[name], "tolerance")
+        panel.set_ylabel(f"{name.replace('_', ' ')}\n({units[name]})")
+    caption = (
+        "What the sweeps of a step leave: the states' jump between slices, and the same of the "
+        "cotangents. Steps solved serially have none."
+    )
+    return Section("Jumps and adjoint residual", [Picture("jumps", figure, caption)])
+
+
+def gradient_errors(facts: Facts) -> Section | None:
+    """The gradient's relative error: expected in every step, found where it was checked."""
+    estimates, found = (facts.column(n) for n in ("gradient_error_estimate", "gradient_error"))
+    if estimates is None and found is None:
+        return None
+    figure, (panel,) = _panels(facts, 1)
+    if estimates is not None:
+        draw_lines(panel, facts.steps, {"estimate": estimates}, legend=False)
+    if found is not None:
+        panel.semilogy(
+            facts.steps, _positive(found), "s", color="tab:orange", markeredgecolor="black",
+            label="found, against the serial gradient",
+        )  # fmt: skip
+    section = facts.config.time.tracking
+    if section is not None:
+        draw_level(panel, facts.steps, section.bound, "bound")
+    panel.legend(fontsize="small")
+    panel.set_ylabel("relative error of the gradient")
+    parts: list = [Picture("gradient_error", figure, "Error of the gradient a step was offered.")]
+    if found is not None:
+        seen = found[np.isfinite(found)]
+        parts.append(
+            f"{len(seen)} of the reported steps were checked: median error "
+            f"{number(float(np.median(seen)))}, largest {number(float(seen.max()))}. A step whose "
+            "estimate is above the bound is made with the serial gradient instead."
+        )
+    return Section("Gradient error", parts)
+
+
+def step_times(facts: Facts) -> Section | None:
+    """How long a reported step took."""
+    each = facts.column("step_s")
+    if each is None:
+        return None
+    figure, (panel,) = _panels(facts, 1, height=3.0)
+    median = float(np.nanmedian(each))
+    draw_lines(panel, facts.steps, {"reported step": 1e3 * each}, legend=False)
+    draw_level(panel, facts.steps, 1e3 * median, f"median {1e3 * median:.3g} ms")
+    panel.set_ylabel("time of a step, ms")
+    caption = "Time of every reported step, on rank 0; the first of a start includes compilation."
+    return Section("Time of a step", [Picture("step_time", figure, caption)])
+
+
+def draw_lines(
+    panel: Axes,
+    x: np.ndarray,
+    lines: Mapping[str, np.ndarray],
+    *,
+    log: bool = True,
+    legend: bool = True,
+    first: int = 0,
+) -> None:
+    """Lines told apart by style and marker as well as by colour; those of one point are seen too.
+
+    A logarithmic axis is only taken for values above zero; zeros are then left out.
+    """
+    log = log and all(np.nanmin(values, initial=np.inf) >= 0 for values in lines.values())
+    for i, (label, values) in enumerate(lines.items(), start=first):
+        panel.plot(
+            x, _positive(values) if log else values, STYLES[i % len(STYLES)],
+            color=COLORS[i % len(COLORS)], marker=MARKERS[i % len(MARKERS)], markersize=4,
+            markerfacecolor="none", markevery=max(1, len(x) // _N_MARKERS), linewidth=1.2,
+            label=label,
+        )  # fmt: skip
+    if log:
+        panel.set_yscale("log")
+    if legend:
+        panel.legend(fontsize="small")
+
+
+def draw_level(panel: Axes, x: np.ndarray, level: float, label: str) -> None:
+    """A line to compare with, dotted and grey, that the axis makes room for."""
+    panel.plot([0, x[-1]], [level, level], ":", color="grey", linewidth=1.6, label=label)
+    panel.legend(fontsize="small")
+
+
+def _panels(facts: Facts, n: int, *, height: float = 2.6) -> tuple[Figure, list[Axes]]:
+    """Panels one below the other over the optimiser steps."""
+    figure = Figure(figsize=(7.5, height * n + 0.6), layout="constrained")
+    panels = list(figure.subplots(n, 1, sharex=True, squeeze=False)[:, 0])
+    for panel in panels:
+        panel.grid(alpha=0.3)
+        panel.set_xlim(0, 1.02 * float(facts.steps[-1]))
+    panels[-1].set_xlabel("optimiser step")
+    return figure, panels
+
+
+def _taken(
+    facts: Facts, names: Mapping[str, str], *, positive: bool = False
+) -> dict[str, np.ndarray]:
+    """The recorded quantities among these, by label."""
+    found = {label: facts.column(name) for name, label in names.items()}
+    return {
+        label: values
+        for label, values in found.items()
+        if values is not None and not (positive and np.all(np.isnan(_positive(values))))
+    }
+
+
+def _tolerances(facts: Facts) -> dict[str, float]:
+    """What a step that solves anew is iterated to."""
+    section, precision, found = facts.config.time, facts.config.run.precision, {}
+    if section.stopping.rule != "sweeps":
+        found["jump"] = section.stopping.tol or JUMP_TOL[precision]
+    if section.adjoint.sweeps is None:
+        found["adjoint_residual"] = section.adjoint.tol or ADJOINT_TOL[precision]
+    return found
+
+
+def _positive(values: np.ndarray) -> np.ndarray:
+    """NaN for what a logarithmic axis cannot show."""
+    return np.where(values > 0, values, np.nan)

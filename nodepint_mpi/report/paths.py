@@ -1,0 +1,107 @@
+"""The section on true against predicted trajectories."""
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from nodepint_mpi.training.evaluate import N_SHOWN
+from nodepint_mpi.training.figures import MANY_COMPONENTS, draw_trajectories
+from nodepint_mpi.report.trained import Model, Predicted
+from nodepint_mpi.report.parts import Picture, Section, Table, number
+from nodepint_mpi.report.measures import draw_lines
+
+
+def trajectories(model: Model) -> Section | None:
+    """Some trajectories to look at, and how the error grows along all of them."""
+    seen = model.predicted
+    if seen.is_labels:
+        return None
+    sizes = relative_errors(seen)
+    worst = int(np.argmax(sizes))
+    whole = np.linalg.norm(seen.predictions - seen.targets) / np.linalg.norm(seen.targets)
+    rows = [(name, number(value)) for name, value in seen.scores.items()]
+    rows += [
+        ("relative L2 error, all test samples", number(float(whole))),
+        ("relative L2 error, median sample", number(float(np.median(sizes)))),
+        (f"relative L2 error, worst sample ({worst})", number(float(sizes[worst]))),
+    ]
+    n_samples = f"{len(seen.targets)} test samples, step {seen.step}."
+    return Section(
+        "Trajectories",
+        [
+            Picture("trajectories", *_pictures(seen)),
+            Picture("error_along_time", _along_time(seen), "Error along time, over " + n_samples),
+            Table(("of the newest checkpoint", "value"), rows, n_samples),
+        ],
+    )
+
+
+def relative_errors(seen: Predicted) -> np.ndarray:
+    """Relative L2 error of every sample, over times and components. Local."""
+    axes = tuple(range(1, seen.targets.ndim))
+    squares = np.sum(np.square(seen.predictions - seen.targets), axis=axes)
+    return np.sqrt(squares / np.maximum(np.sum(np.square(seen.targets), axis=axes), 1e-300))
+
+
+def _pictures(seen: Predicted) -> tuple[Figure, str]:
+    if seen.targets.shape[-1] > MANY_COMPONENTS:
+        return _space_time(seen), "Observed and predicted state over component and time."
+    shown = slice(N_SHOWN["trajectories"])
+    figure = draw_trajectories(
+        seen.times, seen.targets[shown], seen.times, seen.predictions[shown], seen.trained_until
+    )
+    return figure, "The first test samples, observed and predicted from their first observation."
+
+
+def _space_time(seen: Predicted) -> Figure:
+    """Two samples: observed, predicted, difference."""
+    n_shown = min(2, len(seen.targets))
+    figure = Figure(figsize=(8.5, 2.9 * n_shown), layout="constrained")
+    panels = figure.subplots(n_shown, 3, sharex=True, sharey=True, squeeze=False)
+    for row, line in enumerate(panels):
+        truth, guess = seen.targets[row], seen.predictions[row]
+        errors = np.abs(guess - truth)
+        low, high = float(truth.min()), float(truth.max())
+        columns = (
+            ("observed", truth, "viridis", low, high),
+            ("predicted", guess, "viridis", low, high),
+            ("|predicted - observed|", errors, "gray_r", 0.0, float(errors.max())),
+        )
+        images = []
+        for panel, (name, values, colors, bottom, top) in zip(line, columns, strict=True):
+            images.append(
+                panel.pcolormesh(
+                    np.arange(values.shape[1]), seen.times, values,
+                    cmap=matplotlib.colormaps[colors], vmin=bottom, vmax=top,
+                    shading="gouraud", rasterized=True,
+                )
+            )  # fmt: skip
+            if row == 0:
+                panel.set_title(name, fontsize="medium")
+            if seen.trained_until < seen.times[-1]:
+                panel.axhline(seen.trained_until, color="white", linewidth=0.8)
+        line[0].set_ylabel(f"test sample {row}\ntime")
+        figure.colorbar(images[0], ax=list(line[:2]), label="state")
+        figure.colorbar(images[2], ax=line[2], label="difference")
+    for panel in panels[-1]:
+        panel.set_xlabel("component of the state")
+    return figure
+
+
+def _along_time(seen: Predicted) -> Figure:
+    """Distance at every time, relative to the sample's root mean square over all times."""
+    axes = tuple(range(2, seen.targets.ndim))
+    distance = np.sqrt(np.sum(np.square(seen.predictions - seen.targets), axis=axes))
+    sizes = np.sqrt(np.mean(np.sum(np.square(seen.targets), axis=axes), axis=1, keepdims=True))
+    errors = distance / np.maximum(sizes, 1e-300)
+    figure = Figure(figsize=(7.5, 3.4), layout="constrained")
+    panel = figure.subplots()
+    lines = {"median sample": np.median(errors, axis=0), "worst sample": np.max(errors, axis=0)}
+    draw_lines(panel, seen.times, lines)
+    if seen.trained_until < seen.times[-1]:
+        panel.axvline(seen.trained_until, color="grey", linewidth=0.8, label="trained until here")
+    panel.set_xlabel("time")
+    panel.set_ylabel("error relative to the state's r.m.s.")
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize="small")
+    return figure

@@ -1,0 +1,109 @@
+"""`nodepint report`: the list of sections, and the page made of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nodepint_mpi.errors import NodepintError
+from nodepint_mpi.parallel.comms import Comms
+from nodepint_mpi.report import (
+    classification,
+    energy,
+    phases,
+    pictures,
+    reduced,
+    tables,
+    training,
+    trajectories,
+)
+from nodepint_mpi.report.facts import Facts, final_numbers, read_facts
+from nodepint_mpi.report.trained import Model, look_at_model
+from nodepint_mpi.report.page import check_page, write_page
+from nodepint_mpi.report.parts import Section
+
+PAGE = "report.html"
+
+# To add a section, write a function that returns it, or None where a run has nothing for it.
+FROM_RECORDS: tuple[Callable[[Facts], Section | None], ...] = (
+    tables.summary,
+    training.loss,
+    training.sweeps,
+    training.jumps,
+    training.gradient_errors,
+    training.step_times,
+    phases.phases,
+)
+FROM_MODEL: tuple[Callable[[Model], Section | None], ...] = (
+    trajectories.trajectories,
+    classification.labels,
+    energy.basis_energy,
+    reduced.reduced_model,
+)
+AT_THE_END: tuple[Callable[[Facts], Section | None], ...] = (
+    pictures.own_pictures,
+    tables.starts,
+    tables.resolved_config,
+    tables.checkpoints,
+    tables.log,
+)
+
+
+def make_report(
+    folder: Path,
+    comms: Comms | None,
+    *,
+    page: Path | None = None,
+    rom_file: Path | None = None,
+    trust: bool = False,
+) -> dict[str, Any]:
+    """Write the page of a run. Local.
+
+    Args:
+        folder: The run directory.
+        comms: Of one rank, to run the model on; None leaves it out, and with it the need for data.
+        page: The HTML file; `report.html` in the run directory if None.
+        rom_file: A reduced model of this run.
+
+    Returns:
+        What `--json` writes.
+
+    Raises:
+        NodepintError: if something cannot be read or written.
+    """
+    page = folder / PAGE if page is None else page
+    facts = read_facts(folder)
+    check_page(page)
+    sections = [make(facts) for make in FROM_RECORDS]
+    scores = {}
+    if comms is not None:
+        model = _open_model(folder, comms, rom_file, trust)
+        scores = model.predicted.scores
+        sections.append(tables.checkpoint_used(facts, model.predicted.step))
+        sections += [make(model) for make in FROM_MODEL]
+    sections += [make(facts) for make in AT_THE_END]
+    shown = [section for section in sections if section is not None]
+    files = write_page(page, shown, title=f"Run {facts.config.run.name}", subtitle=_subtitle(facts))
+    return {
+        "page": str(page),
+        "figures": [str(file) for file in files],
+        "sections": [section.title for section in shown],
+        "final": final_numbers(facts),
+        "test_scores": scores,
+    }
+
+
+def _open_model(folder: Path, comms: Comms, rom_file: Path | None, trust: bool) -> Model:
+    try:
+        return look_at_model(folder, comms, rom_file, trust=trust)
+    except NodepintError as error:
+        raise type(error)(
+            f"{str(error).rstrip('.')}. `--no-model` makes the report without predictions."
+        ) from error
+
+
+def _subtitle(facts: Facts) -> str:
+    time = facts.config.time
+    return (
+        f"{facts.folder}: {time.method} on {time.n_slices} slices, t from {time.horizon[0]:g} to "
+        f"{time.horizon[1]:g}, {facts.config.run.precision}"
+    )

@@ -1,0 +1,130 @@
+"""What a trained model makes of the test split: what the sections about it are drawn from."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from nodepint_mpi.models.networks import LinearMap
+from nodepint_mpi.rom.model import ReducedModel
+from nodepint_mpi.parallel.comms import Comms
+from nodepint_mpi.training.build_model import build_edges
+from nodepint_mpi.training.evaluate import BATCH, TrainedRun, open_run
+from nodepint_mpi.rom.evaluate import full_model, load_rom_of, run_batch
+from nodepint_mpi.rom.load import stepper_of
+from nodepint_mpi.training.step import make_prediction
+
+N_STATES = 1000
+"""States of test samples that are looked at, about."""
+
+
+class Predicted(NamedTuple):
+    """The test split and what the newest good checkpoint makes of it.
+
+    `targets` and `predictions` have axes (samples, times, ...); labels have one time. Of labels the
+    predictions are logits. `times` are those of the predictions and `target_times` of the targets,
+    in the problem's unit; `trained_until` is the last time of the training split. `snapshots` are
+    flattened states of some test samples over the horizon, (snapshots, entries).
+    """
+
+    step: int
+    is_labels: bool
+    inputs: np.ndarray
+    targets: np.ndarray
+    predictions: np.ndarray
+    times: np.ndarray
+    trained_until: float
+    scores: dict[str, float]
+    snapshots: np.ndarray
+    bases: dict[str, np.ndarray]
+    """Bases of these states, by what they are: rows (directions, entries), all in use."""
+
+
+class Reduced(NamedTuple):
+    """A reduced model and its file."""
+
+    rom: ReducedModel
+    file: Path
+
+
+class Model(NamedTuple):
+    """All that sections about the model need."""
+
+    trained: TrainedRun
+    predicted: Predicted
+    reduced: Reduced | None
+
+
+def look_at_model(
+    folder: Path, comms: Comms, rom_file: Path | None, *, trust: bool = False
+) -> Model:
+    """Load the newest good checkpoint and predict the test split. Local: `comms` is of one rank.
+
+    Raises:
+        NodepintError: if the run, its data, a checkpoint or the reduced model cannot be read.
+    """
+    reduced = (
+        None if rom_file is None else Reduced(load_rom_of(folder, rom_file, trust=trust), rom_file)
+    )
+    trained = open_run(folder, comms, trust=trust)
+    return Model(trained, _predict(trained, reduced), reduced)
+
+
+def _predict(trained: TrainedRun, reduced: Reduced | None) -> Predicted:
+    experiment, problem = trained.experiment, trained.experiment.test_problem
+    samples = experiment.test
+    predict, parts = make_prediction(problem), []
+    size = min(BATCH, samples.n_rows)
+    for start in range(0, samples.n_rows, size):  # the last one filled up: compiled once
+        rows = np.minimum(np.arange(start, start + size), samples.n_rows - 1)
+        kept = min(size, samples.n_rows - start)
+        parts.append(np.asarray(predict(trained.params, samples.take(rows)[0]))[:, :kept])
+    order = problem.observations.indices
+    inputs, targets = samples.take(np.arange(samples.n_rows))
+    by_time = np.concatenate(parts, axis=1)
+    wanted = jnp.asarray(np.moveaxis(targets[:, np.asarray(order)], 1, 0))
+    functions = {"loss": problem.loss, **problem.metrics}
+    means = {name: function(jnp.asarray(by_time), wanted) for name, function in functions.items()}
+    is_labels = samples.section.times is None
+    snapshots, bases = _look_at_states(trained, reduced)
+    return Predicted(
+        step=trained.step,
+        is_labels=is_labels,
+        inputs=inputs,
+        targets=targets[:, np.asarray(order)],
+        predictions=np.moveaxis(by_time, 0, 1),
+        times=samples.times[np.asarray(order)],
+        trained_until=float(experiment.train.times[-1]),
+        scores={name: mean.value() for name, mean in means.items()},
+        snapshots=snapshots,
+        bases=bases,
+    )
+
+
+def _look_at_states(
+    trained: TrainedRun, reduced: Reduced | None
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """States of some test samples over the horizon, and the bases there are for them."""
+    samples, config = trained.experiment.test, trained.experiment.config
+    times = build_edges(config.time) if samples.section.times is None else samples.times
+    n_samples = min(32, samples.n_rows, max(1, N_STATES // len(times)))
+    inputs, targets = samples.take(np.arange(n_samples))
+    encoder = trained.params.encoder
+    if isinstance(encoder, LinearMap):  # its rows are a basis of what is observed
+        rows = np.asarray(encoder.matrix, np.float64)
+        learned = np.linalg.qr(rows.T)[0].T
+        return targets.reshape(-1, rows.shape[1]).astype(np.float64), {"learned basis": learned}
+    ts = np.asarray(times, dtype=float)
+    states = run_batch(full_model(trained, stepper_of(config)).states, inputs, ts)
+    snapshots = states.reshape(len(inputs) * len(times), -1).astype(np.float64)
+    bases = {}
+    section = config.time.basis
+    if trained.basis is not None and section is not None:
+        rows = trained.basis.reshape(len(trained.basis), -1).astype(np.float64)
+        name = f'basis of the slices ("{section.kind}"), newest directions first'
+        bases[name] = rows[np.any(rows != 0, axis=1)]
+    if reduced is not None:
+        rows = np.asarray(reduced.rom.basis, np.float64)
+        bases["basis of the reduced model"] = rows.reshape(len(rows), -1)
+    return snapshots, {name: rows for name, rows in bases.items() if len(rows)}

@@ -1,0 +1,231 @@
+"""Config sections to objects: solvers, propagators, networks, losses, optimisers.
+
+The only place that turns names into things; the numerics never see the config.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import optax
+
+from nodepint_mpi.config.experiment import Config, DenseNetwork, OptimSection, ProblemSection
+from nodepint_mpi.config.time import BasisSection, StoppingSection, TimeSection
+from nodepint_mpi.core.galerkin import AbstractReduction
+from nodepint_mpi.core.objective import LOSSES, METRICS, Loss
+from nodepint_mpi.core.problems import PROBLEMS, Problem, scale_to_box
+from nodepint_mpi.core.propagators import (
+    Propagator,
+)
+from nodepint_mpi.core.stopping import AbstractStopping, FixedSweeps, FreezeSlices, JumpTolerance
+from nodepint_mpi.core.types import Field
+from nodepint_mpi.errors import ConfigError
+from nodepint_mpi.parallel.differentiate import TimeSolver
+from nodepint_mpi.parallel.methods import AbstractMethod, Parareal, Picard, Serial
+from nodepint_mpi.parallel.reduced import Reduced
+from nodepint_mpi.parallel.shared_basis import SharedBasis
+from nodepint_mpi.parallel.tangent import Tangent
+from nodepint_mpi.training.build_model import build_integrator, unknown_name
+from nodepint_mpi.training.imports import import_object, is_import_path
+
+JUMP_TOL = {"float32": 1e-5, "float64": 1e-8}
+ADJOINT_TOL = {"float32": 1e-4, "float64": 1e-8}
+
+
+def build_stopping(section: StoppingSection, precision: str) -> AbstractStopping:
+    """The rule that moves the frozen front. Local."""
+    if section.rule == "sweeps":
+        assert section.sweeps is not None  # checked by the config
+        return FixedSweeps(section.sweeps)
+    tol = JUMP_TOL[precision] if section.tol is None else section.tol
+    if section.rule == "jump":
+        return JumpTolerance(tol, section.max_sweeps)
+    where = "end" if section.rule == "freeze_end" else "start"
+    return FreezeSlices(tol, where, section.max_sweeps)
+
+
+def build_basis(
+    section: BasisSection, *, n_batch_axes: int, seed: int, latent: bool = False
+) -> SharedBasis:
+    """The basis that slices, samples and ranks share. Local.
+
+    With `latent` the encoder gives coordinates on a learned basis, all of which are used.
+    """
+    if section.kind == "learned" and not latent:
+        raise ConfigError(
+            '`time.basis.kind = "learned"` takes the encoder for the basis: give '
+            "`network.latent`, the rank of the basis that is learned."
+        )
+    kind = "identity" if section.kind == "learned" else section.kind
+    n_new = section.new
+    if n_new is None:
+        n_new = section.rank if section.kind == "jumps" and section.rank is not None else 0
+    return SharedBasis(
+        kind, section.rank, n_new, n_batch_axes, section.drop, seed, section.recurrence
+    )
+
+
+def build_method(
+    section: TimeSection,
+    field: Field,
+    reduction: AbstractReduction,
+    *,
+    n_batch_axes: int,
+    seed: int,
+    latent: bool = False,
+) -> AbstractMethod:
+    """The sweep. Local.
+
+    Args:
+        section: The section `[time]`.
+        field: The vector field of states.
+        reduction: How it becomes a field of coordinates.
+        n_batch_axes: Leading axes of a state that count samples.
+        seed: For random directions.
+        latent: Whether the states are coordinates on a learned basis.
+    """
+    if section.method == "serial":
+        return Serial()
+    if section.method == "picard":
+        return Picard()
+    steps = section.coarse
+    coarse = None
+    if steps is not None:
+        coarse = Propagator(field, build_integrator(steps, "time.coarse"))
+    if section.method == "parareal":
+        assert coarse is not None  # checked by the config
+        return Parareal(coarse)
+    options = section.basis
+    assert options is not None  # checked by the config
+    basis = build_basis(options, n_batch_axes=n_batch_axes, seed=seed, latent=latent)
+    if section.method == "reduced":
+        assert coarse is not None  # checked by the config
+        return Reduced(basis, reduction, coarse.integrator, coarse, options.complement)
+    tangents, key = section.tangents or section.fine, "time.tangents"
+    return Tangent(
+        basis=basis,
+        propagator=Propagator(field, build_integrator(tangents, key)),
+        coarse=coarse,
+        use_complement=options.complement,
+        recycle=options.recycle,
+        precision=options.precision,
+        trust=options.trust or None,
+    )
+
+
+def build_time_solver(
+    config: Config, field: Field, reduction: AbstractReduction, *, n_batch_axes: int
+) -> TimeSolver:
+    """Everything that fixes a time-parallel solve. Local."""
+    section, adjoint = config.time, config.time.adjoint
+    tol = ADJOINT_TOL[config.run.precision] if adjoint.tol is None else adjoint.tol
+    latent = isinstance(config.network, DenseNetwork) and config.network.latent is not None
+    return TimeSolver(
+        fine=Propagator(field, build_integrator(section.fine, "time.fine", adjoint.kind)),
+        method=build_method(
+            section,
+            field,
+            reduction,
+            n_batch_axes=n_batch_axes,
+            seed=config.run.seed,
+            latent=latent,
+        ),
+        stopping=build_stopping(section.stopping, config.run.precision),
+        adjoint_tol=tol if adjoint.sweeps is None else 0.0,
+        adjoint_max_sweeps=adjoint.sweeps,
+        slices_at_once=section.slices_at_once,
+    )
+
+
+def build_loss(config: Config) -> tuple[Loss, dict[str, Loss]]:
+    """The loss, and what is reported beside it. Local."""
+    if config.loss is None:
+        raise ConfigError("Training needs a section `[loss]`.")
+    name = config.loss.name
+    own = dict(map(_own_metric, config.loss.metrics))
+    if is_import_path(name):
+        return _own_function(name, "loss.name"), own
+    if name not in LOSSES:
+        raise ConfigError(unknown_name("loss.name", name, LOSSES))
+    return LOSSES[name], METRICS[name] | own
+
+
+def _own_metric(path: str) -> tuple[str, Loss]:
+    """A metric by the name of its function."""
+    name = path.rpartition(":")[2]
+    if not is_import_path(path) or name in ("loss", "step"):
+        raise ConfigError(
+            f"`loss.metrics` holds {path!r}; it takes metrics of your own, named "
+            "`file.py:function`, and none of the name 'loss' or 'step'."
+        )
+    return name, _own_function(path, "loss.metrics")
+
+
+def _own_function(path: str, key: str) -> Callable:
+    """The user's function that a key names."""
+    found = import_object(path, key)
+    if not callable(found):
+        kind = type(found).__name__
+        raise ConfigError(f'`{key} = "{path}"` is of type {kind}; expected a function.')
+    return found
+
+
+def build_optimiser(section: OptimSection) -> optax.GradientTransformation:
+    """An optax optimiser with its schedule. Local."""
+    make = getattr(optax, section.name, None)
+    if make is None or section.name.startswith("_"):
+        known = [name for name in dir(optax) if callable(getattr(optax, name))]
+        raise ConfigError(unknown_name("optim.name", section.name, known))
+    try:
+        optimiser = make(learning_rate=_build_schedule(section), **section.options)
+        assert isinstance(optimiser, optax.GradientTransformation)
+    except (TypeError, AssertionError) as error:
+        raise ConfigError(
+            f'`optim.name = "{section.name}"` does not take a learning rate and the options '
+            f"{section.options}: {error}"
+        ) from error
+    if section.clip_norm is None:
+        return optimiser
+    return optax.chain(optax.clip_by_global_norm(section.clip_norm), optimiser)
+
+
+def build_problem(section: ProblemSection, horizon: list[float]) -> Problem:
+    """One initial-value problem on the config's horizon. Local."""
+    if is_import_path(section.field):
+        if section.initial is None:
+            raise ConfigError("`problem.initial` is missing: a field of your own needs it.")
+        field = _own_function(section.field, "problem.field")
+        problem = Problem(field, section.args, np.asarray(section.initial), (0.0, 1.0))
+    elif section.field in PROBLEMS:
+        problem = PROBLEMS[section.field]
+        for name in section.args:
+            if name not in problem.args:
+                raise ConfigError(unknown_name("problem.args", name, problem.args))
+        problem = problem._replace(args=problem.args | section.args)
+        if section.initial is not None:
+            problem = problem._replace(initial=np.asarray(section.initial))
+    else:
+        raise ConfigError(unknown_name("problem.field", section.field, PROBLEMS))
+    if section.box is not None:
+        problem = scale_to_box(problem, *section.box)
+    return problem._replace(span=(horizon[0], horizon[1]))
+
+
+def _build_schedule(section: OptimSection) -> Callable | float:
+    peak, warmup, decay = section.learning_rate, section.warmup_steps, section.decay_steps
+    if section.schedule == "constant":
+        if not warmup:
+            return peak
+        return optax.linear_schedule(0.0, peak, warmup)
+    assert decay is not None  # checked by the config
+    if section.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(
+            0.0 if warmup else peak, peak, warmup, decay, peak * section.end_factor
+        )
+    return optax.warmup_exponential_decay_schedule(
+        0.0 if warmup else peak,
+        peak,
+        warmup,
+        decay - warmup,
+        section.end_factor,
+        end_value=peak * section.end_factor,
+    )

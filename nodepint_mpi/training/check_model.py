@@ -1,0 +1,180 @@
+"""The user's parts called once, on shapes: what they return, and what was expected.
+
+What does not fit would else end in JAX's own words somewhere inside the compiled step.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
+from nodepint_mpi.core.objective import Loss, Mean
+from nodepint_mpi.errors import DataError, NodepintError, ProblemError
+from nodepint_mpi.data.samples import Samples
+from nodepint_mpi.training.step import split_model
+
+LONGEST = 300
+"""Characters of another library's message that are shown."""
+
+
+def check_model(model: EncodeProcessDecode, samples: Samples) -> tuple[int, ...]:
+    """The state's shape, or what does not fit between data, encoder, field and decoder. Local.
+
+    The first sample is encoded, and the field and the decoder are called once on its state.
+
+    Raises:
+        NodepintError: with the part that is wrong, what it returned, and what was expected.
+    """
+    inputs, targets = samples.take(np.array([0]))
+    x = jax.eval_shape(as_numbers, jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype))
+    u = _returned("The encoder", model.encoder, x)
+    if not _is_array(u, jnp.floating):
+        raise ProblemError(
+            f"The encoder returned {_describe(u)}; expected one array of real floating-point "
+            "numbers, the state."
+        )
+    time = jax.ShapeDtypeStruct((), u.dtype)
+    slope = _returned("The vector field", lambda t, u: model.processor(t, u, None), time, u)
+    if not _is_array(slope, jnp.floating) or slope.shape != u.shape:
+        raise ProblemError(
+            f"The vector field returned {_describe(slope)} for a state of {_describe(u)}; du/dt "
+            "must be one array of the shape of u and of real floating-point numbers."
+        )
+    prediction = _returned("The decoder", model.decoder, u)
+    if not _is_array(prediction, jnp.floating):
+        raise ProblemError(
+            f"The decoder returned {_describe(prediction)}; expected one array of real "
+            "floating-point numbers."
+        )
+    if samples.section.times is not None and prediction.shape != targets.shape[2:]:
+        raise ProblemError(
+            f"The decoder returned shape {prediction.shape}, but observations have shape "
+            f"{targets.shape[2:]}."
+        )
+    params, _ = split_model(model)
+    if not jax.tree.leaves(params):
+        raise ProblemError(
+            "The model has no parameters: none of its arrays holds real numbers, so there is "
+            "nothing to train. Make weights `jax.Array`s that are fields of an `equinox.Module`."
+        )
+    name = "Differentiating encoder, vector field and decoder"
+    gradient = eqx.filter_grad(lambda both: _total(*both))
+    _returned(name, gradient, (model, x), given=f"a sample of {_describe(x)}")
+    _call_once(model, as_numbers(jnp.asarray(inputs[0])), samples)
+    return u.shape
+
+
+def check_losses(losses: Mapping[str, Loss], prediction: Any, targets: Any) -> None:
+    """Check that losses and metrics return a `Mean`. Local; nothing is computed.
+
+    Args:
+        losses: The functions, by what a message calls them.
+        prediction: Shape and type of predictions, (times, samples, ...).
+        targets: Those of the observations that they are compared with.
+
+    Raises:
+        ProblemError: with what one of them returned, or how it failed.
+    """
+    wanted = (
+        "expected `nodepint_mpi.Mean(sum, count)` of two real numbers, from which the ranks make "
+        "the mean"
+    )
+    for name, function in losses.items():
+        given = f"predictions of {_describe(prediction)} and targets of {_describe(targets)}"
+        made = _returned(name, function, prediction, targets, given=given)
+        parts = (made.sum, made.count) if isinstance(made, Mean) else ()
+        if not parts:
+            raise ProblemError(f"{name} returned {_describe(made)} for {given}; {wanted}.")
+        for part, field in zip(parts, ("sum", "count"), strict=True):
+            kinds = (jnp.floating,) if field == "sum" else (jnp.floating, jnp.integer)
+            if not any(_is_array(part, kind) for kind in kinds) or part.shape != ():
+                raise ProblemError(
+                    f"{name} returned a `Mean` whose `{field}` is {_describe(part)}; {wanted}."
+                )
+
+
+def check_gradient(loss: Loss, prediction: Any, targets: Any) -> None:
+    """Check that a loss can be differentiated. Local; nothing is computed.
+
+    Raises:
+        ProblemError: with the reason.
+    """
+    given = f"predictions of {_describe(prediction)}"
+    gradient = eqx.filter_grad(lambda made, wanted: loss(made, wanted).sum)
+    _returned("Differentiating the loss", gradient, prediction, targets, given=given)
+
+
+def _total(model: EncodeProcessDecode, x: Any) -> jax.Array:
+    """A number that everything in the model enters."""
+    u = model.encoder(x)
+    parts = (u, model.processor(jnp.zeros((), u.dtype), u, None), model.decoder(u))
+    return sum((jnp.sum(part) for part in parts), jnp.zeros((), u.dtype))
+
+
+def _returned(name: str, function: Callable, *arguments: Any, given: str = "") -> Any:
+    """Shapes of what a part returns; its failure in one sentence."""
+    given = given or " and ".join(_describe(one) for one in arguments)
+    try:
+        return eqx.filter_eval_shape(function, *arguments)
+    except NodepintError as error:
+        raise type(error)(str(error).partition("\n---")[0]) from error  # JAX has added to it
+    except Exception as error:  # anything that the user's code can raise
+        raise ProblemError(f"{name} failed for {given}: {shorten(error)}") from error
+
+
+def _call_once(model: EncodeProcessDecode, x: jax.Array, samples: Samples) -> None:
+    """With the numbers of the first sample: what only numbers show, as in a callback."""
+
+    @eqx.filter_jit
+    def call(model, x, t):
+        u = model.encoder(x)
+        return u, model.processor(t, u, None), model.decoder(u)
+
+    try:
+        start = float(samples.times[0])
+        state, slope, _ = jax.device_get(call(model, x, jnp.asarray(start, x.dtype)))
+    except Exception as error:  # anything that the user's code can raise
+        raise ProblemError(
+            "Calling encoder, vector field and decoder on the first sample failed: "
+            f"{shorten(error)}"
+        ) from error
+    if not np.all(np.isfinite(state)):
+        raise DataError(
+            "The encoder turns the first sample into NaN or infinity; a `positive` network needs "
+            "observations above zero."
+        )
+    del slope  # where it is not finite, the step that meets it says so
+
+
+def _is_array(value: Any, kind: Any) -> bool:
+    return isinstance(value, jax.ShapeDtypeStruct) and jnp.issubdtype(value.dtype, kind)
+
+
+def _describe(value: Any) -> str:
+    """Shape and type of arrays; the type of anything else."""
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return f"shape {value.shape} and type {value.dtype}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def shorten(error: BaseException) -> str:
+    """An exception in one line: its kind, and what it says first or, of a callback, last. Local."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    text = lines[0]
+    if "Traceback" in str(error):  # of a callback, whose own exception comes last
+        text = next((line for line in reversed(lines) if _names_exception(line)), lines[-1])
+        return text[:LONGEST]
+    return f"{type(error).__name__}: {text}"[:LONGEST]
+
+
+def _names_exception(line: str) -> bool:
+    kind = line.partition(":")[0]
+    return kind.isidentifier() and kind.endswith(("Error", "Exception"))

@@ -1,0 +1,67 @@
+"""Enlarging the network between two optimiser steps."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from nodepint_mpi.models.growth import enlarge, sample_directions
+from nodepint_mpi.models.networks import LinearMap
+from nodepint_mpi.errors import ConfigError
+from nodepint_mpi.ranks.agreement import agreed
+from nodepint_mpi.parallel.comms import Comms
+from nodepint_mpi.training.setup import Experiment, at_step, fresh_state
+from nodepint_mpi.training.step import TrainState
+
+_log = logging.getLogger(__name__)
+
+
+def grow(
+    comms: Comms, experiment: Experiment, state: TrainState, samples: np.ndarray, step: int
+) -> tuple[Experiment, TrainState]:
+    """Experiment and state with the network that `step` is taken with. Collective over `comms`.
+
+    Weights and the optimiser's moments are carried over; new moments are zero. New directions of
+    a dense network are those in which the targets of `samples`, row numbers, lie outside the old
+    ones. Interface states and the method's memory are those of another state: the next step starts
+    anew.
+
+    Raises:
+        ConfigError: on all ranks, if the optimiser keeps arrays of other shapes than parameters.
+    """
+    control = comms.control
+    with agreed(control):
+        grown = at_step(experiment, step)
+        fresh = fresh_state(grown)
+        old, directions = state.params, None
+        if isinstance(old.encoder, LinearMap):
+            n_new = fresh.params.encoder.matrix.shape[0] - old.encoder.matrix.shape[0]
+            if control.rank == 0:  # one factorisation, so that all ranks have the same bits
+                rows = np.asarray(old.encoder.matrix, float)
+                targets = experiment.train.take(samples)[1]  # (samples, observations, entries)
+                seen = np.asarray(targets, float).reshape(-1, rows.shape[1])
+                key = jax.random.fold_in(jax.random.key(experiment.config.run.seed), step)
+                directions = sample_directions(rows, seen, n_new, key)
+    directions = control.bcast(directions)
+    with agreed(control):
+        new = None if directions is None else jnp.asarray(directions)
+        params, places = enlarge(old, fresh.params, new)
+        moments = optax.tree.map_params(
+            experiment.optimiser, lambda leaf, place: place.place(leaf), state.opt_state, places
+        )
+        shapes = [jax.tree.map(jnp.shape, tree) for tree in (moments, fresh.opt_state)]
+        if jax.tree.leaves(shapes[0]) != jax.tree.leaves(shapes[1]):
+            raise ConfigError(
+                f'`optim.name = "{experiment.config.optim.name}"` keeps arrays of other shapes '
+                "than the parameters, which `[growth]` cannot carry over: take another, such as "
+                "adam."
+            )
+        opt_state = jax.tree.unflatten(
+            jax.tree.structure(fresh.opt_state), jax.tree.leaves(moments)
+        )
+    if control.rank == 0:
+        sizes = [tree.shape[-1] for tree in (experiment.state, grown.state)]
+        _log.info("step %d: the state grows from %d to %d", step, *sizes)
+    return grown, TrainState(params, opt_state)

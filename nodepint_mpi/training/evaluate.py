@@ -1,0 +1,150 @@
+"""Scores on a split, and predictions to look at."""
+
+import operator
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nodepint_mpi.models.networks import EncodeProcessDecode
+from nodepint_mpi.ranks.agreement import agreed
+from nodepint_mpi.io.checkpoint import load_checkpoint, require_fingerprint, require_finite
+from nodepint_mpi.parallel.comms import Comms, TimeComm
+from nodepint_mpi.parallel.dealing import own_part
+from nodepint_mpi.ranks.guard import together
+from nodepint_mpi.io.directory import CHECKPOINTS, read_run
+from nodepint_mpi.training.figures import draw_labels, draw_trajectories, save_figure
+from nodepint_mpi.training.imports import named_code, require_trust
+from nodepint_mpi.training.setup import Experiment, at_step, make_whole_problem, set_up, slice_rows
+from nodepint_mpi.training.step import make_evaluation, make_prediction
+from nodepint_mpi.training.tracking import kept_like
+
+BATCH = 500
+N_SHOWN = {"labels": 24, "trajectories": 4}
+
+
+Split = Literal["test", "train"]
+"""What a model is scored on."""
+
+
+def evaluate(
+    comms: Comms, experiment: Experiment, params: EncodeProcessDecode, *, split: Split = "test"
+) -> dict[str, float]:
+    """Loss and metrics over a whole split. Collective over `comms`; equal on all ranks."""
+    samples, problem = experiment.test, experiment.test_problem
+    if split == "train":
+        samples = experiment.train
+        problem = make_whole_problem(experiment.config, comms.time, experiment.model, samples)
+    run, totals = make_evaluation(problem), {}
+    for own, counted in deal_rows(comms.time, samples.n_rows, BATCH):
+        for name, mean in run(params, *samples.take(own), counted).items():
+            part, before = jax.tree.map(float, mean), totals.get(name)
+            totals[name] = part if before is None else jax.tree.map(operator.add, before, part)
+    return {name: total.value() for name, total in totals.items()}
+
+
+def deal_rows(comm: TimeComm, n_rows: int, size: int) -> Iterator[tuple[np.ndarray, bool]]:
+    """Batches of rows for this group, and whether they count. Local; as many for every group.
+
+    Groups have equal parts of every batch. What is left at the end all compute, to stay in step,
+    but only the first one counts.
+    """
+    n_dealt = n_rows - n_rows % comm.n_groups
+    size = max(size - size % comm.n_groups, comm.n_groups)
+    for start in range(0, n_dealt, size):
+        rows = np.arange(start, min(start + size, n_dealt))
+        yield rows[own_part(comm, len(rows))], True
+    if n_dealt < n_rows:
+        yield np.arange(n_dealt, n_rows), comm.group == 0
+
+
+def evaluate_run(
+    folder: Path, comms: Comms, *, split: Split = "test", trust: bool = False
+) -> dict[str, float]:
+    """Scores of the newest good checkpoint of a run. Collective over `comms`.
+
+    Raises:
+        NodepintError: on all ranks, if the run or its data cannot be read.
+    """
+    trained = open_run(folder, comms, trust=trust)
+    scores = evaluate(comms, trained.experiment, trained.params, split=split)
+    return {"step": trained.step, **scores}
+
+
+class TrainedRun(NamedTuple):
+    """The newest good checkpoint of a run, with the experiment it belongs to.
+
+    `basis` is the one that the slices share, if the method keeps one from step to step.
+    """
+
+    experiment: Experiment
+    step: int
+    params: EncodeProcessDecode
+    basis: np.ndarray | None
+
+
+def open_run(folder: Path, comms: Comms, *, trust: bool = False) -> TrainedRun:
+    """Set up the experiment of a run and load its parameters. Collective over `comms`.
+
+    Args:
+        folder: The run directory.
+        comms: The run's communicators.
+        trust: Import the code that the run's config names. Without, a config that names any is
+            refused; with it, only after a checkpoint has shown that the config is the run's own.
+
+    Raises:
+        NodepintError: on all ranks, if the run, its data or a checkpoint cannot be read.
+    """
+    with agreed(comms.control):
+        config = read_run(folder)
+        require_trust(config, folder, trust=trust)
+    if comms.control.bcast(bool(named_code(config))):
+        require_fingerprint(comms.control, folder / CHECKPOINTS, config.fingerprint())
+    experiment = set_up(config, comms)
+    first, _ = slice_rows(experiment.config, comms.time)
+    loaded = load_checkpoint(
+        comms.control,
+        folder / CHECKPOINTS,
+        like_at=lambda step: kept_like(at_step(experiment, step - 1)),
+        row_start=first,
+        n_owned_rows=0,
+        fingerprint=experiment.config.fingerprint(),
+    )
+    require_finite(loaded)
+    params = jax.tree.map(jnp.asarray, loaded.replicated["params"])
+    basis = loaded.replicated.get("tracking", {}).get("basis")
+    basis = None if basis is None else np.asarray(basis)
+    return TrainedRun(at_step(experiment, loaded.step - 1), loaded.step, params, basis)
+
+
+def save_predictions(
+    comms: Comms, experiment: Experiment, params: EncodeProcessDecode, folder: Path
+) -> None:
+    """Draw predictions for the first test samples. Collective over `comms`; rank 0 draws."""
+    samples, observations = experiment.test, experiment.test_problem.observations
+    kind = "labels" if samples.section.times is None else "trajectories"
+    shown = np.arange(min(N_SHOWN[kind], samples.n_rows))
+    inputs, targets = samples.take(shown)
+    seen = np.asarray(make_prediction(experiment.test_problem)(params, inputs))
+    gathered = comms.control.gather((observations.indices, seen))  # of all groups, which agree
+    with together(comms.control):
+        if gathered is None:
+            return
+        line = gathered[: comms.time.size]
+        order = np.concatenate([indices for indices, _ in line])
+        predictions = np.concatenate([part for _, part in line])
+        if kind == "labels":
+            if inputs[0].ndim < 2:
+                return  # vectors: nothing to look at
+            figure = draw_labels(inputs, targets[:, 0], np.argmax(predictions[0], axis=-1))
+            save_figure(figure, folder / "predictions.png")
+        else:
+            times = samples.times[order]
+            trained = experiment.train.times[-1]
+            figure = draw_trajectories(
+                samples.times, targets, times, np.moveaxis(predictions, 0, 1), trained
+            )
+            save_figure(figure, folder / "trajectories.png")

@@ -1,0 +1,125 @@
+"""`nodepint info`: what a config would do, without doing it."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from nodepint_mpi.config.experiment import Config
+from nodepint_mpi.core.partition import check_layout, owned_range
+from nodepint_mpi.errors import ConfigError, LayoutError
+from nodepint_mpi.io.checkpoint_file import checkpoint_bytes
+from nodepint_mpi.data.datasets import open_split
+from nodepint_mpi.parallel.dealing import part_of
+from nodepint_mpi.training.build import build_optimiser, build_problem
+from nodepint_mpi.training.build_model import build_model
+from nodepint_mpi.training.check_model import check_model
+from nodepint_mpi.training.memory import kept_states, require_network_fits, show_bytes, tree_bytes
+from nodepint_mpi.data.own import with_own_data
+from nodepint_mpi.data.samples import Samples, check_batch, check_samples, count_outputs
+from nodepint_mpi.training.setup import check_scores, share_batch
+from nodepint_mpi.training.step import split_model
+from nodepint_mpi.training.track_store import bytes_each, count_kept
+
+
+def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
+    """Slices per rank, message bytes, memory and checkpoint size. Local; no MPI.
+
+    Raises:
+        NodepintError: for anything that would also stop the run.
+    """
+    section = config.time
+    n_groups = config.run.data_ranks
+    if n_ranks % n_groups:
+        raise LayoutError(
+            f"`--ranks {n_ranks}` is not a multiple of `run.data_ranks` = {n_groups}: the ranks "
+            "form so many lines of equal length."
+        )
+    n_along = n_ranks // n_groups
+    check_layout(section.n_slices, n_along)
+    owned = [len(owned_range(section.n_slices, n_along, rank)) for rank in range(n_along)]
+    number_bytes = np.dtype(config.run.precision).itemsize
+    plan: dict[str, Any] = {
+        "name": config.run.name,
+        "fingerprint": config.fingerprint(),
+        "n_ranks": n_ranks,
+        "data_ranks": n_groups,
+        "n_slices": section.n_slices,
+        "slices_per_rank": owned,
+        "method": section.method,
+        "fine_steps": section.fine.n_steps,
+        "coarse_steps": section.coarse and section.coarse.n_steps,
+    }
+    if config.network is None and config.problem is not None:
+        state = int(np.size(build_problem(config.problem, section.horizon).initial))
+        return plan | {
+            "message_bytes": state * number_bytes,
+            "interface_bytes_per_rank": max(owned) * 2 * state * number_bytes,
+        }
+    samples = _open(config)
+    shape, size = samples.input_shape, count_outputs(samples)
+    last = config.run.n_steps - 1  # a network that grows is largest then
+    require_network_fits(config, input_shape=shape, output_size=size, step=last, n_here=1)
+    model = build_model(config, input_shape=shape, output_size=size, step=last)
+    params, _ = split_model(model)
+    opt_state = jax.eval_shape(build_optimiser(config.optim).init, params)
+    batch = samples.section.batch_size or samples.n_rows
+    shape = check_model(model, samples)
+    state, n_samples = int(np.prod(shape)), share_batch(config, samples.n_rows, n_groups)
+    check_scores(config, model, samples, (n_samples, *shape))
+    message = n_samples * state * number_bytes
+    params_bytes, opt_bytes = tree_bytes(params), tree_bytes(opt_state)
+    rows = {}
+    if section.tracking is not None:
+        sample = jax.ShapeDtypeStruct((batch, state), np.dtype(config.run.precision))
+        each = bytes_each(section.n_slices, sample)
+        n_tracked = samples.n_rows
+        if samples.section.batch_size is not None:
+            n_tracked = count_kept(section.tracking, n_tracked, each)
+        most = part_of(n_tracked, n_groups, 0).stop
+        plan["tracks_bytes_per_rank"] = most * bytes_each(max(owned), sample)
+        states = jax.ShapeDtypeStruct((section.n_slices, n_tracked, state), config.run.precision)
+        rows = {"tracks": states, "cotracks": states}
+    replicated = {"params": params, "opt_state": opt_state}
+    return plan | {
+        "n_train": samples.n_rows,
+        "batch_size": batch,
+        "n_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "state_size": state,
+        "message_bytes": message,
+        "gradient_message_bytes": params_bytes,
+        "interface_bytes_per_rank": max(owned) * 6 * message,
+        "adjoint_bytes_per_rank": max(owned) * kept_states(section.fine) * message,
+        "replicated_bytes_per_rank": 2 * params_bytes + opt_bytes,
+        "checkpoint_bytes": checkpoint_bytes(replicated, rows, meta_bytes=4096),
+    }
+
+
+def format_plan(plan: dict[str, Any]) -> str:
+    """The plan, a line per number. Local."""
+    rows = ((key.replace("_", " "), _show(key, value)) for key, value in plan.items())
+    return "\n".join(f"{name:28} {value}" for name, value in rows)
+
+
+def _open(config: Config) -> Samples:
+    """The training split, opened by this process alone; both splits are checked as in training."""
+    config = with_own_data(config)
+    data = config.data
+    if data is None:
+        raise ConfigError("The plan of a training run needs a section `[data]`.")
+    columns = [data.input, data.target, *([data.times] if data.times else [])]
+    splits = {
+        name: open_split(data.source, name, list(dict.fromkeys(columns)))
+        for name in (data.train_split, data.test_split)
+    }
+    times = {name: check_samples(split, config) for name, split in splits.items()}
+    check_batch(data, splits[data.train_split].n_rows)
+    return Samples(splits[data.train_split], data, times[data.train_split])
+
+
+def _show(key: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if "bytes" in key:
+        return show_bytes(value)
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,160 @@
+"""What must be the same on all ranks: code, data and shapes once, parameters again and again.
+
+Ranks with other shapes than their neighbours would wait for messages that are never sent, or
+compute wrong numbers without a word. So the shapes are compared before the first message, and the
+values while the run goes on: a replica that has drifted is found before it is saved.
+"""
+
+import zlib
+from collections.abc import Iterable
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+from mpi4py import MPI
+
+from nodepint_mpi.errors import AgreementError
+from nodepint_mpi.ranks.agreement import find_difference
+from nodepint_mpi.data.datasets import Split
+from nodepint_mpi.io.leaves import checksum, describe_leaves, take_leaves
+from nodepint_mpi.ranks.guard import together
+from nodepint_mpi.training.user_code import LoadedCode
+
+WHOLE_BYTES = 16 * 2**20
+"""A column up to this size is compared whole, of a larger one so much in evenly spread rows."""
+
+
+def require_same_code(control: MPI.Intracomm, code: LoadedCode) -> None:
+    """Make sure that all ranks compute with the same source files. Collective over `control`.
+
+    Modules that only some ranks have loaded are left out: rank 0 draws and writes for all.
+
+    Raises:
+        AgreementError: on all ranks, with file and ranks.
+        NodepintError: on all ranks, if importing failed on any.
+    """
+    with together(control):
+        if code.error is not None:
+            raise code.error
+    digests = code.digests
+    names = control.allgather(list(digests))
+    everywhere = set(digests).intersection(*names)
+    held = {name: f"digest {digests[name]}" for name in digests if name in everywhere}
+    difference = find_difference(control, dict(sorted(held.items(), key=lambda one: one[0])))
+    if difference is not None:
+        odd, more = difference.odd, difference.n_names - 1
+        raise AgreementError(
+            f"The source code differs between ranks: {difference.name} has {odd.value} on "
+            f"{odd.who}, {odd.usual} on {odd.usual_who}"
+            f"{f' (and {more} more differ)' if more else ''}. Copy the same files to all machines, "
+            "or keep them on a file system that all machines see."
+        )
+
+
+def require_same_data(
+    control: MPI.Intracomm, source: str, name: str, split: Split, columns: Iterable[str]
+) -> None:
+    """Make sure that all ranks have opened the same data. Collective over `control`.
+
+    Raises:
+        AgreementError: on all ranks, with who has what.
+    """
+    held: dict[str, str] = {}
+    with together(control):
+        specs = {one: split.column(one) for one in dict.fromkeys(columns)}
+        held["the number of rows"] = str(split.n_rows)
+        held |= {f"the rows of {one!r}": f"{c.dtype}{list(c.shape)}" for one, c in specs.items()}
+        held |= {f"the values of {one!r}": f"CRC {_digest(split, one):08x}" for one in specs}
+    difference = find_difference(control, held)
+    if difference is not None:
+        odd = difference.odd
+        raise AgreementError(
+            f"The data of split {name!r} of {source} differ between ranks: {difference.name}: "
+            f"{odd.value} on {odd.who}, {odd.usual} on {odd.usual_who}. All ranks must read "
+            "the same data: prepare them once, on a file system that all machines see, and give "
+            "its path as `data.source`."
+        )
+
+
+def _digest(split: Split, name: str) -> int:
+    """CRC-32 of a column, or of rows spread over it."""
+    column, crc = split.column(name), 0
+    row_bytes = max(1, int(np.prod(column.shape, dtype=np.int64)) * column.dtype.itemsize)
+    n_rows = min(split.n_rows, max(1, WHOLE_BYTES // row_bytes))
+    rows = np.linspace(0, split.n_rows - 1, n_rows).astype(np.int64)
+    for some in np.array_split(rows, -(-n_rows * row_bytes // 2**22)):
+        crc = zlib.crc32(split.take(name, some).tobytes(), crc)
+    return crc
+
+
+def require_same_shapes(
+    control: MPI.Intracomm, trees: dict[str, PyTree], state: jax.ShapeDtypeStruct
+) -> None:
+    """Make sure that all ranks compute with the same shapes and types, on the same kind of device.
+
+    Collective over `control`.
+
+    Args:
+        control: The ranks.
+        trees: What is equal on all ranks, by name.
+        state: Shape of the states of a batch.
+
+    Raises:
+        AgreementError: on all ranks, with who has what.
+    """
+    held = {"the device": jax.default_backend(), "the state": f"{state.dtype}{list(state.shape)}"}
+    for part, tree in trees.items():  # in this order, not the alphabet's
+        held |= {name: str(spec) for name, spec in describe_leaves({part: tree}).items()}
+    difference = find_difference(control, held)
+    if difference is not None:
+        odd, more = difference.odd, difference.n_names - 1
+        raise AgreementError(
+            f"The model differs between ranks: {difference.name} is {odd.value} on {odd.who}, "
+            f"{odd.usual} on {odd.usual_who}{f' (and {more} more differ)' if more else ''}. Code "
+            "and files that a network is made from must be the same on all machines; "
+            "`nodepint doctor --mpi` shows what else differs."
+        )
+
+
+def require_same_values(
+    control: MPI.Intracomm, trees: dict[str, PyTree], step: int, since: int | None
+) -> None:
+    """Make sure that all ranks hold the same bits. Collective over `control`.
+
+    Reads all values once, as fast as memory gives them; sends 16 bytes.
+
+    Args:
+        control: The ranks.
+        trees: Parameters and optimiser state, by name.
+        step: Optimiser steps taken.
+        since: When they were last equal, or None at the start.
+
+    Raises:
+        AgreementError: on all ranks, with step, ranks and the first array that differs.
+    """
+    held = {}
+    for part, tree in trees.items():  # in this order, not the alphabet's
+        held |= {name: f"{checksum(a, name):016x}" for name, a in take_leaves({part: tree}).items()}
+    difference = find_difference(control, held)
+    if difference is not None:
+        odd, more = difference.odd, difference.n_names - 1
+        what = "parameters have drifted apart" if since is not None else "parameters differ"
+        known = "" if since is None else f" They were equal at step {since}."
+        raise AgreementError(
+            f"Step {step}: {what}: {odd.who} holds other values of {difference.name} than "
+            f"{odd.usual_who}{f', and of {more} more arrays' if more else ''}.{known} Nothing of "
+            "it has been saved. Different machines or libraries, a network that depends on the "
+            f"rank, or broken memory do this. {_after_drift(since)}"
+        )
+
+
+def _after_drift(since: int | None) -> str:
+    """What to do: ranks that drift do so again, and sooner, wherever they resume."""
+    looked = "Look with `nodepint doctor --mpi`, and remove what differs"
+    if since is None:
+        return f"{looked}; as it is, the run would stop here again."
+    return (
+        f"{looked}, or leave out the machine that is named; only then go on with `--resume auto`. "
+        "If nothing differs, make sure that `[network]` does not depend on the rank, on time or "
+        "on random numbers other than its key: such a run drifts again."
+    )

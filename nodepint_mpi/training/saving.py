@@ -1,0 +1,99 @@
+"""What a run's checkpoint holds, and how a run goes on from one, on any grid of ranks."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nodepint_mpi.io.checkpoint import load_checkpoint, require_finite, save_checkpoint
+from nodepint_mpi.parallel.dealing import join_samples, split_samples
+from nodepint_mpi.io.directory import CHECKPOINTS, config_text, versions
+from nodepint_mpi.training.setup import Experiment, at_step, slice_rows
+from nodepint_mpi.training.step import TrainState
+from nodepint_mpi.training.tracking import Stepper, kept_like, make_stepper
+
+_log = logging.getLogger(__name__)
+
+
+class Resumed(NamedTuple):
+    """A run as it was when it was saved: `step` optimiser steps are done."""
+
+    experiment: Experiment
+    state: TrainState
+    step: int
+    stepper: Stepper
+
+
+def save_run(
+    experiment: Experiment, folder: Path, state: TrainState, stepper: Stepper, step: int
+) -> Path:
+    """Checkpoint what is equal on all ranks once, and interface data by global slice and sample.
+
+    Collective over `experiment.comms`.
+
+    Raises:
+        OutputError: on all ranks, if it cannot be written.
+    """
+    config, comms = experiment.config, experiment.comms
+    kept, rows = stepper.kept()
+    rows, first = join_samples(comms.data, rows, slice_rows(config, comms.time)[0])
+    return save_checkpoint(
+        comms.control,
+        folder / CHECKPOINTS,
+        step=step,
+        replicated=state._asdict() | kept,
+        rows=rows,
+        row_start=first,
+        n_rows=config.time.n_slices,
+        meta={
+            "fingerprint": config.fingerprint(),
+            "config": config_text(config),
+            "versions": versions(),
+            "seed": config.run.seed,
+            "data_cursor": step,
+        },
+        keep=config.output.keep,
+    )
+
+
+def resume_run(
+    experiment: Experiment,
+    folder: Path,
+    resume: str,
+    make: Callable[[Experiment], Stepper] = make_stepper,
+) -> Resumed:
+    """A run as a checkpoint has it, on this grid of ranks whatever the one that saved it.
+
+    Collective over `experiment.comms`.
+
+    Args:
+        experiment: Its config made ready.
+        folder: The run directory.
+        resume: "auto" for the newest good checkpoint, or the path of one.
+        make: Makes what takes the steps.
+
+    Raises:
+        CheckpointError: on all ranks, if there is none that can be read and belongs to it.
+    """
+    config, comms = experiment.config, experiment.comms
+    first, n_owned = slice_rows(config, comms.time)
+    loaded = load_checkpoint(
+        comms.control,
+        folder / CHECKPOINTS if resume == "auto" else Path(resume),
+        like_at=lambda step: kept_like(at_step(experiment, step - 1)),
+        row_start=first,
+        n_owned_rows=n_owned,
+        fingerprint=config.fingerprint(),
+        config=config_text(config),
+    )
+    require_finite(loaded)
+    _log.info("resumed from %s at step %d", loaded.path, loaded.step)
+    experiment = at_step(experiment, loaded.step - 1)
+    stepper = make(experiment)
+    stepper.restore(loaded.replicated, split_samples(comms.time, loaded.rows))
+    kept = {name: loaded.replicated[name] for name in TrainState._fields}
+    state = TrainState(**jax.tree.map(jnp.asarray, kept))
+    return Resumed(experiment, state, loaded.step, stepper)

@@ -1,0 +1,251 @@
+"""From a config to everything a run computes with. Shared by training and evaluation."""
+
+import socket
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import PyTree
+from mpi4py import MPI
+
+from nodepint_mpi.config.experiment import Config
+from nodepint_mpi.core.galerkin import AbstractReduction, Galerkin, ProjectedProcessor
+from nodepint_mpi.models.networks import EncodeProcessDecode, FlatLinear
+from nodepint_mpi.core.objective import per_sample
+from nodepint_mpi.core.observations import place_observations
+from nodepint_mpi.core.partition import check_layout, own_slices
+from nodepint_mpi.core.relaxation import edge_weights, relax
+from nodepint_mpi.core.resolution import check_field_resolution
+from nodepint_mpi.core.types import Field
+from nodepint_mpi.errors import ConfigError, ProblemError
+from nodepint_mpi.parallel.comms import Comms, TimeComm
+from nodepint_mpi.parallel.dealing import own_part
+from nodepint_mpi.ranks.guard import together
+from nodepint_mpi.parallel.methods import AbstractMethod
+from nodepint_mpi.training.build import build_loss, build_optimiser, build_time_solver
+from nodepint_mpi.training.build_model import build_edges, build_integrator, build_model
+from nodepint_mpi.training.check_model import check_gradient, check_losses, check_model
+from nodepint_mpi.training.memory import (
+    plan_parameters,
+    plan_slices,
+    require_memory,
+    require_network_fits,
+)
+from nodepint_mpi.data.own import share_own_data
+from nodepint_mpi.training.sameness import require_same_code, require_same_shapes
+from nodepint_mpi.data.samples import Samples, count_outputs, open_samples
+from nodepint_mpi.training.step import LineProblem, TrainState, batched_field, split_model
+from nodepint_mpi.training.user_code import load_code
+
+
+class Batch(NamedTuple):
+    """The samples of an optimiser step: all their numbers, and what this rank's group has of them.
+
+    `inputs` (samples, ...) and `targets` (samples, times, ...) are of the group's own part.
+    """
+
+    rows: np.ndarray
+    inputs: np.ndarray
+    targets: np.ndarray
+
+
+class Experiment(NamedTuple):
+    """A config made ready on this rank."""
+
+    config: Config
+    model: EncodeProcessDecode
+    train: Samples
+    test: Samples
+    train_problem: LineProblem
+    test_problem: LineProblem
+    optimiser: optax.GradientTransformation
+    state: jax.ShapeDtypeStruct
+    """Shape of the states of this group's part of a batch, (samples, *state)."""
+    comms: Comms
+
+    @property
+    def method(self) -> AbstractMethod:
+        """The sweep in use."""
+        return self.train_problem.solver.method
+
+    def batch(self, step: int) -> Batch:
+        """The samples of optimiser step `step`. Local."""
+        rows = self.train.batch_rows(self.config.run.seed, step)
+        return Batch(rows, *self.train.take(rows[own_part(self.comms.time, len(rows))]))
+
+
+def set_up(config: Config, comms: Comms) -> Experiment:
+    """Open the data and build model, solver and optimiser. Collective over `comms.control`.
+
+    Data that a function of the user's own makes are made first; the experiment's config then names
+    their folder.
+
+    Raises:
+        NodepintError: on all ranks, for anything in the config that does not fit, and if code, data
+            or model differ between ranks.
+    """
+    check_layout(config.time.n_slices, comms.time.size)
+    require_same_code(comms.control, load_code(config))
+    config = share_own_data(comms.control, config)
+    assert config.data is not None or config.network is None  # open_samples explains
+    train = open_samples(comms.control, config, config.data.train_split if config.data else "")
+    test = open_samples(comms.control, config, config.data.test_split if config.data else "")
+    n_here = count_here(comms.control)
+    with together(comms.control):
+        largest = 0 if config.growth is None else config.growth.steps[-1]
+        sizes = {"input_shape": train.input_shape, "output_size": count_outputs(train)}
+        require_network_fits(config, **sizes, step=largest, n_here=n_here)
+        if config.growth is not None:  # says early if it cannot become so large
+            _build(config, train, largest)
+        experiment = _assemble(config, comms, train, test, step=0)
+        require_memory(needed_memory(experiment), n_here)
+    require_same_shapes(comms.control, fresh_state(experiment)._asdict(), experiment.state)
+    return experiment
+
+
+def count_here(control: MPI.Intracomm) -> int:
+    """How many of the ranks are on this machine. Collective over `control`."""
+    hosts = control.allgather(socket.gethostname())
+    return hosts.count(hosts[control.rank])
+
+
+def needed_memory(experiment: Experiment) -> dict[str, int]:
+    """The least bytes that this rank takes, by what they are for. Local."""
+    config, time = experiment.config, experiment.comms.time
+    params, _ = split_model(experiment.model)
+    slices = plan_slices(config.time, experiment.state, slice_rows(config, time)[1])
+    return plan_parameters(config, params) | slices
+
+
+def at_step(experiment: Experiment, step: int) -> Experiment:
+    """The experiment with the network, freshly made, that optimiser step `step` is taken with.
+
+    Local. The same experiment unless its network grows.
+    """
+    config = experiment.config
+    if config.growth is None:
+        return experiment
+    return _assemble(config, experiment.comms, experiment.train, experiment.test, step=step)
+
+
+def _assemble(
+    config: Config, comms: Comms, train: Samples, test: Samples, *, step: int
+) -> Experiment:
+    """Everything that depends on the network. Local."""
+    model = _build(config, train, step)
+    train_problem = make_problem(config, comms.time, model, train)
+    test_problem = make_whole_problem(config, comms.time, model, test)
+    n_samples = share_batch(config, train.n_rows, comms.time.n_groups)
+    shape = (n_samples, *check_model(model, train))
+    check_times(config, model, shape)
+    check_scores(config, model, train, shape)
+    state = jax.ShapeDtypeStruct(shape, config.run.precision)
+    train_problem.solver.method.blank(state)  # says if the basis does not fit the state
+    optimiser = build_optimiser(config.optim)
+    return Experiment(
+        config, model, train, test, train_problem, test_problem, optimiser, state, comms
+    )
+
+
+def check_scores(
+    config: Config, model: EncodeProcessDecode, samples: Samples, state: tuple[int, ...]
+) -> None:
+    """Check loss and metrics on the shapes of a step, (samples, *state). Local.
+
+    As if all observations were on this rank.
+    """
+    loss, metrics = build_loss(config)
+    _, targets = samples.take(np.array([0]))
+    n_times = max(1, targets.shape[1])
+    states = jax.ShapeDtypeStruct((n_times, *state), jnp.zeros(()).dtype)
+    prediction = eqx.filter_eval_shape(per_sample(model.decoder), states)
+    wanted = jax.ShapeDtypeStruct(
+        (n_times, state[0], *targets.shape[2:]), jnp.asarray(targets[:1]).dtype
+    )
+    names = {f"The metric {name!r}": metric for name, metric in metrics.items()}
+    check_losses({"The loss": loss} | names, prediction, wanted)
+    check_gradient(loss, prediction, wanted)
+
+
+def share_batch(config: Config, n_rows: int, n_groups: int) -> int:
+    """How many samples of a step each group of ranks has. Local.
+
+    Raises:
+        ConfigError: if the groups would have different numbers of them.
+    """
+    size = (config.data.batch_size if config.data else None) or n_rows
+    if size % n_groups:
+        fitting = [n for n in range(1, size + 1) if size % n == 0]
+        raise ConfigError(
+            f"A step has {size} samples, which {n_groups} groups of ranks cannot share evenly: set "
+            f"`run.data_ranks` to one of {', '.join(map(str, fitting[:8]))}"
+            f"{', ...' if fitting[8:] else ''}, or change `data.batch_size`."
+        )
+    return size // n_groups
+
+
+def _build(config: Config, train: Samples, step: int) -> EncodeProcessDecode:
+    shape, size = train.input_shape, count_outputs(train)
+    model = build_model(config, input_shape=shape, output_size=size, step=step)
+    if config.growth is not None and isinstance(model.encoder, FlatLinear):
+        raise ProblemError(
+            "`[growth]` adds directions of trajectories; a network 'mlp' of labelled samples does "
+            "not grow: leave it out, or use 'conv'."
+        )
+    return model
+
+
+def make_problem(
+    config: Config, comm: TimeComm, model: EncodeProcessDecode, samples: Samples
+) -> LineProblem:
+    """What a line of ranks computes with for one split. Local."""
+    _, static = split_model(model)
+    field = batched_field(static.processor)
+    loss, metrics = build_loss(config)
+    edges = build_edges(config.time)
+    observations = place_observations(samples.times, edges, comm.size, comm.rank)
+    solver = build_time_solver(config, field, reduction_of(static.processor, field), n_batch_axes=1)
+    if config.time.relaxation is None:
+        return LineProblem(comm, static, solver, observations, loss, metrics)
+    weights = edge_weights(samples.times, edges)
+    relaxed = relax(solver)
+    return LineProblem(comm, static, relaxed, observations, loss, metrics, weights)
+
+
+def make_whole_problem(
+    config: Config, comm: TimeComm, model: EncodeProcessDecode, samples: Samples
+) -> LineProblem:
+    """The same without relaxation: a split is scored as whole trajectories. Local."""
+    time = config.time.model_copy(update={"relaxation": None})
+    return make_problem(config.model_copy(update={"time": time}), comm, model, samples)
+
+
+def check_times(config: Config, model: EncodeProcessDecode, shape: tuple[int, ...]) -> None:
+    """Refuse a network of t where the precision of the run does not resolve t. Local."""
+    params, static = split_model(model)
+    section = config.time
+    named = {name: getattr(section, name) for name in ("fine", "coarse", "tangents")}
+    steps = [build_integrator(part, f"time.{name}") for name, part in named.items() if part]
+    state = jax.ShapeDtypeStruct(shape, jnp.zeros(()).dtype)
+    field = batched_field(static.processor)
+    check_field_resolution(field, params.processor, state, build_edges(section), steps)
+
+
+def reduction_of(static: PyTree, field: Field) -> AbstractReduction:
+    """How a processor becomes a field of coordinates: in its own way if it has one. Local."""
+    return ProjectedProcessor(static) if hasattr(static, "on_basis") else Galerkin(field)
+
+
+def fresh_state(experiment: Experiment) -> TrainState:
+    """Parameters and optimiser state before the first step. Local."""
+    params, _ = split_model(experiment.model)
+    return TrainState(params, experiment.optimiser.init(params))
+
+
+def slice_rows(config: Config, comm: TimeComm) -> tuple[int, int]:
+    """Global index of this rank's first slice, and how many it owns. Local."""
+    owned = own_slices(build_edges(config.time), comm.size, comm.rank)
+    return owned.first, owned.n_owned

@@ -1,0 +1,360 @@
+"""One optimiser step and one evaluation, each a single jitted function per rank.
+
+The step walks: encode on the first rank - solve in parallel - loss where the observations fall -
+adjoint in parallel - encoder's pull-back on the first rank - one sum over ranks - update.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, PyTree
+
+from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
+from nodepint_mpi.core.objective import Loss, Mean, nothing, per_sample
+from nodepint_mpi.core.observations import BlockObservations
+from nodepint_mpi.core.propagators import SliceResult
+from nodepint_mpi.core.relaxation import RelaxedParams
+from nodepint_mpi.core.sweeps import slices_finite
+from nodepint_mpi.parallel.adjoint import linearise_serially, pull_back_serially
+from nodepint_mpi.parallel.comms import TimeComm
+from nodepint_mpi.parallel.differentiate import TimeSolver, linearise_solve, solve_block
+from nodepint_mpi.parallel.exchange import sum_over_ranks
+from nodepint_mpi.parallel.counters import counting
+from nodepint_mpi.parallel.track import Tracks, follow
+
+
+class TrainState(NamedTuple):
+    """What the optimiser changes, equal on all ranks."""
+
+    params: PyTree[Array]
+    opt_state: PyTree
+
+
+class StepReport(NamedTuple):
+    """Numbers of one step, equal on all ranks.
+
+    `jump` and `adjoint_residual` are the largest of them, absolute and relative to the largest
+    cotangent; in a tracked step both are root mean squares relative to the states and cotangents.
+    """
+
+    loss: Array
+    grad_norm: Array
+    sweeps: Array
+    jump: Array
+    adjoint_sweeps: Array
+    adjoint_residual: Array
+    guarded: Array
+    damped: Array
+    fallbacks: Array
+    finite: Array
+
+
+class Stepped(NamedTuple):
+    """A step's result: the new state, the gradient it was made with, its numbers and its work.
+
+    `tally` counts what this rank did, a `Tally` as an array.
+    """
+
+    state: TrainState
+    gradient: PyTree[Array]
+    report: StepReport
+    tally: Array
+
+
+class Tracked(NamedTuple):
+    """A tracked step's result; with the tracks, and the cotangents' norm over the gradient's.
+
+    The smaller a gradient is that large cotangents add up to, the more their errors count.
+    """
+
+    state: TrainState
+    gradient: PyTree[Array]
+    report: StepReport
+    tally: Array
+    tracks: Tracks
+    magnification: Array
+
+
+class Walked(NamedTuple):
+    """What is finite in a serial step: the first state, the ends of the slices of this rank, its
+    part of the loss, and the cotangent that leaves it to the left."""
+
+    initial: Bool[Array, ""]
+    ends: Bool[Array, " owned"]
+    loss: Bool[Array, ""]
+    cotangent: Bool[Array, ""]
+
+
+class LineProblem(NamedTuple):
+    """What a line of ranks computes with: model, solver, observations and loss.
+
+    `edge_weights` (edges, times), for relaxed continuity, gives the data at the slice boundaries.
+    """
+
+    comm: TimeComm
+    static: EncodeProcessDecode
+    solver: TimeSolver
+    observations: BlockObservations
+    loss: Loss
+    metrics: dict[str, Loss]
+    edge_weights: np.ndarray | None = None
+
+
+def split_model(model: EncodeProcessDecode) -> tuple[PyTree, PyTree]:
+    """Trainable arrays and everything else. Local."""
+    return eqx.partition(model, eqx.is_inexact_array)
+
+
+def batched_field(static: PyTree) -> Callable:
+    """The processor as a vector field of a batch, with its parameters as `args`. Local."""
+
+    def field(t, u, params):
+        processor = eqx.combine(params, static)
+        return jax.vmap(lambda sample: processor(t, sample, None))(u)
+
+    return field
+
+
+def make_train_step(problem: LineProblem, optimiser: optax.GradientTransformation) -> Callable:
+    """Make the jitted step `(state, inputs, targets, weight) -> Stepped`, which solves anew.
+
+    Local to make; the step is collective over the line. `weight` is that of continuity, for a
+    relaxed solve, or None.
+    """
+
+    def step(state: TrainState, inputs: Array, targets: Array, weight: Array | None) -> Stepped:
+        with counting() as ledger:
+            gradient, report = loss_and_gradient(problem, state.params, inputs, targets, weight)
+        updated = _update(optimiser, state, gradient)
+        return Stepped(updated, gradient, report, ledger.tally.as_array())
+
+    return jax.jit(step)
+
+
+def make_tracked_step(problem: LineProblem, optimiser: optax.GradientTransformation) -> Callable:
+    """Make the jitted step `(state, tracks, inputs, targets, weight) -> Tracked`.
+
+    Local to make; the step is collective over the line. One forward and one adjoint sweep, from
+    what the last ones left; it consumes the tracks.
+    """
+
+    def tracked_step(  # a name of its own in XLA's profile, beside `step`
+        state: TrainState, tracks: Tracks, inputs: Array, targets: Array, weight: Array | None
+    ):
+        with counting() as ledger:
+            gradient, report, tracks, magnification = tracked_gradient(
+                problem, state.params, tracks, inputs, targets, weight
+            )
+        updated, tally = _update(optimiser, state, gradient), ledger.tally.as_array()
+        return Tracked(updated, gradient, report, tally, tracks, magnification)
+
+    return jax.jit(tracked_step, donate_argnums=1)
+
+
+def _update(optimiser, state: TrainState, gradient: PyTree[Array]) -> TrainState:
+    updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
+    return TrainState(optax.apply_updates(state.params, updates), opt_state)
+
+
+def loss_and_gradient(
+    problem: LineProblem,
+    params: PyTree,
+    inputs: Array,
+    targets: Array,
+    weight: Array | None = None,
+) -> tuple[PyTree[Array], StepReport]:
+    """The loss of a batch and its gradient, summed over the ranks. Collective, inside jit.
+
+    With a `weight` of continuity the solve is a relaxed one.
+    """
+    comm, owned = problem.comm, problem.observations.owned
+    initial, pull_back_encoder = _encode(problem, params, inputs)
+    of_field = _field_params(problem, params, targets, weight)
+    solved = linearise_solve(comm, problem.solver, of_field, initial, None, owned)
+    loss_sum, pull_back_loss, count = _linearise_loss(problem, params, solved.line.result, targets)
+    count = sum_over_ranks(comm, count)
+    gradient, sources = pull_back_loss(1 / count)
+    adjoint = solved.line.pull_back(sources, None)
+    gradient = _whole_gradient(gradient, adjoint.params, adjoint.initial, pull_back_encoder)
+    loss, gradient = sum_over_ranks(comm, (loss_sum / count, gradient))
+    grad_norm = optax.tree.norm(gradient)
+    finite = solved.record.finite & adjoint.record.finite
+    return gradient, StepReport(
+        loss=loss,
+        grad_norm=grad_norm,
+        sweeps=solved.record.n_sweeps,
+        jump=solved.jump,
+        adjoint_sweeps=adjoint.record.n_sweeps,
+        adjoint_residual=adjoint.record.residual,
+        guarded=solved.record.n_guarded,
+        damped=solved.record.n_damped,
+        fallbacks=solved.record.n_fallbacks,
+        finite=finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(solved.jump),
+    )
+
+
+def tracked_gradient(
+    problem: LineProblem,
+    params: PyTree,
+    tracks: Tracks,
+    inputs: Array,
+    targets: Array,
+    weight: Array | None = None,
+) -> tuple[PyTree[Array], StepReport, Tracks, Array]:
+    """The same from one sweep each way, as near as the tracks are. Collective, inside jit.
+
+    One fine solve and one pull-back of the owned slices, all at once; the tracks returned are of
+    this batch and these parameters. See `Tracked`.
+    """
+    initial, pull_back_encoder = _encode(problem, params, inputs)
+
+    def read_loss(result: SliceResult):
+        loss_sum, pull_back, count = _linearise_loss(problem, params, result, targets)
+        gradient, sources = pull_back(jnp.ones_like(loss_sum))
+        return sources, (loss_sum, count, gradient)
+
+    of_field = _field_params(problem, params, targets, weight)
+    followed, (loss_sum, count, gradient) = follow(
+        problem.comm, problem.solver, of_field, initial, tracks,
+        problem.observations.owned, read_loss,
+    )  # fmt: skip
+    gradient = _whole_gradient(gradient, followed.params, followed.initial, pull_back_encoder)
+    total, count, gradient, misfits = sum_over_ranks(
+        problem.comm, (loss_sum, count, gradient, followed.misfits)
+    )
+    # The loss is linear in its sum over observations, so all is divided by their number at last.
+    gradient = jax.tree.map(lambda part: part / count, gradient)
+    loss, grad_norm = total / count, optax.tree.norm(gradient)
+    magnification = jnp.sqrt(misfits.cotangents) / (count * grad_norm)
+    one, none = jnp.array(1), jnp.array(0)
+    report = StepReport(
+        loss=loss,
+        grad_norm=grad_norm,
+        sweeps=one,
+        jump=misfits.jump(),
+        adjoint_sweeps=one,
+        adjoint_residual=misfits.residual(),
+        guarded=none,
+        damped=none,
+        fallbacks=none,
+        finite=jnp.isfinite(loss) & jnp.isfinite(grad_norm),
+    )
+    return gradient, report, followed.tracks, magnification
+
+
+def make_evaluation(problem: LineProblem) -> Callable:
+    """Make the jitted `(params, inputs, targets, counted) -> {name: Mean}`; sums over all ranks.
+
+    Local to make; the evaluation is collective over the grid. What is not `counted` adds nothing.
+    """
+
+    def evaluate(params: PyTree, inputs: Array, targets: Array, counted: Array) -> dict[str, Mean]:
+        result = _forward(problem, params, inputs)
+        functions = {"loss": problem.loss, **problem.metrics}
+        local = {
+            name: _compare(problem, params, result, targets, function)
+            for name, function in functions.items()
+        }
+        local = jax.tree.map(lambda part: jnp.where(counted, part, jnp.zeros_like(part)), local)
+        return sum_over_ranks(problem.comm, local)
+
+    return jax.jit(evaluate)
+
+
+def make_prediction(problem: LineProblem) -> Callable:
+    """Make the jitted `(params, inputs) -> predictions` at this rank's observations.
+
+    Local to make; the prediction is collective over the line. (seen, samples, *prediction)
+    """
+
+    def predict(params: PyTree, inputs: Array) -> Array:
+        result = _forward(problem, params, inputs)
+        model = eqx.combine(params, problem.static)
+        return per_sample(model.decoder)(problem.observations.read(result))
+
+    return jax.jit(predict)
+
+
+def make_walk(problem: LineProblem) -> Callable:
+    """Make the jitted `(params, inputs, targets, weight) -> Walked`: a step, but serially.
+
+    Local to make; the walk is collective over the line. For a look at a step that went wrong.
+    """
+    comm, owned = problem.comm, problem.observations.owned
+
+    def walk(params: PyTree, inputs: Array, targets: Array, weight: Array | None) -> Walked:
+        initial, _ = _encode(problem, params, inputs)
+        of_field = _field_params(problem, params, targets, weight)
+        line = linearise_serially(comm, problem.solver.fine, of_field, initial, owned)
+        loss, pull_back, _ = _linearise_loss(problem, params, line.result, targets)
+        _, sources = pull_back(jnp.ones_like(loss))
+        gradient = pull_back_serially(comm, line, sources)
+        finite = [jnp.all(jnp.isfinite(one)) for one in (initial, loss, gradient.initial)]
+        return Walked(finite[0], slices_finite(line.result.end), *finite[1:])
+
+    return jax.jit(walk)
+
+
+def _forward(problem: LineProblem, params: PyTree, inputs: Array) -> SliceResult:
+    initial, _ = _encode(problem, params, inputs)
+    owned = problem.observations.owned
+    return solve_block(problem.comm, problem.solver, params.processor, initial, owned)
+
+
+def _encode(problem: LineProblem, params: PyTree, inputs: Array):
+    """Initial states on the first rank, where alone they are read, and their pull-back."""
+
+    def encode(params):
+        return jax.vmap(eqx.combine(params, problem.static).encoder)(as_numbers(inputs))
+
+    if problem.comm.rank == 0:
+        return jax.vjp(encode, params)
+    shape = jax.eval_shape(encode, params)
+    return jnp.zeros(shape.shape, shape.dtype), None
+
+
+def _linearise_loss(problem, params, result, targets):
+    """This rank's part of the loss, its pull-back to parameters and result, and its count."""
+
+    def local_loss(params, result) -> tuple[Array, Array]:
+        mean = _compare(problem, params, result, targets, problem.loss)
+        return mean.sum, mean.count
+
+    return jax.vjp(local_loss, params, result, has_aux=True)
+
+
+def _field_params(problem: LineProblem, params: PyTree, targets: Array, weight: Array | None):
+    """Parameters of the vector field; for a relaxed solve with the data at the slice edges."""
+    if weight is None:
+        return params.processor
+    assert problem.edge_weights is not None  # made for it
+    observed = jnp.einsum("et,bt...->eb...", jnp.asarray(problem.edge_weights), as_numbers(targets))
+    states = per_sample(eqx.combine(params, problem.static).encoder)(observed)
+    return RelaxedParams(params.processor, weight, jax.lax.stop_gradient(states))
+
+
+def _whole_gradient(from_loss, field_bar, initial_bar, pull_back_encoder):
+    """This rank's parts of the gradient: decoder, processor, and on the first rank encoder."""
+    processor_bar = field_bar.field if isinstance(field_bar, RelaxedParams) else field_bar
+    added = jax.tree.map(jnp.add, from_loss.processor, processor_bar)
+    gradient = eqx.tree_at(lambda g: g.processor, from_loss, added)
+    if pull_back_encoder is None:
+        return gradient
+    (from_encoder,) = pull_back_encoder(initial_bar)
+    return jax.tree.map(jnp.add, gradient, from_encoder)
+
+
+def _compare(problem, params, result, targets, function: Loss) -> Mean:
+    """A loss or metric over the observations in this rank's block."""
+    observations = problem.observations
+    decode = per_sample(eqx.combine(params, problem.static).decoder)
+    wanted = jnp.moveaxis(jnp.asarray(targets)[:, np.asarray(observations.indices)], 1, 0)
+    if len(observations.indices) == 0:
+        like = jax.eval_shape(decode, result.end[:1])
+        return nothing(function, like, jnp.moveaxis(jnp.asarray(targets)[:, :1], 1, 0))
+    return function(decode(observations.read(result)), wanted)
