@@ -27,8 +27,8 @@ _HOMES = {
     "Mean": "core.objective",
     "SharedBasis": "parallel.shared_basis",
     "ReducedModel": "rom.model",
-    "train": "training.api",
-    "export_rom": "training.api",
+    "train": "api",
+    "export_rom": "api",
     "load_rom": "rom.load",
 }
 

@@ -131,7 +131,7 @@ def make_rom(folder: Path, foreign: Path) -> Subject:
     from nodepint_mpi.io.leaves import take_leaves
     from nodepint_mpi.rom.file import HEAD_BYTES, PARTS, RomFile, make_head
     from nodepint_mpi.rom.save import save_rom
-    from nodepint_mpi.training.build_model import build_model
+    from nodepint_mpi.build.model import build_model
     from nodepint_mpi.rom.load import load_rom, origin_of, stepper_of
 
     config = parse_config(CONFIG)

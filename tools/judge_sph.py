@@ -26,7 +26,7 @@ from nodepint_mpi.data.datasets import open_split
 from nodepint_mpi.data.sources import load
 from nodepint_mpi.parallel.comms import Comms, alone, make_comms
 from nodepint_mpi.training.evaluate import TrainedRun, open_run
-from nodepint_mpi.training.imports import import_file
+from nodepint_mpi.build.imports import import_file
 from nodepint_mpi.rom.evaluate import full_model, run_batch
 from nodepint_mpi.rom.load import stepper_of
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nodepint_mpi.data.trajectories import make_trajectories
-from nodepint_mpi.training.imports import import_file
+from nodepint_mpi.build.imports import import_file
 
 USES = ("../../tools/sph.py",)
 

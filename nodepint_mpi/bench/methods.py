@@ -19,7 +19,7 @@ from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.differentiate import TimeSolver, linearise_solve
 from nodepint_mpi.parallel.exchange import bcast_from, max_over_ranks, sum_over_ranks
 from nodepint_mpi.bench.sweeps import Exact, relative_error, solve_exactly
-from nodepint_mpi.training.build_model import unknown_name
+from nodepint_mpi.build.model import unknown_name
 from nodepint_mpi.bench.cases import SWEEP_CASES, make_methods
 
 TIGHT = 1e-13  # Kuramoto makes errors 1e4 times larger on the way

@@ -17,7 +17,7 @@ from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.ivp import solve
 from nodepint_mpi.parallel.shared_basis import SharedBasis
-from nodepint_mpi.training.build_model import unknown_name
+from nodepint_mpi.build.model import unknown_name
 
 
 class PublishedRun(NamedTuple):

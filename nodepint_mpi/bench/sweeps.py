@@ -24,7 +24,7 @@ from nodepint_mpi.parallel.pace import best_iterate, first_pace, judge_pace
 from nodepint_mpi.parallel.shared_basis import count_in_use
 from nodepint_mpi.parallel.counters import cond, counting
 from nodepint_mpi.parallel.tangent import Tangent
-from nodepint_mpi.training.build_model import unknown_name
+from nodepint_mpi.build.model import unknown_name
 from nodepint_mpi.bench.cases import SWEEP_CASES, SweepCase, make_methods
 from nodepint_mpi.bench.costs import (
     DEFINITION,

@@ -183,7 +183,7 @@ def compare_training(
     )  # fmt: skip
     click.echo(format_bench_train(result))
     if out is not None:
-        from nodepint_mpi.training.figures import plot_contest
+        from nodepint_mpi.pages.figures import plot_contest
 
         plot_contest(out, result)
     write_json(result, json_file)
@@ -277,7 +277,7 @@ def sweeps(
     )
     say(comms.control, format_sweeps(result))
     if out is not None:
-        from nodepint_mpi.training.figures import plot_sweeps
+        from nodepint_mpi.pages.figures import plot_sweeps
 
         with together(comms.control):
             if comms.control.rank == 0:

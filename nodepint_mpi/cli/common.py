@@ -83,7 +83,7 @@ def start_ranks() -> Any:
 
 def start_run(read: Callable[[], Config]) -> tuple[Any, Config]:
     """The same for a command with a config, which is shared and says what ranks may take."""
-    from nodepint_mpi.ranks.start import begin
+    from nodepint_mpi.training.start import begin
 
     comms = _connect()
     return comms, begin(comms.control, read)
@@ -105,7 +105,7 @@ def _connect() -> Any:
 
 def _require_same_options(control: Any) -> None:
     """Make sure that all ranks were started with the same options. Collective over `control`."""
-    from nodepint_mpi.ranks.start import require_same_options
+    from nodepint_mpi.training.start import require_same_options
 
     context = click.get_current_context()
     names = {parameter.name: parameter.opts[0] for parameter in context.command.params}

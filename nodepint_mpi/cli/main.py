@@ -155,7 +155,7 @@ def info(config_file: Path, overrides: tuple[str, ...], ranks: int, json_file: P
     """Print the plan of CONFIG without running it: slices, messages, memory, checkpoints."""
     config = read_config(config_file, overrides)
     from nodepint_mpi.training.info import format_plan, make_plan
-    from nodepint_mpi.ranks.start import set_precision
+    from nodepint_mpi.training.start import set_precision
 
     set_precision(config)
     plan = make_plan(config, ranks)
@@ -173,7 +173,7 @@ def doctor(mpi: bool, json_file: Path | None) -> None:
     """
     from nodepint_mpi.doctor.check import format_checks
     from nodepint_mpi.doctor.findings import diagnose, how_to_start
-    from nodepint_mpi.ranks.table import format_table
+    from nodepint_mpi.doctor.table import format_table
 
     if mpi and not in_job():
         raise ConfigError(how_to_start())

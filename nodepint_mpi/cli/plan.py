@@ -72,7 +72,7 @@ def _without_mpi(config: Config) -> None:
     import mpi4py
 
     mpi4py.rc.initialize = in_job()  # in a job there will be no more than a message
-    from nodepint_mpi.ranks.start import set_precision
+    from nodepint_mpi.training.start import set_precision
 
     set_precision(config)
 

@@ -110,7 +110,7 @@ def scaling(
         from nodepint_mpi.bench.planning.network import Network
         from nodepint_mpi.bench.studies.scaling.model import make_model
         from nodepint_mpi.bench.studies.scaling.report import make_report
-        from nodepint_mpi.ranks.start import set_precision
+        from nodepint_mpi.training.start import set_precision
 
         set_precision(read_config(studies.config))
         given = None if network is None else Network(*network)

@@ -11,7 +11,7 @@ from nodepint_mpi.config.embedded import code_of
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.ranks.agreement import agreed
 from nodepint_mpi.data.made import make_own_data
-from nodepint_mpi.training.imports import import_object
+from nodepint_mpi.build.imports import import_object
 
 KEY = "data.source"
 

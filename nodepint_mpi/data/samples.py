@@ -10,7 +10,7 @@ from nodepint_mpi.core.observations import place_observations
 from nodepint_mpi.errors import ConfigError, DataError
 from nodepint_mpi.data.datasets import Split, batch_indices, check_finite, open_split_together
 from nodepint_mpi.ranks.guard import together
-from nodepint_mpi.training.build_model import build_edges
+from nodepint_mpi.build.model import build_edges
 from nodepint_mpi.training.sameness import require_same_data
 
 

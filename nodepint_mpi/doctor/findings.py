@@ -27,7 +27,7 @@ from nodepint_mpi.doctor.ranks import (
     in_job,
     settle_ranks,
 )
-from nodepint_mpi.ranks.table import RankFacts, describe_rank
+from nodepint_mpi.doctor.table import RankFacts, describe_rank
 
 PACKAGES = ("jax", "jaxlib", "equinox", "diffrax", "optax", "numpy", "datasets")
 FACTS_TIMEOUT_S = 120.0

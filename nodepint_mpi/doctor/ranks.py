@@ -17,7 +17,7 @@ from nodepint_mpi.ranks.launcher import in_job as started_by_launcher
 from nodepint_mpi.ranks.placement import Placement
 from nodepint_mpi.doctor.check import REBUILD, Check
 from nodepint_mpi.ranks.child import child_env, run_for_json
-from nodepint_mpi.ranks.table import RankFacts, find_findings
+from nodepint_mpi.doctor.table import RankFacts, find_findings
 
 RANKS_TIMEOUT_S = 60.0
 

@@ -15,8 +15,8 @@ from nodepint_mpi.report.facts import (
     read_facts,
     seconds,
 )
-from nodepint_mpi.report.page import check_page, write_page
-from nodepint_mpi.report.parts import Picture, Section, Table, number
+from nodepint_mpi.pages.page import check_page, write_page
+from nodepint_mpi.pages.parts import Picture, Section, Table, number
 from nodepint_mpi.report.tables import flatten
 from nodepint_mpi.report.measures import draw_lines
 

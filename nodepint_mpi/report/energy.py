@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from nodepint_mpi.report.trained import Model
-from nodepint_mpi.report.parts import Picture, Section
+from nodepint_mpi.pages.parts import Picture, Section
 from nodepint_mpi.report.measures import draw_lines
 
 N_SHOWN = 128

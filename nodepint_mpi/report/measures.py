@@ -7,10 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from nodepint_mpi.training.build import ADJOINT_TOL, JUMP_TOL
-from nodepint_mpi.training.figures import MARKERS, STYLES
+from nodepint_mpi.build.sections import ADJOINT_TOL, JUMP_TOL
+from nodepint_mpi.pages.figures import MARKERS, STYLES
 from nodepint_mpi.report.facts import Facts
-from nodepint_mpi.report.parts import Picture, Section, number
+from nodepint_mpi.pages.parts import Picture, Section, number
 
 COLORS = ("black", "tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 _N_MARKERS = 12

@@ -5,9 +5,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from nodepint_mpi.training.evaluate import N_SHOWN
-from nodepint_mpi.training.figures import MANY_COMPONENTS, draw_trajectories
+from nodepint_mpi.pages.figures import MANY_COMPONENTS, draw_trajectories
 from nodepint_mpi.report.trained import Model, Predicted
-from nodepint_mpi.report.parts import Picture, Section, Table, number
+from nodepint_mpi.pages.parts import Picture, Section, Table, number
 from nodepint_mpi.report.measures import draw_lines
 
 

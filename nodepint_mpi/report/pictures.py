@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from nodepint_mpi.report.facts import Facts
-from nodepint_mpi.report.parts import Lines, Picture, Section, Table
+from nodepint_mpi.pages.parts import Lines, Picture, Section, Table
 
 FOLDER = "pictures"
 DPI = 120

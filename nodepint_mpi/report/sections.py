@@ -18,8 +18,8 @@ from nodepint_mpi.report import (
 )
 from nodepint_mpi.report.facts import Facts, final_numbers, read_facts
 from nodepint_mpi.report.trained import Model, look_at_model
-from nodepint_mpi.report.page import check_page, write_page
-from nodepint_mpi.report.parts import Section
+from nodepint_mpi.pages.page import check_page, write_page
+from nodepint_mpi.pages.parts import Section
 
 PAGE = "report.html"
 

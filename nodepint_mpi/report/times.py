@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from nodepint_mpi.report.facts import Facts
-from nodepint_mpi.report.parts import Picture, Section, Table, number
+from nodepint_mpi.pages.parts import Picture, Section, Table, number
 
 MOST_BARS = 24
 """Of more ranks evenly spaced ones are drawn."""

@@ -9,7 +9,7 @@ import numpy as np
 from nodepint_mpi.models.networks import LinearMap
 from nodepint_mpi.rom.model import ReducedModel
 from nodepint_mpi.parallel.comms import Comms
-from nodepint_mpi.training.build_model import build_edges
+from nodepint_mpi.build.model import build_edges
 from nodepint_mpi.training.evaluate import BATCH, TrainedRun, open_run
 from nodepint_mpi.rom.evaluate import full_model, load_rom_of, run_batch
 from nodepint_mpi.rom.load import stepper_of

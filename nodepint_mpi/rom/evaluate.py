@@ -22,8 +22,8 @@ from nodepint_mpi.rom.file import read_rom
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.io.directory import read_run
 from nodepint_mpi.training.evaluate import BATCH, TrainedRun, open_run
-from nodepint_mpi.training.figures import draw_reduced, save_figure
-from nodepint_mpi.training.imports import named_code, require_trust
+from nodepint_mpi.pages.figures import draw_reduced, save_figure
+from nodepint_mpi.build.imports import named_code, require_trust
 from nodepint_mpi.rom.load import load_rom
 from nodepint_mpi.training.setup import Experiment
 

@@ -24,7 +24,7 @@ from nodepint_mpi.rom.save import check_target, save_rom
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.differentiate import solve_block
 from nodepint_mpi.parallel.directions import leading_directions
-from nodepint_mpi.training.build import JUMP_TOL
+from nodepint_mpi.build.sections import JUMP_TOL
 from nodepint_mpi.io.directory import commit, config_text, versions
 from nodepint_mpi.training.evaluate import BATCH, open_run
 from nodepint_mpi.rom.load import origin_of, stepper_of

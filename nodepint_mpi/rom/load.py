@@ -14,8 +14,8 @@ from nodepint_mpi.rom.model import Origin, ReducedModel, Stepper, make_stepper, 
 from nodepint_mpi.errors import NodepintError, ReducedModelError
 from nodepint_mpi.io.leaves import LeafSpec, describe_leaves, fill_leaves, list_differences
 from nodepint_mpi.rom.file import PARTS, RomFile, read_rom
-from nodepint_mpi.training.build_model import build_edges, build_integrator, build_model
-from nodepint_mpi.training.imports import named_code
+from nodepint_mpi.build.model import build_edges, build_integrator, build_model
+from nodepint_mpi.build.imports import named_code
 
 MOST_SLICES, MOST_STAGES = 10**6, 1000
 """What the config in a file may ask for: building more takes longer than a file is worth."""

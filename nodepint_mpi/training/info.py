@@ -11,8 +11,8 @@ from nodepint_mpi.errors import ConfigError, LayoutError
 from nodepint_mpi.io.checkpoint_file import checkpoint_bytes
 from nodepint_mpi.data.datasets import open_split
 from nodepint_mpi.parallel.dealing import part_of
-from nodepint_mpi.training.build import build_optimiser, build_problem
-from nodepint_mpi.training.build_model import build_model
+from nodepint_mpi.build.sections import build_optimiser, build_problem
+from nodepint_mpi.build.model import build_model
 from nodepint_mpi.training.check_model import check_model
 from nodepint_mpi.training.memory import kept_states, require_network_fits, show_bytes, tree_bytes
 from nodepint_mpi.data.own import with_own_data

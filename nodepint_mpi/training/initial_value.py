@@ -18,8 +18,8 @@ from nodepint_mpi.parallel.outlook import make_forecast
 from nodepint_mpi.ranks.guard import together
 from nodepint_mpi.parallel.ivp import Solution, solve
 from nodepint_mpi.ranks.watchdog import Watchdog
-from nodepint_mpi.training.build import build_basis, build_problem, build_stopping
-from nodepint_mpi.training.build_model import build_edges, build_integrator
+from nodepint_mpi.build.sections import build_basis, build_problem, build_stopping
+from nodepint_mpi.build.model import build_edges, build_integrator
 
 _log = logging.getLogger(__name__)
 

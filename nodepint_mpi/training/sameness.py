@@ -18,7 +18,7 @@ from nodepint_mpi.ranks.agreement import find_difference
 from nodepint_mpi.data.datasets import Split
 from nodepint_mpi.io.leaves import checksum, describe_leaves, take_leaves
 from nodepint_mpi.ranks.guard import together
-from nodepint_mpi.training.user_code import LoadedCode
+from nodepint_mpi.build.user_code import LoadedCode
 
 WHOLE_BYTES = 16 * 2**20
 """A column up to this size is compared whole, of a larger one so much in evenly spread rows."""

@@ -25,8 +25,8 @@ from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.dealing import own_part
 from nodepint_mpi.ranks.guard import together
 from nodepint_mpi.parallel.methods import AbstractMethod
-from nodepint_mpi.training.build import build_loss, build_optimiser, build_time_solver
-from nodepint_mpi.training.build_model import build_edges, build_integrator, build_model
+from nodepint_mpi.build.sections import build_loss, build_optimiser, build_time_solver
+from nodepint_mpi.build.model import build_edges, build_integrator, build_model
 from nodepint_mpi.training.check_model import check_gradient, check_losses, check_model
 from nodepint_mpi.training.memory import (
     plan_parameters,
@@ -38,7 +38,7 @@ from nodepint_mpi.data.own import share_own_data
 from nodepint_mpi.training.sameness import require_same_code, require_same_shapes
 from nodepint_mpi.data.samples import Samples, count_outputs, open_samples
 from nodepint_mpi.training.step import LineProblem, TrainState, batched_field, split_model
-from nodepint_mpi.training.user_code import load_code
+from nodepint_mpi.build.user_code import load_code
 
 
 class Batch(NamedTuple):

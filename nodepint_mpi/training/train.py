@@ -30,7 +30,7 @@ from nodepint_mpi.io.directory import (
     writing_in,
 )
 from nodepint_mpi.training.evaluate import evaluate, save_predictions
-from nodepint_mpi.training.figures import plot_losses
+from nodepint_mpi.pages.figures import plot_losses
 from nodepint_mpi.training.enlarge import grow
 from nodepint_mpi.ranks.machine import peak_bytes
 from nodepint_mpi.training.nonfinite import LastGood, raise_nonfinite
@@ -45,7 +45,7 @@ from nodepint_mpi.training.step import StepReport, TrainState
 from nodepint_mpi.profiling.record import record_times, write_times
 from nodepint_mpi.profiling.timers import CompileClock, Timers
 from nodepint_mpi.training.tracking import Stepper, make_stepper
-from nodepint_mpi.training.user_code import load_code
+from nodepint_mpi.build.user_code import load_code
 
 IMPORT_PATIENCE = 8.0
 """What is imported may take this many times `run.hang_timeout_s`: slow file systems."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nodepint_mpi.training.imports import import_file
+from nodepint_mpi.build.imports import import_file
 
 ROOT = Path(__file__).parents[2]
 sph = import_file(ROOT / "tools" / "sph.py", "test")

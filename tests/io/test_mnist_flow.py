@@ -12,7 +12,7 @@ import pytest
 from nodepint_mpi.errors import DataError
 from nodepint_mpi.data.datasets import open_split
 from nodepint_mpi.data.prepare import prepare_dataset
-from nodepint_mpi.training.imports import import_file
+from nodepint_mpi.build.imports import import_file
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = {"n_modes": 11, "n_edges": 5, "n_noises": 2, "n_train": 12, "n_test": 6}

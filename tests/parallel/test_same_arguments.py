@@ -137,7 +137,7 @@ def test_digests_do_not_depend_on_the_hash_seed(mpirun, tmp_path):
     script.write_text(
         "from pathlib import Path\n"
         "import jax.numpy as jnp, nodepint_mpi as nm\n"
-        "from nodepint_mpi.training.imports import import_file\n"
+        "from nodepint_mpi.build.imports import import_file\n"
         "from nodepint_mpi.parallel.fingerprint import fingerprint\n"
         "from nodepint_mpi.parallel.comms import world\n"
         "class Field:\n"

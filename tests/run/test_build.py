@@ -2,7 +2,7 @@
 
 from nodepint_mpi.config.time import StepsSection
 from nodepint_mpi.core.runge_kutta import chebyshev
-from nodepint_mpi.training.build_model import build_solver
+from nodepint_mpi.build.model import build_solver
 
 
 def test_a_chebyshev_method_has_the_stages_that_were_asked_for():

@@ -4,7 +4,7 @@ import pytest
 
 from nodepint_mpi.ranks.placement import Gpu, Placement
 from nodepint_mpi.doctor.ranks import compare_ranks, describe_placements
-from nodepint_mpi.ranks.table import (
+from nodepint_mpi.doctor.table import (
     RankFacts,
     describe_rank,
     find_findings,

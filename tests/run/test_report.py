@@ -15,8 +15,8 @@ from nodepint_mpi.io.records import Records
 from nodepint_mpi.report.sections import make_report
 from nodepint_mpi.report.compare import compare_runs, format_comparison, label_runs
 from nodepint_mpi.report.facts import final_numbers, read_facts, seconds
-from nodepint_mpi.report.page import write_page
-from nodepint_mpi.report.parts import Picture, Section
+from nodepint_mpi.pages.page import write_page
+from nodepint_mpi.pages.parts import Picture, Section
 from nodepint_mpi.report.tables import checkpoint_used, summary
 from tests.run.page_reader import Page
 
@@ -58,7 +58,7 @@ def record(step, **more):
 
 @pytest.fixture
 def make_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("nodepint_mpi.report.page.DPI", 20)  # as good, and drawn sooner
+    monkeypatch.setattr("nodepint_mpi.pages.page.DPI", 20)  # as good, and drawn sooner
 
     def make(name="run", *, records=None, done=DONE, method=PARAREAL, width=8):
         folder = tmp_path / name

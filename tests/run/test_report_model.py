@@ -8,7 +8,7 @@ import pytest
 from nodepint_mpi.report.classification import labels
 from nodepint_mpi.report.energy import basis_energy, energy_left
 from nodepint_mpi.report.trained import Model, Predicted
-from nodepint_mpi.report.parts import Picture, Table
+from nodepint_mpi.pages.parts import Picture, Table
 from nodepint_mpi.report.paths import relative_errors, trajectories
 
 pytestmark = pytest.mark.mpi(max_size=1)

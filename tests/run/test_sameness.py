@@ -23,7 +23,7 @@ from nodepint_mpi.training import user_code
 from nodepint_mpi.training.nonfinite import raise_nonfinite
 from nodepint_mpi.training.sameness import require_same_values
 from nodepint_mpi.training.setup import fresh_state, set_up, slice_rows
-from nodepint_mpi.ranks.start import require_same_options
+from nodepint_mpi.training.start import require_same_options
 from nodepint_mpi.training.step import StepReport, make_train_step
 from nodepint_mpi.training.tracking import Anew
 

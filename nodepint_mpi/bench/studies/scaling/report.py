@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from nodepint_mpi.config.scaling import Scaling
-from nodepint_mpi.report.page import check_page, write_page
-from nodepint_mpi.report.parts import Picture, Section, Table, number
+from nodepint_mpi.pages.page import check_page, write_page
+from nodepint_mpi.pages.parts import Picture, Section, Table, number
 from nodepint_mpi.bench.studies.scaling.figures import Judgement, draw_scaling, draw_shares, ranks_label
 from nodepint_mpi.bench.studies.scaling.measures import (
     BreakEven,

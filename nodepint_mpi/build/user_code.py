@@ -15,7 +15,7 @@ from typing import NamedTuple
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.config.embedded import named_code
 from nodepint_mpi.errors import ConfigError, NodepintError
-from nodepint_mpi.training.imports import import_object, is_import_path
+from nodepint_mpi.build.imports import import_object, is_import_path
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """Where this package is."""

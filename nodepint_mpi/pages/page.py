@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from nodepint_mpi.errors import OutputError
 from nodepint_mpi.io.errno_text import error_text
 from nodepint_mpi.io.directory import write_text
-from nodepint_mpi.report.parts import Picture, Section
+from nodepint_mpi.pages.parts import Picture, Section
 
 DPI = 150
 TEMPLATE = "page.html"

@@ -22,7 +22,7 @@ from nodepint_mpi.core.propagators import (
 )
 from nodepint_mpi.core.runge_kutta import RK4, chebyshev, explicit_runge_kutta
 from nodepint_mpi.errors import ConfigError, ProblemError
-from nodepint_mpi.training.imports import import_object, is_import_path
+from nodepint_mpi.build.imports import import_object, is_import_path
 
 _EXPLICIT = "euler heun midpoint ralston bosh3 tsit5 dopri5 dopri8"
 _IMPLICIT = "implicit_euler kvaerno3 kvaerno4 kvaerno5"

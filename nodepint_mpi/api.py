@@ -16,7 +16,7 @@ from nodepint_mpi.ranks.signals import StopFlag
 from nodepint_mpi.rom import export as rom_export
 from nodepint_mpi.training import train as training
 from nodepint_mpi.io.directory import read_run
-from nodepint_mpi.ranks.start import begin
+from nodepint_mpi.training.start import begin
 
 
 def train(
