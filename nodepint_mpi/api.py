@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from nodepint_mpi.config.experiment import Config, read_config
+from nodepint_mpi.io.directory import read_run
 from nodepint_mpi.parallel.comms import Comms, make_comms, world
 from nodepint_mpi.ranks.signals import StopFlag
 from nodepint_mpi.rom import export as rom_export
 from nodepint_mpi.training import train as training
-from nodepint_mpi.io.directory import read_run
 from nodepint_mpi.training.start import begin
 
 

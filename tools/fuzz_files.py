@@ -126,13 +126,13 @@ def _renew_checksums(path: Path) -> None:
 def make_rom(folder: Path, foreign: Path) -> Subject:
     import jax.numpy as jnp
 
+    from nodepint_mpi.build.model import build_model
     from nodepint_mpi.config.experiment import parse_config
-    from nodepint_mpi.rom.model import reduce_model
     from nodepint_mpi.io.leaves import take_leaves
     from nodepint_mpi.rom.file import HEAD_BYTES, PARTS, RomFile, make_head
-    from nodepint_mpi.rom.save import save_rom
-    from nodepint_mpi.build.model import build_model
     from nodepint_mpi.rom.load import load_rom, origin_of, stepper_of
+    from nodepint_mpi.rom.model import reduce_model
+    from nodepint_mpi.rom.save import save_rom
 
     config = parse_config(CONFIG)
     meta = {
@@ -215,8 +215,8 @@ def make_lines(folder: Path, foreign: Path) -> Subject:
 
 def make_table(folder: Path, foreign: Path) -> Subject:
     """A list of problems for the benchmark table, and the note beside a run of it."""
-    from nodepint_mpi.config.table import read_table_list
     from nodepint_mpi.bench.studies.series.kept import KeptRun
+    from nodepint_mpi.config.table import read_table_list
 
     good = folder / "list.toml"
     good.write_text('[[problem]]\nconfig = "a.toml"\ndataset = "A"\nranks = [1, 2]\n')

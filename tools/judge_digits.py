@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
-from nodepint_mpi.errors import DataError, NodepintError
 from nodepint_mpi.data.datasets import open_split
+from nodepint_mpi.errors import DataError, NodepintError
 from nodepint_mpi.parallel.comms import Comms, alone, make_comms
 from nodepint_mpi.training.evaluate import BATCH, TrainedRun, open_run
 from nodepint_mpi.training.step import make_prediction

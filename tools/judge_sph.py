@@ -20,15 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from nodepint_mpi.models.networks import LinearMap
-from nodepint_mpi.errors import DataError, NodepintError
+from nodepint_mpi.build.imports import import_file
 from nodepint_mpi.data.datasets import open_split
 from nodepint_mpi.data.sources import load
+from nodepint_mpi.errors import DataError, NodepintError
+from nodepint_mpi.models.networks import LinearMap
 from nodepint_mpi.parallel.comms import Comms, alone, make_comms
-from nodepint_mpi.training.evaluate import TrainedRun, open_run
-from nodepint_mpi.build.imports import import_file
 from nodepint_mpi.rom.evaluate import full_model, run_batch
 from nodepint_mpi.rom.load import stepper_of
+from nodepint_mpi.training.evaluate import TrainedRun, open_run
 
 SEEN = "seen"
 """Column of the velocity on the grid, where the state is that of particles."""

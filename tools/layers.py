@@ -12,11 +12,6 @@ from pathlib import Path
 
 PACKAGE = "nodepint_mpi"
 
-NUMERICS = frozenset(
-    {"jax", "jaxlib", "jaxtyping", "numpy", "scipy", "equinox", "diffrax", "optax", "lineax"}
-    | {"optimistix"}
-)
-
 
 @dataclass(frozen=True)
 class Layer:
@@ -30,72 +25,51 @@ class Layer:
     outside: frozenset[str]
 
 
-# The longest matching prefix of a module's dotted name, relative to the package, is its layer.
-# Arrows point down: cli -> run -> parallel, io, config -> core -> errors.
-LAYERS: dict[str, Layer] = {
-    "errors": Layer(frozenset(), frozenset()),
-    "names": Layer(frozenset(), frozenset()),
-    "config": Layer(
-        frozenset({"errors", "config_embedded", "config_errors", "config_section", "config_time"}),
-        frozenset({"pydantic"}),
-    ),
-    "config_table": Layer(
-        frozenset({"errors", "config", "config_errors", "config_section", "names"}),
-        frozenset({"pydantic"}),
-    ),
-    "config_scaling": Layer(
-        frozenset({"errors", "config", "config_errors", "config_section"}), frozenset({"pydantic"})
-    ),
-    "config_time": Layer(frozenset({"config_section"}), frozenset({"pydantic"})),
-    "config_section": Layer(frozenset({"names"}), frozenset({"pydantic"})),
-    "config_errors": Layer(frozenset({"errors"}), frozenset({"pydantic"})),
-    "config_embedded": Layer(frozenset({"errors"}), frozenset()),
-    "core": Layer(frozenset({"errors"}), NUMERICS),
-    "parallel": Layer(frozenset({"core", "errors"}), NUMERICS | {"mpi4py", "mpi4jax", "xxhash"}),
-    "io": Layer(
-        frozenset({"core", "errors", "names", "parallel.guard"}),
-        NUMERICS | {"h5py", "datasets", "pyarrow", "mpi4py", "xxhash"},
-    ),
-    "run": Layer(
-        frozenset({"core", "errors", "config", "config_embedded", "config_scaling"})
-        | {"config_table", "config_time", "parallel", "io"},
-        NUMERICS
-        | {"mpi4py", "mpi4jax", "h5py", "pydantic", "tomli_w", "tqdm", "matplotlib"}
-        | {"jinja2", "tensorboardX"},
-    ),
-    "cli_common": Layer(
-        frozenset({"errors", "config", "parallel", "run"}),
-        NUMERICS | {"click"},
-    ),
-    "cli_report": Layer(
-        frozenset({"errors", "config", "parallel", "run", "cli_common"}),
-        NUMERICS | {"click"},
-    ),
-    "cli_bench": Layer(
-        frozenset({"core", "errors", "config", "parallel", "run", "cli_common", "cli_table"}),
-        NUMERICS | {"click"},
-    ),
-    "cli_table": Layer(
-        frozenset({"errors", "config_table", "run", "cli_common"}),
-        frozenset({"click"}),
-    ),
-    "cli_plan": Layer(
-        frozenset({"errors", "config", "run", "cli_common"}),
-        frozenset({"click", "mpi4py"}),
-    ),
-    "cli_scaling": Layer(
-        frozenset({"errors", "config", "config_scaling", "run", "cli_common"}),
-        frozenset({"click", "mpi4py"}),
-    ),
-    "cli": Layer(
-        frozenset({"core", "errors", "config", "parallel", "io", "run", "cli_common", "cli_bench"})
-        | {"cli_plan", "cli_report", "cli_scaling"},
-        NUMERICS | {"click"},
-    ),
-    "__main__": Layer(frozenset({"cli", "errors", "parallel.guard"}), frozenset({"click"})),
-    # The library call lives in `run`; the package itself only hands it on, lazily.
-    "__init__": Layer(frozenset({"core", "errors", "run", "parallel"}), frozenset()),
+NUMERICS = "jax jaxlib jaxtyping numpy scipy equinox diffrax optax lineax optimistix"
+
+# From the bottom to the top, with what each may import from outside besides the standard library.
+# A layer may import those before it in this list, and itself.
+ORDER = {
+    "errors": "",
+    "names": "",
+    "core": NUMERICS,
+    "models": NUMERICS,
+    "parallel": f"{NUMERICS} mpi4py mpi4jax xxhash",
+    "ranks": f"{NUMERICS} mpi4py",
+    "config": "pydantic",
+    "io": f"{NUMERICS} mpi4py h5py xxhash tomli_w",
+    "build": f"{NUMERICS} pydantic xxhash",
+    "pages": f"{NUMERICS} matplotlib jinja2",
+    "data": f"{NUMERICS} mpi4py datasets pyarrow xxhash",
+    "profiling": f"{NUMERICS} mpi4py",
+    "training": f"{NUMERICS} mpi4py tqdm tensorboardX",
+    "rom": f"{NUMERICS} mpi4py h5py xxhash matplotlib",
+    "api": NUMERICS,
+    "report": f"{NUMERICS} matplotlib",
+    "doctor": f"{NUMERICS} mpi4py mpi4jax h5py",
+    "bench": f"{NUMERICS} mpi4py h5py matplotlib",
+    "cli": f"{NUMERICS} mpi4py click",
+    "__main__": "click",
 }
+PURE = {"config": {"errors", "names"}}
+"""Layers that may import no more of ours than these."""
+INSTRUMENTS = {"bench", "report", "doctor"}
+"""What looks at the product; nothing but the command line imports it."""
+
+
+def _layers() -> dict[str, Layer]:
+    """What each layer may import, from the order."""
+    layers, below = {}, set()
+    for name, outside in ORDER.items():
+        ours = PURE.get(name, below if name == "cli" else below - INSTRUMENTS)
+        layers[name] = Layer(frozenset(ours), frozenset(outside.split()))
+        below = below | {name}
+    # The package itself only hands names on, lazily.
+    layers["__init__"] = Layer(frozenset(), frozenset())
+    return layers
+
+
+LAYERS = _layers()
 
 WORLD = "COMM_WORLD"
 WORLD_FILE = "parallel/comms.py"

@@ -5,8 +5,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from nodepint_mpi.errors import DataError
 from nodepint_mpi.data.trajectories import make_trajectories
+from nodepint_mpi.errors import DataError
 
 
 def prepare(

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import datasets
 
-from nodepint_mpi.errors import DataError
 from nodepint_mpi.data.idx import read_idx, read_labelled_images
+from nodepint_mpi.errors import DataError
 
 PACKAGE = "dataset-fashion-mnist"
 INSTALLED = Path("usr/share/datasets/fashion-mnist")

@@ -5,8 +5,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from nodepint_mpi.errors import DataError
 from nodepint_mpi.data.trajectories import make_trajectories, solve
+from nodepint_mpi.errors import DataError
 
 CENTRE = np.array([0.0, 0.0, 25.0])
 SCALE = np.array([10.0, 10.0, 10.0])

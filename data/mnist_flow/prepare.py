@@ -5,8 +5,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from nodepint_mpi.errors import DataError
 from nodepint_mpi.data.datasets import open_split
+from nodepint_mpi.errors import DataError
 
 
 def prepare(

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nodepint_mpi.data.trajectories import make_trajectories
 from nodepint_mpi.build.imports import import_file
+from nodepint_mpi.data.trajectories import make_trajectories
 
 USES = ("../../tools/sph.py",)
 

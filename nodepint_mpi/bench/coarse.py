@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from nodepint_mpi.core.affine import Affine, compose_all, pack, walk_guarded
-from nodepint_mpi.models.networks import make_dense
 from nodepint_mpi.core.partition import OwnedSlices, check_layout, own_slices
 from nodepint_mpi.core.propagators import FixedSteps, Propagator
 from nodepint_mpi.core.runge_kutta import RK4
 from nodepint_mpi.core.sweeps import propagate_block
-from nodepint_mpi.parallel.recurrence import Recurrence, solve_cocoordinates, solve_coordinates
+from nodepint_mpi.models.networks import make_dense
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.counters import WORD_BYTES, counting
+from nodepint_mpi.parallel.recurrence import Recurrence, solve_cocoordinates, solve_coordinates
 from nodepint_mpi.training.step import batched_field, split_model
 
 WIDTH, FINE_STEPS = 64, 64

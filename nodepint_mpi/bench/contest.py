@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nodepint_mpi.bench.contestant import COMPILED_STEPS
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.errors import NodepintError
-from nodepint_mpi.ranks.child import find_mpirun, run_for_json
-from nodepint_mpi.bench.contestant import COMPILED_STEPS
 from nodepint_mpi.io.directory import config_text
+from nodepint_mpi.ranks.child import find_mpirun, run_for_json
 
 
 class Contestant(NamedTuple):

@@ -36,12 +36,12 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
     import jax
     import numpy as np
 
+    from nodepint_mpi.bench.peers import Torch
+    from nodepint_mpi.bench.planning.network import measure_network
     from nodepint_mpi.config.experiment import parse_config
     from nodepint_mpi.parallel.comms import make_comms, world
     from nodepint_mpi.training.evaluate import evaluate
-    from nodepint_mpi.bench.peers import Torch
     from nodepint_mpi.training.plain import make_plain_loss, make_plain_stepper
-    from nodepint_mpi.bench.planning.network import measure_network
     from nodepint_mpi.training.setup import fresh_state, set_up
     from nodepint_mpi.training.tracking import make_stepper, relative_error
 

@@ -5,19 +5,16 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 
-from nodepint_mpi.core.propagators import AbstractIntegrator, FixedSteps, Propagator
-from nodepint_mpi.core.runge_kutta import AbstractExplicitRungeKutta
+from nodepint_mpi.bench.cases import SweepCase
+from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator
 from nodepint_mpi.core.types import Params
-from nodepint_mpi.parallel.differentiate import TimeSolver
 from nodepint_mpi.parallel.methods import AbstractSweeps, Parareal
 from nodepint_mpi.parallel.reduced import Reduced
-from nodepint_mpi.parallel.counters import Tally
 from nodepint_mpi.parallel.tangent import Tangent
-from nodepint_mpi.bench.cases import SweepCase
+from nodepint_mpi.profiling.equivalents import evaluations
 
 DEFINITION = """\
 work: fine-solve equivalents, the field evaluations of a slice over those of one fine solve of it, a
@@ -44,20 +41,6 @@ class Cost(NamedTuple):
     tangent: float
     pulled: float
     linearised: float
-
-
-def evaluations(integrator: AbstractIntegrator) -> int | None:
-    """Field evaluations for one slice; None for a solver that only time can tell of. Local."""
-    if not isinstance(integrator, FixedSteps):
-        return None
-    match integrator.solver:
-        case diffrax.Euler():
-            return integrator.n_steps
-        case AbstractExplicitRungeKutta() as solver:
-            return integrator.n_steps * len(solver.butcher.b)
-        case diffrax.Midpoint() | diffrax.Heun():
-            return integrator.n_steps * 2
-    return None
 
 
 def seconds_per_slice(propagator: Propagator, params: Params, start: jax.Array, t1: float) -> float:
@@ -114,45 +97,3 @@ def method_cost(method: AbstractSweeps | None, weights: Mapping[Any, float]) -> 
             slopes = 0.0 if both else reduced * (1 + (method.basis.rank or 0))
             return Cost(weight, passes, passes, 0.0, both * passes, slopes)
     return Cost(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-
-
-def work_equivalents(solver: TimeSolver, tally: Tally) -> tuple[float | None, float | None]:
-    """What was counted, in fine solves and in fine pull-backs of a slice. Local.
-
-    By field evaluations; None where those of a solver that was used are not known.
-    """
-    method = solver.method
-    coarse = getattr(method, "coarse", None)
-    tangents = method.propagator if isinstance(method, Tangent) else None
-    by = {
-        "fine": solver.fine.integrator,
-        "tangents": None if tangents is None else tangents.integrator,
-        "coarse": None if coarse is None else coarse.integrator,
-        "reduced": method.integrator if isinstance(method, Reduced) else None,
-    }
-    forward = {"fine": tally.fine, "tangents": tally.tangent_passes, "coarse": tally.coarse}
-    back = {"fine": tally.fine_pulled, "coarse": tally.coarse_pulled}
-    return (
-        _weighed(by, forward | {"reduced": tally.reduced}),
-        _weighed(by, back | {"reduced": tally.reduced_pulled}),
-    )
-
-
-def _weighed(
-    by: Mapping[str, AbstractIntegrator | None], passes: Mapping[str, Any]
-) -> float | None:
-    """The sum of passes, each in fine ones."""
-    total, fine = 0.0, by["fine"]
-    for name, count in passes.items():
-        integrator = by[name]
-        if not count:
-            continue
-        if integrator is fine:
-            total += count
-            continue
-        assert integrator is not None and fine is not None  # else nothing was counted
-        one, other = evaluations(fine), evaluations(integrator)
-        if one is None or other is None:
-            return None
-        total += count * other / one
-    return total

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nodepint_mpi.models.networks import EncodeProcessDecode, make_dense
 from nodepint_mpi.core.objective import mean_squared_error
 from nodepint_mpi.core.observations import place_observations
 from nodepint_mpi.core.propagators import AdaptiveSteps, FixedSteps, Propagator
 from nodepint_mpi.core.stopping import JumpTolerance
+from nodepint_mpi.models.networks import EncodeProcessDecode, make_dense
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.differentiate import TimeSolver
 from nodepint_mpi.parallel.methods import AbstractMethod, Parareal, Picard, Serial

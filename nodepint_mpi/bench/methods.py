@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from nodepint_mpi.bench.cases import SWEEP_CASES, make_methods
+from nodepint_mpi.bench.sweeps import Exact, relative_error, solve_exactly
+from nodepint_mpi.build.model import unknown_name
 from nodepint_mpi.core.partition import OwnedSlices, own_slices
 from nodepint_mpi.core.propagators import Propagator, SliceResult
 from nodepint_mpi.core.stopping import JumpTolerance
@@ -18,9 +21,6 @@ from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.differentiate import TimeSolver, linearise_solve
 from nodepint_mpi.parallel.exchange import bcast_from, max_over_ranks, sum_over_ranks
-from nodepint_mpi.bench.sweeps import Exact, relative_error, solve_exactly
-from nodepint_mpi.build.model import unknown_name
-from nodepint_mpi.bench.cases import SWEEP_CASES, make_methods
 
 TIGHT = 1e-13  # Kuramoto makes errors 1e4 times larger on the way
 ADJOINT_TIGHT = 1e-12

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nodepint_mpi.models.networks import make_dense
 from nodepint_mpi.core.objective import mean_squared_error
 from nodepint_mpi.core.observations import place_observations
 from nodepint_mpi.core.propagators import FixedSteps, Propagator
 from nodepint_mpi.core.stopping import JumpTolerance
 from nodepint_mpi.errors import LayoutError
+from nodepint_mpi.models.networks import make_dense
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.differentiate import TimeSolver
 from nodepint_mpi.parallel.methods import Serial

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nodepint_mpi.build.model import unknown_name
 from nodepint_mpi.core.problems import PROBLEMS, scale_to_box
 from nodepint_mpi.core.propagators import AbstractIntegrator, FixedSteps
 from nodepint_mpi.core.runge_kutta import RK4
@@ -17,7 +18,6 @@ from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.ivp import solve
 from nodepint_mpi.parallel.shared_basis import SharedBasis
-from nodepint_mpi.build.model import unknown_name
 
 
 class PublishedRun(NamedTuple):

@@ -9,6 +9,14 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
+from nodepint_mpi.bench.cases import SWEEP_CASES, SweepCase, make_methods
+from nodepint_mpi.bench.costs import (
+    DEFINITION,
+    Cost,
+    fine_equivalents,
+    method_cost,
+)
+from nodepint_mpi.build.model import unknown_name
 from nodepint_mpi.core.partition import OwnedSlices, own_slices
 from nodepint_mpi.core.propagators import Propagator, SliceResult
 from nodepint_mpi.core.sensitivity import tangent_passes
@@ -18,20 +26,12 @@ from nodepint_mpi.core.types import Block, Params, State
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.parallel.adjoint import linearise_serially, pull_back_serially
 from nodepint_mpi.parallel.comms import Comms, TimeComm
+from nodepint_mpi.parallel.counters import cond, counting
 from nodepint_mpi.parallel.exchange import bcast_from, max_over_ranks, sum_over_ranks
 from nodepint_mpi.parallel.methods import AbstractSweeps, Line
 from nodepint_mpi.parallel.pace import best_iterate, first_pace, judge_pace
 from nodepint_mpi.parallel.shared_basis import count_in_use
-from nodepint_mpi.parallel.counters import cond, counting
 from nodepint_mpi.parallel.tangent import Tangent
-from nodepint_mpi.build.model import unknown_name
-from nodepint_mpi.bench.cases import SWEEP_CASES, SweepCase, make_methods
-from nodepint_mpi.bench.costs import (
-    DEFINITION,
-    Cost,
-    fine_equivalents,
-    method_cost,
-)
 
 
 class Exact(NamedTuple):

@@ -9,13 +9,13 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from nodepint_mpi.bench.contest import Contestant, run_contestant, step_seconds
+from nodepint_mpi.bench.contestant import COMPILED_STEPS
+from nodepint_mpi.bench.peers import can_torchdiffeq
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.ranks.child import cores_for
-from nodepint_mpi.bench.contest import Contestant, run_contestant, step_seconds
-from nodepint_mpi.bench.contestant import COMPILED_STEPS
-from nodepint_mpi.doctor.ranks import in_job
-from nodepint_mpi.bench.peers import can_torchdiffeq
+from nodepint_mpi.ranks.launcher import in_job
 
 
 def run_bench_train(

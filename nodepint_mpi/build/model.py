@@ -10,9 +10,9 @@ import jax
 import numpy as np
 import optimistix
 
+from nodepint_mpi.build.imports import import_object, is_import_path
 from nodepint_mpi.config.experiment import Config, ConvNetwork, DenseNetwork, UserNetwork
 from nodepint_mpi.config.time import StepsSection, TimeSection
-from nodepint_mpi.models.networks import EncodeProcessDecode, Identity, make_conv, make_dense
 from nodepint_mpi.core.partition import check_edges
 from nodepint_mpi.core.propagators import (
     AbstractIntegrator,
@@ -22,7 +22,7 @@ from nodepint_mpi.core.propagators import (
 )
 from nodepint_mpi.core.runge_kutta import RK4, chebyshev, explicit_runge_kutta
 from nodepint_mpi.errors import ConfigError, ProblemError
-from nodepint_mpi.build.imports import import_object, is_import_path
+from nodepint_mpi.models.networks import EncodeProcessDecode, Identity, make_conv, make_dense
 
 _EXPLICIT = "euler heun midpoint ralston bosh3 tsit5 dopri5 dopri8"
 _IMPLICIT = "implicit_euler kvaerno3 kvaerno4 kvaerno5"

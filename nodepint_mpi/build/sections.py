@@ -8,6 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import optax
 
+from nodepint_mpi.build.imports import import_object, is_import_path
+from nodepint_mpi.build.model import build_integrator, unknown_name
 from nodepint_mpi.config.experiment import Config, DenseNetwork, OptimSection, ProblemSection
 from nodepint_mpi.config.time import BasisSection, StoppingSection, TimeSection
 from nodepint_mpi.core.galerkin import AbstractReduction
@@ -24,8 +26,6 @@ from nodepint_mpi.parallel.methods import AbstractMethod, Parareal, Picard, Seri
 from nodepint_mpi.parallel.reduced import Reduced
 from nodepint_mpi.parallel.shared_basis import SharedBasis
 from nodepint_mpi.parallel.tangent import Tangent
-from nodepint_mpi.build.model import build_integrator, unknown_name
-from nodepint_mpi.build.imports import import_object, is_import_path
 
 JUMP_TOL = {"float32": 1e-5, "float64": 1e-8}
 ADJOINT_TOL = {"float32": 1e-4, "float64": 1e-8}

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from nodepint_mpi.config.experiment import Config
-from nodepint_mpi.config.embedded import named_code
-from nodepint_mpi.errors import ConfigError, NodepintError
 from nodepint_mpi.build.imports import import_object, is_import_path
+from nodepint_mpi.config.embedded import named_code
+from nodepint_mpi.config.experiment import Config
+from nodepint_mpi.errors import ConfigError, NodepintError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """Where this package is."""

@@ -25,11 +25,11 @@ from nodepint_mpi.cli.plan import plan, train_as_advised
 from nodepint_mpi.cli.report import compare, report
 from nodepint_mpi.cli.scaling import scaling
 from nodepint_mpi.config.experiment import Config, read_config
+from nodepint_mpi.config.plain import plain_config
 from nodepint_mpi.errors import ConfigError, NodepintError
 from nodepint_mpi.ranks.guard import run_guarded
+from nodepint_mpi.ranks.launcher import in_job
 from nodepint_mpi.ranks.signals import StopFlag
-from nodepint_mpi.doctor.ranks import in_job
-from nodepint_mpi.config.plain import plain_config
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

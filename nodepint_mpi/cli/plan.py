@@ -15,7 +15,7 @@ from nodepint_mpi.cli.common import (
     write_json,
 )
 from nodepint_mpi.config.experiment import Config, read_config
-from nodepint_mpi.doctor.ranks import in_job
+from nodepint_mpi.ranks.launcher import in_job
 
 
 @click.command()
@@ -83,8 +83,8 @@ def train_as_advised(
     """Plan, then become the job that the plan advises; returns only by an error. Local."""
     config = read_config(config_file, overrides)
     _without_mpi(config)
-    from nodepint_mpi.ranks.child import child_env, find_mpirun
     from nodepint_mpi.bench.planning.advice import advise, format_advice, settings_of
+    from nodepint_mpi.ranks.child import child_env, find_mpirun
 
     advice = advise(config, report=lambda line: click.echo(line, err=True))
     click.echo(format_advice(advice))

@@ -6,7 +6,7 @@ import click
 
 from nodepint_mpi.cli.common import json_option, start_ranks, start_run, trust_option, write_json
 from nodepint_mpi.errors import ConfigError
-from nodepint_mpi.doctor.ranks import in_job
+from nodepint_mpi.ranks.launcher import in_job
 
 page_option = click.option(
     "--out", "page", metavar="FILE.html", type=click.Path(path_type=Path),

@@ -15,7 +15,7 @@ from nodepint_mpi.cli.common import (
 from nodepint_mpi.config.experiment import read_config
 from nodepint_mpi.config.scaling import read_scaling
 from nodepint_mpi.errors import ConfigError
-from nodepint_mpi.doctor.ranks import in_job
+from nodepint_mpi.ranks.launcher import in_job
 
 
 @click.command()

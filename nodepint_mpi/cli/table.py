@@ -9,7 +9,7 @@ import click
 from nodepint_mpi.cli.common import check_file, json_option, parse_ranks, write_json
 from nodepint_mpi.config.table import read_table_list
 from nodepint_mpi.errors import ConfigError
-from nodepint_mpi.doctor.ranks import in_job
+from nodepint_mpi.ranks.launcher import in_job
 
 LIST = "configs/table/problems.toml"
 

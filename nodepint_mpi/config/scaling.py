@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from nodepint_mpi.config.experiment import parse_toml, read_text
 from nodepint_mpi.config.errors import explain_validation
+from nodepint_mpi.config.experiment import parse_toml, read_text
 from nodepint_mpi.config.section import Name, Section
 from nodepint_mpi.errors import ConfigError
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
-from nodepint_mpi.config.experiment import parse_toml, read_text
 from nodepint_mpi.config.errors import explain_validation
+from nodepint_mpi.config.experiment import parse_toml, read_text
 from nodepint_mpi.config.section import Section
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.names import is_name

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from mpi4py import MPI
 
-from nodepint_mpi.errors import DataError
 from nodepint_mpi.data.columns import AbstractColumn, ViewColumn, open_column
 from nodepint_mpi.data.sources import load, unknown
+from nodepint_mpi.errors import DataError
 
 
 class Split:

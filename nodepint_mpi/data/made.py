@@ -23,10 +23,10 @@ import datasets
 import jax.numpy as jnp
 import numpy as np
 
-from nodepint_mpi.errors import DataError, NodepintError
 from nodepint_mpi.data.prepare import resolve_options
 from nodepint_mpi.data.prepared import no_progress_bars, save_prepared
 from nodepint_mpi.data.sources import MADE, PROVENANCE
+from nodepint_mpi.errors import DataError, NodepintError
 
 _log = logging.getLogger(__name__)
 

@@ -6,12 +6,12 @@ from typing import Any
 
 from mpi4py import MPI
 
-from nodepint_mpi.config.experiment import Config
+from nodepint_mpi.build.imports import import_object
 from nodepint_mpi.config.embedded import code_of
+from nodepint_mpi.config.experiment import Config
+from nodepint_mpi.data.made import make_own_data
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.ranks.agreement import agreed
-from nodepint_mpi.data.made import make_own_data
-from nodepint_mpi.build.imports import import_object
 
 KEY = "data.source"
 

@@ -21,7 +21,6 @@ from typing import Any
 
 import datasets
 
-from nodepint_mpi.errors import DataError, NodepintError
 from nodepint_mpi.data.prepared import no_progress_bars, save_prepared
 from nodepint_mpi.data.sources import (
     PREPARED,
@@ -33,6 +32,7 @@ from nodepint_mpi.data.sources import (
     unknown,
     verify_files,
 )
+from nodepint_mpi.errors import DataError, NodepintError
 from nodepint_mpi.names import NAME_RULE, is_name
 
 _log = logging.getLogger(__name__)

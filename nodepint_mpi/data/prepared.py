@@ -13,9 +13,9 @@ from typing import Any
 
 import datasets
 
-from nodepint_mpi.errors import DataError
 from nodepint_mpi.data.columns import ViewColumn, open_column
 from nodepint_mpi.data.sources import PROVENANCE, sha256_of
+from nodepint_mpi.errors import DataError
 
 
 def save_prepared(

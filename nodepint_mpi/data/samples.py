@@ -5,13 +5,13 @@ from typing import NamedTuple
 import numpy as np
 from mpi4py import MPI
 
+from nodepint_mpi.build.model import build_edges
 from nodepint_mpi.config.experiment import Config, DataSection
 from nodepint_mpi.core.observations import place_observations
-from nodepint_mpi.errors import ConfigError, DataError
 from nodepint_mpi.data.datasets import Split, batch_indices, check_finite, open_split_together
+from nodepint_mpi.data.same_data import require_same_data
+from nodepint_mpi.errors import ConfigError, DataError
 from nodepint_mpi.ranks.guard import together
-from nodepint_mpi.build.model import build_edges
-from nodepint_mpi.training.sameness import require_same_data
 
 
 class Samples(NamedTuple):

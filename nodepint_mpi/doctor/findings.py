@@ -14,9 +14,7 @@ import tempfile
 from functools import partial
 from typing import Any, NamedTuple
 
-from nodepint_mpi.ranks.launcher import launched_size, local_size
 from nodepint_mpi.doctor.check import REBUILD, Check, guarded
-from nodepint_mpi.ranks.child import run_for_json
 from nodepint_mpi.doctor.ranks import (
     agree,
     check_job_ranks,
@@ -24,10 +22,11 @@ from nodepint_mpi.doctor.ranks import (
     compare_ranks,
     find_launcher,
     gather_ranks,
-    in_job,
     settle_ranks,
 )
 from nodepint_mpi.doctor.table import RankFacts, describe_rank
+from nodepint_mpi.ranks.child import run_for_json
+from nodepint_mpi.ranks.launcher import in_job, launched_size, local_size
 
 PACKAGES = ("jax", "jaxlib", "equinox", "diffrax", "optax", "numpy", "datasets")
 FACTS_TIMEOUT_S = 120.0
@@ -123,7 +122,9 @@ def _facts() -> tuple[dict[str, Any] | None, str]:
         from nodepint_mpi.doctor import probe
 
         return probe.facts(), ""
-    return run_for_json([sys.executable, "-m", "nodepint_mpi.doctor.probe", "facts"], FACTS_TIMEOUT_S)
+    return run_for_json(
+        [sys.executable, "-m", "nodepint_mpi.doctor.probe", "facts"], FACTS_TIMEOUT_S
+    )
 
 
 def _check_mpi(facts: dict[str, Any]) -> Check:

@@ -12,19 +12,13 @@ import tempfile
 from dataclasses import replace
 from typing import Any
 
-from nodepint_mpi.errors import NodepintError
-from nodepint_mpi.ranks.launcher import in_job as started_by_launcher
-from nodepint_mpi.ranks.placement import Placement
 from nodepint_mpi.doctor.check import REBUILD, Check
-from nodepint_mpi.ranks.child import child_env, run_for_json
 from nodepint_mpi.doctor.table import RankFacts, find_findings
+from nodepint_mpi.errors import NodepintError
+from nodepint_mpi.ranks.child import child_env, run_for_json
+from nodepint_mpi.ranks.placement import Placement
 
 RANKS_TIMEOUT_S = 60.0
-
-
-def in_job() -> bool:
-    """Whether this process is a rank that a launcher started. Local."""
-    return started_by_launcher(os.environ)
 
 
 # ---- Ranks of this job --------------------------------------------------------------------
@@ -102,8 +96,8 @@ def _judge_ranks(name: str, result: dict[str, Any]) -> Check:
 
 def check_job_ranks() -> Check:
     """The ranks of the job this process is in. Collective over all ranks."""
-    from nodepint_mpi.parallel.comms import world
     from nodepint_mpi.doctor import probe
+    from nodepint_mpi.parallel.comms import world
 
     return _judge_ranks("ranks", probe.check_ranks(world(), os.getcwd(), RANKS_TIMEOUT_S))
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nodepint_mpi import __version__
-from nodepint_mpi.ranks.placement import Placement
 from nodepint_mpi.io.directory import commit
+from nodepint_mpi.ranks.placement import Placement
 
 _SHOWN = ("MPI", "HDF5", "python", "jax", "mpi4jax", "mpi4py", "h5py")
 _VARIABLES = (  # that change the program JAX makes, or its numbers

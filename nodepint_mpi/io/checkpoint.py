@@ -15,7 +15,6 @@ from jaxtyping import Array, PyTree
 from mpi4py import MPI
 
 from nodepint_mpi.errors import CheckpointError, NodepintError, OutputError
-from nodepint_mpi.ranks.agreement import agreed
 from nodepint_mpi.io.checkpoint_file import (
     DamagedError,
     Head,
@@ -34,6 +33,13 @@ from nodepint_mpi.io.checkpoint_folder import (
     remove_file,
     remove_partials,
 )
+from nodepint_mpi.io.checkpoint_rows import (
+    describe_rows,
+    read_all_rows,
+    read_back,
+    sum_rows,
+    write_all_rows,
+)
 from nodepint_mpi.io.difference import describe_difference
 from nodepint_mpi.io.errno_text import error_text
 from nodepint_mpi.io.leaves import (
@@ -45,13 +51,6 @@ from nodepint_mpi.io.leaves import (
     take_array,
     take_leaves,
 )
-from nodepint_mpi.io.checkpoint_rows import (
-    describe_rows,
-    read_all_rows,
-    read_back,
-    sum_rows,
-    write_all_rows,
-)
 from nodepint_mpi.io.seal import (
     FORMAT,
     Seal,
@@ -62,6 +61,7 @@ from nodepint_mpi.io.seal import (
     read_format,
     write_seal,
 )
+from nodepint_mpi.ranks.agreement import agreed
 
 _log = logging.getLogger(__name__)
 _BCAST_BYTES = 2**30  # MPI counts are 32 bit

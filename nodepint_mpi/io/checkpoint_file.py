@@ -7,8 +7,9 @@
     /row_xxh3/...     a checksum for each row of each of them
 
 Rank 0 lays the file out and stores what all ranks hold alike; then every rank adds its rows
-(`io.checkpoint_rows`). Checksums are taken from memory, so they guard the whole way from memory to the file
-and back. The seal (`io.seal`) guards all that HDF5 has to understand, and the checksums themselves.
+(`io.checkpoint_rows`). Checksums are taken from memory, so they guard the whole way from memory to
+the file and back. The seal (`io.seal`) guards all that HDF5 has to understand, and the checksums
+themselves.
 """
 
 import json

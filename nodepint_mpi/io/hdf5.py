@@ -19,8 +19,8 @@ import numpy as np
 from mpi4py import MPI
 
 from nodepint_mpi.errors import CheckpointError, NodepintError, OutputError
-from nodepint_mpi.ranks.agreement import agreed
 from nodepint_mpi.io.errno_text import error_text
+from nodepint_mpi.ranks.agreement import agreed
 from nodepint_mpi.ranks.guard import abort
 
 LIBVER = ("v110", "v110")

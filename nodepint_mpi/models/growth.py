@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from nodepint_mpi.core.basis import random_directions
+from nodepint_mpi.errors import ProblemError
 from nodepint_mpi.models.networks import (
     ConvDecoder,
     ConvEncoder,
@@ -23,7 +24,6 @@ from nodepint_mpi.models.networks import (
     EncodeProcessDecode,
     LinearMap,
 )
-from nodepint_mpi.errors import ProblemError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from nodepint_mpi.io.records import read_records
 
 STYLES = ("-", "--", "-.", ":")
+COLORS = ("black", "tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*", "<", ">", "h")
 FLOOR = 1e-16
 """Smallest error that a logarithmic axis shows."""

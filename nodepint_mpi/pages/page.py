@@ -11,8 +11,8 @@ import jinja2
 from matplotlib.figure import Figure
 
 from nodepint_mpi.errors import OutputError
-from nodepint_mpi.io.errno_text import error_text
 from nodepint_mpi.io.directory import write_text
+from nodepint_mpi.io.errno_text import error_text
 from nodepint_mpi.pages.parts import Picture, Section
 
 DPI = 150

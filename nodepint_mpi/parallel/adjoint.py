@@ -20,6 +20,7 @@ from nodepint_mpi.core.sweeps import BlockStates, chain_block, slice_distance
 from nodepint_mpi.core.transposed import BlockCotangents, PullBack
 from nodepint_mpi.core.types import Block, Params, State
 from nodepint_mpi.parallel.comms import TimeComm
+from nodepint_mpi.parallel.counters import Tally, cond, while_loop, work
 from nodepint_mpi.parallel.exchange import (
     max_over_ranks,
     recv_left,
@@ -28,7 +29,6 @@ from nodepint_mpi.parallel.exchange import (
     send_right,
 )
 from nodepint_mpi.parallel.methods import AbstractSweeps, Line, Memory, with_lefts
-from nodepint_mpi.parallel.counters import Tally, cond, while_loop, work
 
 PATIENCE = 4
 """Sweeps in a row without a new smallest residual after which the fallback takes over."""

@@ -25,6 +25,7 @@ from nodepint_mpi.parallel.adjoint import (
     solve_adjoint,
 )
 from nodepint_mpi.parallel.comms import TimeComm
+from nodepint_mpi.parallel.counters import Tally, work
 from nodepint_mpi.parallel.failure import warn_of_drift
 from nodepint_mpi.parallel.methods import AbstractMethod, AbstractSweeps, Memory, Serial
 from nodepint_mpi.parallel.solve import (
@@ -34,7 +35,6 @@ from nodepint_mpi.parallel.solve import (
     serial_record,
     solve_interface,
 )
-from nodepint_mpi.parallel.counters import Tally, work
 
 
 class TimeSolver(eqx.Module):

@@ -19,6 +19,7 @@ from nodepint_mpi.core.stopping import AbstractStopping
 from nodepint_mpi.core.types import Field
 from nodepint_mpi.errors import ProblemError
 from nodepint_mpi.parallel.comms import TimeComm
+from nodepint_mpi.parallel.counters import Tally, counting
 from nodepint_mpi.parallel.differentiate import TimeSolver, iterate, linearise_at
 from nodepint_mpi.parallel.exchange import (
     bcast_from,
@@ -48,7 +49,6 @@ from nodepint_mpi.parallel.problem import (
 from nodepint_mpi.parallel.programs import static_key
 from nodepint_mpi.parallel.same_arguments import is_traced, require_same_arguments, value_of
 from nodepint_mpi.parallel.shared_basis import SharedBasis
-from nodepint_mpi.parallel.counters import Tally, counting
 
 
 class Status(enum.StrEnum):

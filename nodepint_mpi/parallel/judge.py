@@ -12,10 +12,10 @@ from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.sweeps import BlockStates, sample_distance, slice_distance, slices_finite
 from nodepint_mpi.core.types import Block
 from nodepint_mpi.parallel.comms import TimeComm
+from nodepint_mpi.parallel.counters import cond
 from nodepint_mpi.parallel.exchange import max_over_ranks
 from nodepint_mpi.parallel.methods import Memory
 from nodepint_mpi.parallel.pace import Pace
-from nodepint_mpi.parallel.counters import cond
 
 
 class SweepRecord(NamedTuple):

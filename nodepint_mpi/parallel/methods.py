@@ -33,6 +33,7 @@ from nodepint_mpi.core.transposed import (
 )
 from nodepint_mpi.core.types import Block, Params, State
 from nodepint_mpi.parallel.comms import TimeComm
+from nodepint_mpi.parallel.counters import Tally, work
 from nodepint_mpi.parallel.exchange import (
     bcast_from,
     in_order,
@@ -43,7 +44,6 @@ from nodepint_mpi.parallel.exchange import (
     shift_left,
     shift_right,
 )
-from nodepint_mpi.parallel.counters import Tally, work
 
 Memory = Any
 """What a method keeps between sweeps: a tree of arrays, or None."""

@@ -37,6 +37,7 @@ from nodepint_mpi.core.affine import (
 from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.scopes import COARSE, scope
 from nodepint_mpi.parallel.comms import TimeComm
+from nodepint_mpi.parallel.counters import cond
 from nodepint_mpi.parallel.exchange import (
     gather_to_first,
     max_over_ranks,
@@ -44,7 +45,6 @@ from nodepint_mpi.parallel.exchange import (
     shift_left,
     shift_right,
 )
-from nodepint_mpi.parallel.counters import cond
 
 Recurrence = Literal["slices", "blocks", "scan"]
 """The ways to solve a recurrence."""

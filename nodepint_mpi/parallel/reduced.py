@@ -29,7 +29,7 @@ from nodepint_mpi.core.sweeps import (
 from nodepint_mpi.core.transposed import BlockCotangents
 from nodepint_mpi.core.types import Block
 from nodepint_mpi.errors import ProblemError
-from nodepint_mpi.parallel.recurrence import solve_cocoordinates
+from nodepint_mpi.parallel.counters import Tally, count, work
 from nodepint_mpi.parallel.exchange import gather_to_first, scatter_from_first
 from nodepint_mpi.parallel.methods import (
     AbstractSweeps,
@@ -44,8 +44,8 @@ from nodepint_mpi.parallel.methods import (
     with_ends,
     with_lefts,
 )
+from nodepint_mpi.parallel.recurrence import solve_cocoordinates
 from nodepint_mpi.parallel.shared_basis import SharedBasis
-from nodepint_mpi.parallel.counters import Tally, count, work
 
 
 class ReducedMemory(NamedTuple):

@@ -26,6 +26,7 @@ from nodepint_mpi.core.sweeps import (
 )
 from nodepint_mpi.core.types import Block, Params, State
 from nodepint_mpi.parallel.comms import TimeComm
+from nodepint_mpi.parallel.counters import Tally, cond, while_loop, work
 from nodepint_mpi.parallel.exchange import max_over_ranks, recv_left, send_right
 from nodepint_mpi.parallel.judge import (
     Iterate,
@@ -43,7 +44,6 @@ from nodepint_mpi.parallel.judge import (
 )
 from nodepint_mpi.parallel.methods import AbstractMethod, AbstractSweeps, Line, Memory, Serial
 from nodepint_mpi.parallel.pace import best_iterate, first_pace, judge_pace
-from nodepint_mpi.parallel.counters import Tally, cond, while_loop, work
 
 
 class Interface(NamedTuple):

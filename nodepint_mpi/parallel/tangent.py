@@ -23,7 +23,7 @@ from nodepint_mpi.core.sweeps import BlockStates, count_unsolved, slices_finite
 from nodepint_mpi.core.transposed import BlockCotangents
 from nodepint_mpi.core.types import Block
 from nodepint_mpi.errors import ProblemError
-from nodepint_mpi.parallel.recurrence import solve_cocoordinates, solve_coordinates
+from nodepint_mpi.parallel.counters import Tally, cond, work
 from nodepint_mpi.parallel.exchange import (
     max_over_ranks,
     recv_left,
@@ -44,8 +44,8 @@ from nodepint_mpi.parallel.methods import (
     with_ends,
     with_lefts,
 )
+from nodepint_mpi.parallel.recurrence import solve_cocoordinates, solve_coordinates
 from nodepint_mpi.parallel.shared_basis import SharedBasis, count_in_use
-from nodepint_mpi.parallel.counters import Tally, cond, work
 
 
 class TangentMemory(NamedTuple):

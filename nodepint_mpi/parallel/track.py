@@ -26,11 +26,11 @@ from nodepint_mpi.core.scopes import FINE_ADJOINT, FINE_FORWARD
 from nodepint_mpi.core.transposed import linearise_block
 from nodepint_mpi.core.types import Block, Params, State
 from nodepint_mpi.parallel.comms import TimeComm
+from nodepint_mpi.parallel.counters import Tally, work
 from nodepint_mpi.parallel.differentiate import TimeSolver
 from nodepint_mpi.parallel.exchange import in_order
 from nodepint_mpi.parallel.failure import warn_of_drift
 from nodepint_mpi.parallel.methods import AbstractSweeps, Line, Memory
-from nodepint_mpi.parallel.counters import Tally, work
 
 
 class Tracks(NamedTuple):

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nodepint_mpi.core.scopes import SCOPES
-from nodepint_mpi.parallel.comms import Comms
-from nodepint_mpi.parallel.differentiate import TimeSolver
-from nodepint_mpi.parallel.counters import WORD_BYTES, Tally
 from nodepint_mpi.io.directory import PHASES, write_text
-from nodepint_mpi.bench.costs import work_equivalents
+from nodepint_mpi.parallel.comms import Comms
+from nodepint_mpi.parallel.counters import WORD_BYTES, Tally
+from nodepint_mpi.parallel.differentiate import TimeSolver
+from nodepint_mpi.profiling.equivalents import work_equivalents
 from nodepint_mpi.profiling.sampling import Sample
 from nodepint_mpi.profiling.timers import Timers
 from nodepint_mpi.profiling.trace import OTHER

@@ -5,14 +5,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 from mpi4py import MPI
 
 from nodepint_mpi.parallel.counters import Tally
 from nodepint_mpi.profiling.trace import Profile, Program, attribute, read_program, read_spans
-from nodepint_mpi.training.tracking import Taken
 
 FIRST = 10
 """Steps of a start before the first that is profiled; from then on their number doubles."""
@@ -20,6 +19,19 @@ MOST = 0.01
 """Share of the time for training that profiles may take after the first."""
 
 _log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """The result of a step, with what this rank did in it."""
+
+    @property
+    def tally(self) -> Tally:
+        """Counts of this rank."""
+        ...
+
+
+Result = TypeVar("Result", bound=Counted)
 
 
 class Sample(NamedTuple):
@@ -54,7 +66,7 @@ class Sampler:
         affordable = self.cost_s + self._last_s <= MOST * spent_s
         return n_doubled == 1 or self._control.bcast(affordable)
 
-    def profiled(self, work: Callable[[], Taken], step: int) -> Taken:
+    def profiled(self, work: Callable[[], Result], step: int) -> Result:
         """Do the work of a step under JAX's profiler. As collective as the work is."""
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:

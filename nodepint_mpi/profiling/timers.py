@@ -2,19 +2,28 @@
 
 import math
 import time
+from collections.abc import Callable
 from types import TracebackType
+from typing import NamedTuple
 
 import jax
 
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.counters import Tally
-from nodepint_mpi.training.cadence import Seconds
-from nodepint_mpi.training.setup import Batch
-from nodepint_mpi.training.step import TrainState
-from nodepint_mpi.profiling.sampling import Sampler
-from nodepint_mpi.training.tracking import Stepper, Taken
+from nodepint_mpi.profiling.sampling import Result, Sampler
 
 COMPILING = "/jax/core/compile/"
+
+
+class Seconds(NamedTuple):
+    """How long every optimiser step and every checkpoint took on this rank."""
+
+    steps: list[float]
+    saving: list[float]
+
+    def share(self) -> float:
+        """Time for saving in times for training. Local."""
+        return sum(self.saving) / max(sum(self.steps), 1e-9)
 
 
 class CompileClock:
@@ -63,12 +72,8 @@ class Timers:
         self.tally = Tally()
         self.sampler = Sampler(comms.control)
 
-    def take(self, stepper: Stepper, state: TrainState, batch: Batch, step: int) -> Taken:
-        """Take optimiser step `step` and its time. Collective over the grid."""
-
-        def work() -> Taken:
-            return stepper.take(state, batch, step)
-
+    def take(self, work: Callable[[], Result], step: int) -> Result:
+        """Take optimiser step `step`, which is `work`, and its time. Collective over the grid."""
         due = self.sampler.is_due(len(self.seconds.steps), sum(self.seconds.steps, 0.0))
         began, compiled = time.perf_counter(), self.compiling.seconds
         taken = self.sampler.profiled(work, step) if due else work()

@@ -4,6 +4,7 @@ Read before MPI starts, so that a machine can be looked at, and a start without 
 functions are local and pure. Importing this module loads neither MPI nor JAX.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -43,7 +44,7 @@ batch shell, the same for all ranks."""
 _SAYS_LITTLE = ("SLURM_PROCID", "FLUX_TASK_RANK")  # set where there is no MPI, too
 
 
-def in_job(env: Mapping[str, str]) -> bool:
+def in_job(env: Mapping[str, str] = os.environ) -> bool:
     """Whether this process is a rank that a launcher of MPI has started."""
     return any(one.rank in env for one in LAUNCHERS if one.rank not in _SAYS_LITTLE)
 

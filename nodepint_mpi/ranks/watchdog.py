@@ -19,9 +19,9 @@ import time
 from typing import TYPE_CHECKING, NoReturn
 
 from nodepint_mpi.ranks import guard
-from nodepint_mpi.ranks.heartbeat import Message, Peers, connect
 from nodepint_mpi.ranks.activity import Finding, Phase, PhaseClock, Report, find_stuck
 from nodepint_mpi.ranks.busy import Sampler
+from nodepint_mpi.ranks.heartbeat import Message, Peers, connect
 
 if TYPE_CHECKING:
     import mpi4py.MPI

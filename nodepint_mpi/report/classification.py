@@ -4,10 +4,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from nodepint_mpi.core.confusion import ClassScores, count_confusions, score_classes
-from nodepint_mpi.training.evaluate import N_SHOWN
 from nodepint_mpi.pages.figures import draw_labels
-from nodepint_mpi.report.trained import Model, Predicted
 from nodepint_mpi.pages.parts import Picture, Section, Table, number
+from nodepint_mpi.report.trained import Model, Predicted
+from nodepint_mpi.training.evaluate import N_SHOWN
 
 MANY_CLASSES = 20
 """With more the counts are too small to be read."""

@@ -9,8 +9,8 @@ import numpy as np
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.errors import DataError
 from nodepint_mpi.io.checkpoint_folder import find_checkpoints
-from nodepint_mpi.io.records import JSON_LINES, TABLE, read_records, read_table
 from nodepint_mpi.io.directory import CHECKPOINTS, DONE, LOG, PHASES, PROVENANCE, read_run
+from nodepint_mpi.io.records import JSON_LINES, TABLE, read_records, read_table
 
 Columns = dict[str, np.ndarray]
 """Quantities by name, one entry a record, aligned with `step`; NaN where a record lacks one."""

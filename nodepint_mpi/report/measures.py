@@ -8,11 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from nodepint_mpi.build.sections import ADJOINT_TOL, JUMP_TOL
-from nodepint_mpi.pages.figures import MARKERS, STYLES
-from nodepint_mpi.report.facts import Facts
+from nodepint_mpi.pages.figures import COLORS, MARKERS, STYLES
 from nodepint_mpi.pages.parts import Picture, Section, number
+from nodepint_mpi.report.facts import Facts
 
-COLORS = ("black", "tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
 _N_MARKERS = 12
 _COUNTS = {
     "guarded": "slices kept as they were, since their correction was not finite",

@@ -3,8 +3,8 @@
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from nodepint_mpi.report.facts import Facts
 from nodepint_mpi.pages.parts import Lines, Picture, Section, Table
+from nodepint_mpi.report.facts import Facts
 
 FOLDER = "pictures"
 DPI = 120

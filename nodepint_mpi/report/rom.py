@@ -1,7 +1,7 @@
 """The section on the full model against the reduced one."""
 
-from nodepint_mpi.report.trained import Model
 from nodepint_mpi.pages.parts import Lines, Picture, Section
+from nodepint_mpi.report.trained import Model
 from nodepint_mpi.rom.evaluate import compare_models, format_comparison
 
 

@@ -5,39 +5,39 @@ from pathlib import Path
 from typing import Any
 
 from nodepint_mpi.errors import NodepintError
+from nodepint_mpi.pages.page import check_page, write_page
+from nodepint_mpi.pages.parts import Section
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.report import (
     classification,
     energy,
-    phases,
+    measures,
+    paths,
     pictures,
-    reduced,
+    rom,
     tables,
-    training,
-    trajectories,
+    times,
 )
 from nodepint_mpi.report.facts import Facts, final_numbers, read_facts
 from nodepint_mpi.report.trained import Model, look_at_model
-from nodepint_mpi.pages.page import check_page, write_page
-from nodepint_mpi.pages.parts import Section
 
 PAGE = "report.html"
 
 # To add a section, write a function that returns it, or None where a run has nothing for it.
 FROM_RECORDS: tuple[Callable[[Facts], Section | None], ...] = (
     tables.summary,
-    training.loss,
-    training.sweeps,
-    training.jumps,
-    training.gradient_errors,
-    training.step_times,
-    phases.phases,
+    measures.loss,
+    measures.sweeps,
+    measures.jumps,
+    measures.gradient_errors,
+    measures.step_times,
+    times.phases,
 )
 FROM_MODEL: tuple[Callable[[Model], Section | None], ...] = (
-    trajectories.trajectories,
+    paths.trajectories,
     classification.labels,
     energy.basis_energy,
-    reduced.reduced_model,
+    rom.reduced_model,
 )
 AT_THE_END: tuple[Callable[[Facts], Section | None], ...] = (
     pictures.own_pictures,

@@ -3,8 +3,8 @@
 from typing import Any
 
 from nodepint_mpi.config.experiment import Config
-from nodepint_mpi.report.facts import Facts, final_numbers, format_ranks, rank_counts
 from nodepint_mpi.pages.parts import Lines, Section, Table, number
+from nodepint_mpi.report.facts import Facts, final_numbers, format_ranks, rank_counts
 
 N_LOG_LINES = 60
 

@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from nodepint_mpi.report.facts import Facts
 from nodepint_mpi.pages.parts import Picture, Section, Table, number
+from nodepint_mpi.report.facts import Facts
 
 MOST_BARS = 24
 """Of more ranks evenly spaced ones are drawn."""

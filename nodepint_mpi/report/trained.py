@@ -6,13 +6,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from nodepint_mpi.models.networks import LinearMap
-from nodepint_mpi.rom.model import ReducedModel
-from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.build.model import build_edges
-from nodepint_mpi.training.evaluate import BATCH, TrainedRun, open_run
+from nodepint_mpi.models.networks import LinearMap
+from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.rom.evaluate import full_model, load_rom_of, run_batch
 from nodepint_mpi.rom.load import stepper_of
+from nodepint_mpi.rom.model import ReducedModel
+from nodepint_mpi.training.evaluate import BATCH, TrainedRun, open_run
 from nodepint_mpi.training.step import make_prediction
 
 N_STATES = 1000

@@ -14,17 +14,17 @@ import numpy as np
 from jaxtyping import Array
 from matplotlib.figure import Figure
 
-from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
-from nodepint_mpi.rom.model import ReducedModel, Stepper
+from nodepint_mpi.build.imports import named_code, require_trust
 from nodepint_mpi.errors import ReducedModelError
+from nodepint_mpi.io.directory import read_run
+from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
+from nodepint_mpi.pages.figures import draw_reduced, save_figure
+from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.ranks.agreement import agreed
 from nodepint_mpi.rom.file import read_rom
-from nodepint_mpi.parallel.comms import Comms
-from nodepint_mpi.io.directory import read_run
-from nodepint_mpi.training.evaluate import BATCH, TrainedRun, open_run
-from nodepint_mpi.pages.figures import draw_reduced, save_figure
-from nodepint_mpi.build.imports import named_code, require_trust
 from nodepint_mpi.rom.load import load_rom
+from nodepint_mpi.rom.model import ReducedModel, Stepper
+from nodepint_mpi.training.evaluate import BATCH, TrainedRun, open_run
 from nodepint_mpi.training.setup import Experiment
 
 REPEATS = 9

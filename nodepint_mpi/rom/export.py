@@ -12,23 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from nodepint_mpi.build.sections import JUMP_TOL
 from nodepint_mpi.core.basis import rank_for_energy
-from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
-from nodepint_mpi.rom.model import reduce_model
 from nodepint_mpi.core.stopping import JumpTolerance
+from nodepint_mpi.data.samples import count_outputs
 from nodepint_mpi.errors import ConfigError, NonFiniteError
-from nodepint_mpi.ranks.agreement import agreed
+from nodepint_mpi.io.directory import commit, config_text, versions
 from nodepint_mpi.io.leaves import take_leaves
-from nodepint_mpi.rom.file import PARTS, RomFile
-from nodepint_mpi.rom.save import check_target, save_rom
+from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.differentiate import solve_block
 from nodepint_mpi.parallel.directions import leading_directions
-from nodepint_mpi.build.sections import JUMP_TOL
-from nodepint_mpi.io.directory import commit, config_text, versions
-from nodepint_mpi.training.evaluate import BATCH, open_run
+from nodepint_mpi.ranks.agreement import agreed
+from nodepint_mpi.rom.file import PARTS, RomFile
 from nodepint_mpi.rom.load import origin_of, stepper_of
-from nodepint_mpi.data.samples import count_outputs
+from nodepint_mpi.rom.model import reduce_model
+from nodepint_mpi.rom.save import check_target, save_rom
+from nodepint_mpi.training.evaluate import BATCH, open_run
 from nodepint_mpi.training.setup import Experiment
 
 ENERGY = 0.999999

@@ -9,13 +9,13 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 
+from nodepint_mpi.build.imports import named_code
+from nodepint_mpi.build.model import build_edges, build_integrator, build_model
 from nodepint_mpi.config.experiment import Config, DenseNetwork, UserNetwork, parse_config
-from nodepint_mpi.rom.model import Origin, ReducedModel, Stepper, make_stepper, reduce_model
 from nodepint_mpi.errors import NodepintError, ReducedModelError
 from nodepint_mpi.io.leaves import LeafSpec, describe_leaves, fill_leaves, list_differences
 from nodepint_mpi.rom.file import PARTS, RomFile, read_rom
-from nodepint_mpi.build.model import build_edges, build_integrator, build_model
-from nodepint_mpi.build.imports import named_code
+from nodepint_mpi.rom.model import Origin, ReducedModel, Stepper, make_stepper, reduce_model
 
 MOST_SLICES, MOST_STAGES = 10**6, 1000
 """What the config in a file may ask for: building more takes longer than a file is worth."""

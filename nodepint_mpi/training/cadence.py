@@ -1,24 +1,13 @@
 """When a run saves a checkpoint, and what the saving has cost."""
 
-from typing import NamedTuple
-
 from mpi4py import MPI
+
+from nodepint_mpi.profiling.timers import Seconds
 
 EVERY = 500
 """Steps between checkpoints where the config does not say."""
 MOST = 0.03
 """Share of the time for training that saving may then take."""
-
-
-class Seconds(NamedTuple):
-    """How long every optimiser step and every checkpoint took on this rank."""
-
-    steps: list[float]
-    saving: list[float]
-
-    def share(self) -> float:
-        """Time for saving in times for training. Local."""
-        return sum(self.saving) / max(sum(self.steps), 1e-9)
 
 
 def is_due(control: MPI.Intracomm, every: int | None, step: int, seconds: Seconds) -> bool:

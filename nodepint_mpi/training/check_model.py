@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
 from nodepint_mpi.core.objective import Loss, Mean
-from nodepint_mpi.errors import DataError, NodepintError, ProblemError
 from nodepint_mpi.data.samples import Samples
+from nodepint_mpi.errors import DataError, NodepintError, ProblemError
+from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
 from nodepint_mpi.training.step import split_model
 
 LONGEST = 300

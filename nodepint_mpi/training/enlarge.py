@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.models.growth import enlarge, sample_directions
 from nodepint_mpi.models.networks import LinearMap
-from nodepint_mpi.errors import ConfigError
-from nodepint_mpi.ranks.agreement import agreed
 from nodepint_mpi.parallel.comms import Comms
+from nodepint_mpi.ranks.agreement import agreed
 from nodepint_mpi.training.setup import Experiment, at_step, fresh_state
 from nodepint_mpi.training.step import TrainState
 

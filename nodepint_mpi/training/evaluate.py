@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nodepint_mpi.models.networks import EncodeProcessDecode
-from nodepint_mpi.ranks.agreement import agreed
+from nodepint_mpi.build.imports import named_code, require_trust
 from nodepint_mpi.io.checkpoint import load_checkpoint, require_fingerprint, require_finite
+from nodepint_mpi.io.directory import CHECKPOINTS, read_run
+from nodepint_mpi.models.networks import EncodeProcessDecode
+from nodepint_mpi.pages.figures import draw_labels, draw_trajectories, save_figure
 from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.dealing import own_part
+from nodepint_mpi.ranks.agreement import agreed
 from nodepint_mpi.ranks.guard import together
-from nodepint_mpi.io.directory import CHECKPOINTS, read_run
-from nodepint_mpi.pages.figures import draw_labels, draw_trajectories, save_figure
-from nodepint_mpi.build.imports import named_code, require_trust
 from nodepint_mpi.training.setup import Experiment, at_step, make_whole_problem, set_up, slice_rows
 from nodepint_mpi.training.step import make_evaluation, make_prediction
 from nodepint_mpi.training.tracking import kept_like

@@ -5,18 +5,18 @@ from typing import Any
 import jax
 import numpy as np
 
+from nodepint_mpi.build.model import build_model
+from nodepint_mpi.build.sections import build_optimiser, build_problem
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.core.partition import check_layout, owned_range
-from nodepint_mpi.errors import ConfigError, LayoutError
-from nodepint_mpi.io.checkpoint_file import checkpoint_bytes
 from nodepint_mpi.data.datasets import open_split
-from nodepint_mpi.parallel.dealing import part_of
-from nodepint_mpi.build.sections import build_optimiser, build_problem
-from nodepint_mpi.build.model import build_model
-from nodepint_mpi.training.check_model import check_model
-from nodepint_mpi.training.memory import kept_states, require_network_fits, show_bytes, tree_bytes
 from nodepint_mpi.data.own import with_own_data
 from nodepint_mpi.data.samples import Samples, check_batch, check_samples, count_outputs
+from nodepint_mpi.errors import ConfigError, LayoutError
+from nodepint_mpi.io.checkpoint_file import checkpoint_bytes
+from nodepint_mpi.parallel.dealing import part_of
+from nodepint_mpi.training.check_model import check_model
+from nodepint_mpi.training.memory import kept_states, require_network_fits, show_bytes, tree_bytes
 from nodepint_mpi.training.setup import check_scores, share_batch
 from nodepint_mpi.training.step import split_model
 from nodepint_mpi.training.track_store import bytes_each, count_kept

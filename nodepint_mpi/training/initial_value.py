@@ -9,17 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nodepint_mpi.build.model import build_edges, build_integrator
+from nodepint_mpi.build.sections import build_basis, build_problem, build_stopping
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.core.problems import Problem
 from nodepint_mpi.core.propagators import AbstractIntegrator
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.parallel.comms import Comms
+from nodepint_mpi.parallel.ivp import Solution, solve
 from nodepint_mpi.parallel.outlook import make_forecast
 from nodepint_mpi.ranks.guard import together
-from nodepint_mpi.parallel.ivp import Solution, solve
 from nodepint_mpi.ranks.watchdog import Watchdog
-from nodepint_mpi.build.sections import build_basis, build_problem, build_stopping
-from nodepint_mpi.build.model import build_edges, build_integrator
 
 _log = logging.getLogger(__name__)
 

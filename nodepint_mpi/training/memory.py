@@ -11,11 +11,11 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from nodepint_mpi.build.model import build_model
+from nodepint_mpi.build.sections import build_optimiser
 from nodepint_mpi.config.experiment import Config, UserNetwork
 from nodepint_mpi.config.time import StepsSection, TimeSection
 from nodepint_mpi.errors import ConfigError, NodepintError
-from nodepint_mpi.build.sections import build_optimiser
-from nodepint_mpi.build.model import build_model
 
 _MEMINFO = Path("/proc/meminfo")
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))

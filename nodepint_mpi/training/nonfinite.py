@@ -12,12 +12,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from nodepint_mpi.build.model import build_edges
 from nodepint_mpi.errors import NonFiniteError, OutputError
 from nodepint_mpi.io.checkpoint_folder import checkpoint_path
+from nodepint_mpi.io.directory import CHECKPOINTS
 from nodepint_mpi.io.leaves import take_leaves
 from nodepint_mpi.parallel.comms import Comms
-from nodepint_mpi.build.model import build_edges
-from nodepint_mpi.io.directory import CHECKPOINTS
 from nodepint_mpi.training.saving import save_run
 from nodepint_mpi.training.setup import Batch, Experiment, slice_rows
 from nodepint_mpi.training.step import StepReport, TrainState, make_walk

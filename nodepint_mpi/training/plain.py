@@ -14,13 +14,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike
 
-from nodepint_mpi.models.networks import as_numbers
+from nodepint_mpi.build.model import build_edges
 from nodepint_mpi.core.objective import per_sample
 from nodepint_mpi.core.observations import place_observations
 from nodepint_mpi.core.propagators import AdaptiveSteps, FixedSteps
 from nodepint_mpi.errors import ConfigError
+from nodepint_mpi.models.networks import as_numbers
 from nodepint_mpi.parallel.counters import Tally
-from nodepint_mpi.build.model import build_edges
 from nodepint_mpi.training.setup import Experiment
 from nodepint_mpi.training.step import Stepped, StepReport, TrainState, batched_field
 from nodepint_mpi.training.tracking import Anew

@@ -11,22 +11,25 @@ import optax
 from jaxtyping import PyTree
 from mpi4py import MPI
 
+from nodepint_mpi.build.model import build_edges, build_integrator, build_model
+from nodepint_mpi.build.sections import build_loss, build_optimiser, build_time_solver
+from nodepint_mpi.build.user_code import load_code
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.core.galerkin import AbstractReduction, Galerkin, ProjectedProcessor
-from nodepint_mpi.models.networks import EncodeProcessDecode, FlatLinear
 from nodepint_mpi.core.objective import per_sample
 from nodepint_mpi.core.observations import place_observations
 from nodepint_mpi.core.partition import check_layout, own_slices
 from nodepint_mpi.core.relaxation import edge_weights, relax
 from nodepint_mpi.core.resolution import check_field_resolution
 from nodepint_mpi.core.types import Field
+from nodepint_mpi.data.own import share_own_data
+from nodepint_mpi.data.samples import Samples, count_outputs, open_samples
 from nodepint_mpi.errors import ConfigError, ProblemError
+from nodepint_mpi.models.networks import EncodeProcessDecode, FlatLinear
 from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.dealing import own_part
-from nodepint_mpi.ranks.guard import together
 from nodepint_mpi.parallel.methods import AbstractMethod
-from nodepint_mpi.build.sections import build_loss, build_optimiser, build_time_solver
-from nodepint_mpi.build.model import build_edges, build_integrator, build_model
+from nodepint_mpi.ranks.guard import together
 from nodepint_mpi.training.check_model import check_gradient, check_losses, check_model
 from nodepint_mpi.training.memory import (
     plan_parameters,
@@ -34,11 +37,8 @@ from nodepint_mpi.training.memory import (
     require_memory,
     require_network_fits,
 )
-from nodepint_mpi.data.own import share_own_data
 from nodepint_mpi.training.sameness import require_same_code, require_same_shapes
-from nodepint_mpi.data.samples import Samples, count_outputs, open_samples
 from nodepint_mpi.training.step import LineProblem, TrainState, batched_field, split_model
-from nodepint_mpi.build.user_code import load_code
 
 
 class Batch(NamedTuple):

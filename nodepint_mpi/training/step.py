@@ -14,17 +14,17 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, PyTree
 
-from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
 from nodepint_mpi.core.objective import Loss, Mean, nothing, per_sample
 from nodepint_mpi.core.observations import BlockObservations
 from nodepint_mpi.core.propagators import SliceResult
 from nodepint_mpi.core.relaxation import RelaxedParams
 from nodepint_mpi.core.sweeps import slices_finite
+from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
 from nodepint_mpi.parallel.adjoint import linearise_serially, pull_back_serially
 from nodepint_mpi.parallel.comms import TimeComm
+from nodepint_mpi.parallel.counters import counting
 from nodepint_mpi.parallel.differentiate import TimeSolver, linearise_solve, solve_block
 from nodepint_mpi.parallel.exchange import sum_over_ranks
-from nodepint_mpi.parallel.counters import counting
 from nodepint_mpi.parallel.track import Tracks, follow
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from nodepint_mpi.config.time import RelaxationSection, TrackingSection
-from nodepint_mpi.parallel.methods import Serial
 from nodepint_mpi.parallel.counters import Tally
+from nodepint_mpi.parallel.methods import Serial
 from nodepint_mpi.parallel.track import Tracks
 from nodepint_mpi.training.setup import Batch, Experiment, fresh_state
 from nodepint_mpi.training.step import (
@@ -80,7 +80,7 @@ class _Control(NamedTuple):
 
 
 class Anew:
-    """Steps that keep nothing from one to the next, as `training.step.make_train_step` makes them."""
+    """Steps that keep nothing from one to the next; see `training.step.make_train_step`."""
 
     def __init__(self, step: Any, relaxation: RelaxationSection | None):
         self._step, self._relaxation = step, relaxation

@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import functools
 import json
 import logging
 import socket
@@ -12,14 +13,8 @@ from typing import Any
 
 import jax
 
+from nodepint_mpi.build.user_code import load_code
 from nodepint_mpi.config.experiment import Config
-from nodepint_mpi.io.records import Records
-from nodepint_mpi.parallel.comms import Comms
-from nodepint_mpi.ranks.devices import own_cores
-from nodepint_mpi.ranks.guard import together
-from nodepint_mpi.ranks.signals import StopFlag
-from nodepint_mpi.ranks.watchdog import Watchdog
-from nodepint_mpi.training.cadence import is_due
 from nodepint_mpi.io.directory import (
     DONE,
     check_directory,
@@ -29,10 +24,19 @@ from nodepint_mpi.io.directory import (
     write_text,
     writing_in,
 )
-from nodepint_mpi.training.evaluate import evaluate, save_predictions
+from nodepint_mpi.io.records import Records
 from nodepint_mpi.pages.figures import plot_losses
-from nodepint_mpi.training.enlarge import grow
+from nodepint_mpi.parallel.comms import Comms
+from nodepint_mpi.profiling.record import record_times, write_times
+from nodepint_mpi.profiling.timers import CompileClock, Timers
+from nodepint_mpi.ranks.devices import own_cores
+from nodepint_mpi.ranks.guard import together
 from nodepint_mpi.ranks.machine import peak_bytes
+from nodepint_mpi.ranks.signals import StopFlag
+from nodepint_mpi.ranks.watchdog import Watchdog
+from nodepint_mpi.training.cadence import is_due
+from nodepint_mpi.training.enlarge import grow
+from nodepint_mpi.training.evaluate import evaluate, save_predictions
 from nodepint_mpi.training.nonfinite import LastGood, raise_nonfinite
 from nodepint_mpi.training.plain import make_plain_stepper
 from nodepint_mpi.training.progress import Progress
@@ -42,10 +46,7 @@ from nodepint_mpi.training.saving import resume_run, save_run
 from nodepint_mpi.training.scalars import Scalars, require_tensorboard
 from nodepint_mpi.training.setup import Experiment, fresh_state, set_up
 from nodepint_mpi.training.step import StepReport, TrainState
-from nodepint_mpi.profiling.record import record_times, write_times
-from nodepint_mpi.profiling.timers import CompileClock, Timers
 from nodepint_mpi.training.tracking import Stepper, make_stepper
-from nodepint_mpi.build.user_code import load_code
 
 IMPORT_PATIENCE = 8.0
 """What is imported may take this many times `run.hang_timeout_s`: slow file systems."""
@@ -203,7 +204,7 @@ def _optimise(
                     experiment, state = grow(comms, experiment, state, batch.rows, step)
                 stepper = make(experiment)
             with watchdog.phase("training step", collective=True, step=number):
-                taken = timers.take(stepper, state, batch, step)
+                taken = timers.take(functools.partial(stepper.take, state, batch, step), step)
             report = taken.report
             spent += seconds.steps[-1]
             if not report.finite:  # equal on all ranks; ends the run before it can be saved

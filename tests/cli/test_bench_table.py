@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 import pytest
 
-from nodepint_mpi.config.table import TableList, read_table_list
-from nodepint_mpi.errors import DataError, NodepintError, OutputError
 from nodepint_mpi.bench.studies.series import kept
 from nodepint_mpi.bench.studies.series.launch import make_launch, sole_use
 from nodepint_mpi.bench.studies.table.cells import plan_cells
 from nodepint_mpi.bench.studies.table.page import format_table
 from nodepint_mpi.bench.studies.table.rows import read_rows
 from nodepint_mpi.bench.studies.table.work import do_cells
+from nodepint_mpi.config.table import TableList, read_table_list
+from nodepint_mpi.errors import DataError, NodepintError, OutputError
 from tests.cli.small_case import (
     alone,
     free_env,

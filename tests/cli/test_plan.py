@@ -4,12 +4,12 @@ import math
 
 import pytest
 
-from nodepint_mpi.config.experiment import read_config
-from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.bench.planning import advice as planning
 from nodepint_mpi.bench.planning.advice import advice_as_data, advise, format_advice, settings_of
 from nodepint_mpi.bench.planning.network import Network
 from nodepint_mpi.bench.planning.trials import Trial, Trials, variants
+from nodepint_mpi.config.experiment import read_config
+from nodepint_mpi.errors import ConfigError
 from tests.cli.small_case import alone, has_one_message, messages, read_json, sets
 
 pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(300)]

@@ -11,7 +11,7 @@ from nodepint_mpi.parallel.comms import alone as this_rank
 from nodepint_mpi.parallel.comms import make_comms
 from nodepint_mpi.report.sections import make_report
 from tests.cli.small_case import alone, checkpoints, read_json, read_metrics
-from tests.run.page_reader import Page
+from tests.report.page_reader import Page
 
 pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(300)]
 

@@ -19,7 +19,7 @@ from tests.cli.small_case import (
     sets,
     wait_for,
 )
-from tests.run.test_scalars import read_events
+from tests.training.test_scalars import read_events
 
 pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(580)]
 

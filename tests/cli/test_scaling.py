@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 import pytest
 
-from nodepint_mpi.config.scaling import read_scaling
-from nodepint_mpi.errors import ConfigError, DataError, NodepintError, OutputError
 from nodepint_mpi.bench.studies.scaling import rows
 from nodepint_mpi.bench.studies.scaling.points import Point, plan_points
 from nodepint_mpi.bench.studies.scaling.rows import read_rows
@@ -20,6 +18,8 @@ from nodepint_mpi.bench.studies.scaling.submit import TEMPLATE, submit_jobs, wri
 from nodepint_mpi.bench.studies.scaling.work import do_points
 from nodepint_mpi.bench.studies.series import kept
 from nodepint_mpi.bench.studies.series.launch import make_launch, sole_use
+from nodepint_mpi.config.scaling import read_scaling
+from nodepint_mpi.errors import ConfigError, DataError, NodepintError, OutputError
 from tests.cli.small_case import (
     alone,
     free_env,

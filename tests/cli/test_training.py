@@ -10,7 +10,7 @@ import pytest
 
 from nodepint_mpi.config.experiment import read_config
 from tests.cli.small_case import checkpoints, read_json, read_metrics
-from tests.run.test_scalars import read_events
+from tests.training.test_scalars import read_events
 
 pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(400)]
 

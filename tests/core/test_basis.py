@@ -20,11 +20,11 @@ from nodepint_mpi.core.basis import (
     truncate,
 )
 from nodepint_mpi.core.galerkin import Galerkin, ProjectedProcessor
-from nodepint_mpi.models.networks import make_conv, make_dense
 from nodepint_mpi.core.partition import own_slices
 from nodepint_mpi.core.propagators import AdaptiveSteps, FixedSteps, Propagator
 from nodepint_mpi.core.runge_kutta import RK4
 from nodepint_mpi.core.sensitivity import propagate_directions
+from nodepint_mpi.models.networks import make_conv, make_dense
 
 IMAGE = (4, 3, 2)
 

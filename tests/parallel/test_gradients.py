@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import nodepint_mpi as nm
-from nodepint_mpi.core.problems import PROBLEMS
 from nodepint_mpi.bench.gradients import CASES, GradientCase, gradient_error
+from nodepint_mpi.core.problems import PROBLEMS
 
 LV = PROBLEMS["lotka_volterra"]
 ARGS = {name: jnp.asarray(value) for name, value in LV.args.items()}

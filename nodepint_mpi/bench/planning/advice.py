@@ -3,12 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from nodepint_mpi.config.experiment import Config
-from nodepint_mpi.errors import ConfigError, DataError
-from nodepint_mpi.ranks.devices import own_cores
-from nodepint_mpi.doctor.ranks import in_job
-from nodepint_mpi.training.info import make_plan
-from nodepint_mpi.ranks.machine import describe_machine
 from nodepint_mpi.bench.planning.forecast import (
     LEAST_ERROR,
     Choice,
@@ -22,6 +16,12 @@ from nodepint_mpi.bench.planning.forecast import (
 from nodepint_mpi.bench.planning.network import Network
 from nodepint_mpi.bench.planning.step import Layout
 from nodepint_mpi.bench.planning.trials import Trial, Trials, make_trials
+from nodepint_mpi.config.experiment import Config
+from nodepint_mpi.errors import ConfigError, DataError
+from nodepint_mpi.ranks.devices import own_cores
+from nodepint_mpi.ranks.launcher import in_job
+from nodepint_mpi.ranks.machine import describe_machine
+from nodepint_mpi.training.info import make_plan
 
 ASSUMED = Network(latency_s=1e-5, bandwidth=1e9)
 """Where nothing was measured: of one core, or by a config of one slice."""

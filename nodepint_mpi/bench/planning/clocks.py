@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Int
 
-from nodepint_mpi.core.partition import owned_range
 from nodepint_mpi.bench.planning.network import Network, Number
+from nodepint_mpi.core.partition import owned_range
 
 Ranks = Float[np.ndarray, " ranks"]
 

@@ -7,11 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nodepint_mpi.bench.planning.step import Costs, Sizes, StepShape
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.core.scopes import COARSE, FINE_ADJOINT, FINE_FORWARD, TANGENTS
 from nodepint_mpi.errors import DataError
 from nodepint_mpi.parallel.directions import OVERSAMPLING, POWER_ITERATIONS
-from nodepint_mpi.bench.planning.step import Costs, Sizes, StepShape
 from nodepint_mpi.profiling.trace import OTHER
 
 PULLED = 2.0

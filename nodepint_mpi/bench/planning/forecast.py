@@ -4,9 +4,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from nodepint_mpi.config.experiment import Config, parse_config
-from nodepint_mpi.io.directory import config_text
-from nodepint_mpi.training.info import make_plan
 from nodepint_mpi.bench.planning.clocks import COARSE, FINE, MESSAGES, OTHER, WAIT
 from nodepint_mpi.bench.planning.costs import (
     for_share,
@@ -24,6 +21,9 @@ from nodepint_mpi.bench.planning.step import (
     simulate_step,
 )
 from nodepint_mpi.bench.planning.trials import Trial, Trials
+from nodepint_mpi.config.experiment import Config, parse_config
+from nodepint_mpi.io.directory import config_text
+from nodepint_mpi.training.info import make_plan
 
 LEAST_ERROR = 0.05
 """The forecast is not trusted more than that."""

@@ -1,4 +1,4 @@
-"""A training step on simulated clocks: the operations of `training.step`, with what each of them costs.
+"""A training step on simulated clocks: the operations of `training.step`, each with its cost.
 
 Local; pure.
 
@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nodepint_mpi.core.partition import check_layout
 from nodepint_mpi.bench.planning.clocks import COARSE, FINE, OTHER, PARTS, Clocks
 from nodepint_mpi.bench.planning.network import Network
+from nodepint_mpi.core.partition import check_layout
 
 NUMBERS = 4 * 8
 """Bytes of what ranks agree on in a sweep: a jump, a front, counts."""

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from nodepint_mpi.config.experiment import Config, parse_config
-from nodepint_mpi.errors import ConfigError, NodepintError
 from nodepint_mpi.bench.contest import Contestant, run_contestant, step_seconds
 from nodepint_mpi.bench.contestant import COMPILED_STEPS
-from nodepint_mpi.io.directory import config_text
+from nodepint_mpi.config.experiment import Config, parse_config
 from nodepint_mpi.config.plain import plain_config
+from nodepint_mpi.errors import ConfigError, NodepintError
+from nodepint_mpi.io.directory import config_text
 
 N_STEPS = 20
 """Optimiser steps of a trial."""

@@ -9,9 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from nodepint_mpi.pages.figures import MARKERS
-from nodepint_mpi.report.measures import COLORS
 from nodepint_mpi.bench.studies.scaling.measures import SHARES, Curve, Judged
+from nodepint_mpi.pages.figures import COLORS, MARKERS
 
 LOOKS = {
     "fine": ("0.45", ""),

@@ -4,11 +4,6 @@ import json
 import logging
 from pathlib import Path
 
-from nodepint_mpi.config.experiment import read_config
-from nodepint_mpi.core.scopes import MESSAGES
-from nodepint_mpi.errors import NodepintError
-from nodepint_mpi.io.directory import CONFIG, PHASES
-from nodepint_mpi.training.info import make_plan
 from nodepint_mpi.bench.planning.clocks import WAIT
 from nodepint_mpi.bench.planning.costs import read_costs, step_shape, step_sizes
 from nodepint_mpi.bench.planning.network import Network
@@ -21,6 +16,11 @@ from nodepint_mpi.bench.studies.scaling.measures import (
     samples_of_a_line,
     seconds,
 )
+from nodepint_mpi.config.experiment import read_config
+from nodepint_mpi.core.scopes import MESSAGES
+from nodepint_mpi.errors import NodepintError
+from nodepint_mpi.io.directory import CONFIG, PHASES
+from nodepint_mpi.training.info import make_plan
 
 _log = logging.getLogger(__name__)
 

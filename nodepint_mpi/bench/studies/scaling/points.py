@@ -12,11 +12,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nodepint_mpi.bench.studies.series.kept import KeptRun, check_run, make_digest
 from nodepint_mpi.config.experiment import Config, read_config
+from nodepint_mpi.config.plain import plain_config
 from nodepint_mpi.config.scaling import Scaling, StudySection
 from nodepint_mpi.errors import ConfigError, NodepintError
-from nodepint_mpi.config.plain import plain_config
-from nodepint_mpi.bench.studies.series.kept import KeptRun, check_run, make_digest
 
 NEVER = 10**9
 """Steps between checkpoints: only the last one is saved."""

@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nodepint_mpi.config.scaling import Scaling
-from nodepint_mpi.pages.page import check_page, write_page
-from nodepint_mpi.pages.parts import Picture, Section, Table, number
-from nodepint_mpi.bench.studies.scaling.figures import Judgement, draw_scaling, draw_shares, ranks_label
+from nodepint_mpi.bench.studies.scaling.figures import (
+    Judgement,
+    draw_scaling,
+    draw_shares,
+    ranks_label,
+)
 from nodepint_mpi.bench.studies.scaling.measures import (
     BreakEven,
     Curve,
@@ -18,6 +20,9 @@ from nodepint_mpi.bench.studies.scaling.measures import (
     judge,
     make_curves,
 )
+from nodepint_mpi.config.scaling import Scaling
+from nodepint_mpi.pages.page import check_page, write_page
+from nodepint_mpi.pages.parts import Picture, Section, Table, number
 
 PAGE = "report.html"
 QUIET = 0.05

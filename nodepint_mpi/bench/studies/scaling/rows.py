@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nodepint_mpi.errors import DataError
-from nodepint_mpi.io.directory import DONE, PHASES, PROVENANCE, write_text
 from nodepint_mpi.bench.studies.scaling.points import Point
 from nodepint_mpi.bench.studies.series.launch import sole_use
+from nodepint_mpi.errors import DataError
+from nodepint_mpi.io.directory import DONE, PHASES, PROVENANCE, write_text
 
 RESULTS = "points.jsonl"
 METRICS = "metrics.jsonl"

@@ -10,9 +10,9 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nodepint_mpi.bench.studies.scaling.points import Point
 from nodepint_mpi.errors import ConfigError, OutputError
 from nodepint_mpi.io.directory import write_text
-from nodepint_mpi.bench.studies.scaling.points import Point
 
 TEMPLATE = "jobs/scaling.sbatch"
 JOBS = "jobs"

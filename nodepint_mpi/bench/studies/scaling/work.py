@@ -7,10 +7,10 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from nodepint_mpi.io.directory import config_text, write_text
 from nodepint_mpi.bench.studies.scaling.points import Point
 from nodepint_mpi.bench.studies.scaling.rows import write_rows
 from nodepint_mpi.bench.studies.series.launch import Launch, sole_use
+from nodepint_mpi.io.directory import config_text, write_text
 
 
 def do_points(

@@ -14,10 +14,10 @@ from typing import Any, Literal, NamedTuple
 
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.core.partition import check_layout
-from nodepint_mpi.errors import ConfigError, LayoutError, OutputError
 from nodepint_mpi.data.sources import find_folder
-from nodepint_mpi.ranks.child import Ended
+from nodepint_mpi.errors import ConfigError, LayoutError, OutputError
 from nodepint_mpi.io.directory import CHECKPOINTS, DONE, commit, write_text
+from nodepint_mpi.ranks.child import Ended
 from nodepint_mpi.ranks.machine import busy_share, describe_machine
 
 State = Literal["finished", "failed", "begun", "stale", "missing"]

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from nodepint_mpi.bench.studies.series.kept import KeptRun, State, check_run, make_digest
 from nodepint_mpi.config.experiment import Config, read_config
+from nodepint_mpi.config.plain import plain_config
 from nodepint_mpi.config.table import TableList, TableProblem
 from nodepint_mpi.errors import ConfigError
-from nodepint_mpi.config.plain import plain_config
-from nodepint_mpi.bench.studies.series.kept import KeptRun, State, check_run, make_digest
 
 TRAIN_SCORES = "train_scores.json"
 """In the run directory: what `nodepint evaluate --split train --json` writes."""

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nodepint_mpi.bench.studies.table.cells import TRAIN_SCORES, Cell
 from nodepint_mpi.errors import DataError
 from nodepint_mpi.io.directory import DONE, write_text
-from nodepint_mpi.bench.studies.table.cells import TRAIN_SCORES, Cell
 
 RESULTS = "table.jsonl"
 METRICS = "metrics.jsonl"

@@ -5,9 +5,9 @@ Importing this module loads neither MPI nor JAX.
 
 from collections.abc import Callable, Sequence
 
-from nodepint_mpi.ranks.child import Ended
 from nodepint_mpi.bench.studies.series.launch import Launch
 from nodepint_mpi.bench.studies.table.cells import TRAIN_SCORES, Cell
+from nodepint_mpi.ranks.child import Ended
 
 
 def do_cells(
