@@ -61,7 +61,7 @@ LAYERS: dict[str, Layer] = {
         | {"config_table", "config_time", "parallel", "io"},
         NUMERICS
         | {"mpi4py", "mpi4jax", "h5py", "pydantic", "tomli_w", "tqdm", "matplotlib"}
-        | {"jinja2", "tensorboardX"},
+        | {"jinja2", "tensorboardX", "xxhash"},
     ),
     "cli_common": Layer(
         frozenset({"errors", "config", "parallel", "run"}),
