@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from nodepint_mpi.cli.main import main
+from nodepint_mpi.cli.main import main as run_command
 from nodepint_mpi.parallel.comms import world
 from tests.cli.small_case import listing
 
@@ -43,7 +43,7 @@ def run(arguments: list[str], output: Path) -> object:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     try:
-        main()
+        run_command()
     except SystemExit as leaving:
         return leaving.code
     finally:

@@ -137,7 +137,7 @@ def test_a_single_rank_survives_a_failing_disk(comm, tmp_path, monkeypatch):
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(rows, "write_rows", fail)
+        patch.setattr(checkpoint_rows, "write_rows", fail)
         with pytest.raises(OutputError, match="step-000002.*Input/output error"):
             save(comm, tmp_path, 2)
     assert listing(tmp_path) == ["step-000001.h5"]
@@ -193,13 +193,18 @@ print("not reached")
 
 X64 = {"JAX_ENABLE_X64": "1"}
 IO = "nodepint_mpi.io."
+ROWS = IO + "checkpoint_rows:write_rows"
 
 
 @pytest.mark.mpi(max_size=1)
 @pytest.mark.timeout_s(120)
 @pytest.mark.parametrize(
     "where, rank, count",
-    [(IO + "rows:write_rows", 1, 4), (IO + "checkpoint:read_back", 0, 1), ("os:replace", 0, 1)],
+    [
+        (ROWS, 1, 4),
+        (IO + "checkpoint:read_back", 0, 1),
+        ("os:replace", 0, 1),
+    ],
 )
 def test_a_killed_rank_leaves_the_last_one(mpirun, tmp_path, where, rank, count):
     command = [sys.executable, "-c", DIE_AT, tmp_path, where, rank, count, "kill"]
@@ -217,7 +222,16 @@ def test_a_killed_rank_leaves_the_last_one(mpirun, tmp_path, where, rank, count)
 @pytest.mark.mpi(max_size=1)
 @pytest.mark.timeout_s(120)
 def test_a_failing_write_ends_the_job_and_spares_the_last_one(mpirun, tmp_path):
-    command = [sys.executable, "-c", DIE_AT, tmp_path, IO + "rows:write_rows", 1, 4, "raise"]
+    command = [
+        sys.executable,
+        "-c",
+        DIE_AT,
+        tmp_path,
+        IO + "checkpoint_rows:write_rows",
+        1,
+        4,
+        "raise",
+    ]
     ended = mpirun(2, *command, timeout_s=90, env=X64)
     assert ended.returncode != 0
     assert "rank 1" in ended.stderr
@@ -230,7 +244,7 @@ POINTS = {  # a function, which call of it, and the checkpoint that must be ther
     "hdf5:_reserve:1": 1,
     "checkpoint_file:create_rows:3": 1,
     "checkpoint:write_all_rows:1": 1,
-    "rows:write_rows:6": 1,
+    "checkpoint_rows:write_rows:6": 1,
     "checkpoint:read_back:1": 1,
     "checkpoint:digest_file:1": 1,
     "checkpoint:write_seal:1": 1,

@@ -80,10 +80,10 @@ def test_slices_are_counted_as_by_hand_on_any_ranks(comms, source, name):
         words = 2 * (n_ranks - 1) * STATE_BYTES + n_ranks * 8 * (n_numbers + 6)
         assert total.words * WORD_BYTES == words
     if name == "parareal":
-        # States: three each way. Of all: slices guarded at first; three and four numbers a sweep;
+        # States: three each way. Of all: slices guarded at first; three and five numbers a sweep;
         # the last jump; four numbers of each pull-back; the count, then loss and gradient.
         assert total.messages == 6 * (n_ranks - 1) + n_ranks * (1 + 2 * 2 + 1 + 3 + 2)
-        n_reduced = 1 + 2 * (3 + 4) + 1 + 3 * 4 + 1 + (1 + n_numbers)
+        n_reduced = 1 + 2 * (3 + 5) + 1 + 3 * 4 + 1 + (1 + n_numbers)
         words = 6 * (n_ranks - 1) * STATE_BYTES + n_ranks * 8 * n_reduced
         assert total.words * WORD_BYTES == words
 

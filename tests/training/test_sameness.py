@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nodepint_mpi.build import user_code
 from nodepint_mpi.config.experiment import parse_config
 from nodepint_mpi.core.partition import own_slices
 from nodepint_mpi.errors import AgreementError, ConfigError, NodepintError, NonFiniteError
 from nodepint_mpi.io.checkpoint_folder import checkpoint_path
 from nodepint_mpi.ranks.signals import StopFlag
 from nodepint_mpi.training import train as training
-from nodepint_mpi.build import user_code
 from nodepint_mpi.training.nonfinite import raise_nonfinite
 from nodepint_mpi.training.sameness import require_same_values
 from nodepint_mpi.training.setup import fresh_state, set_up, slice_rows
