@@ -9,7 +9,7 @@
 #   tools/test.sh 2 3 -- tests/parallel    only those tests, on 2 and on 3 ranks
 #   tools/test.sh 1 -- -k adjoint -x       any pytest arguments
 #
-# Tests in tests/cli and tests/jobs start jobs of their own, and tests/core knows no ranks: they run
+# Tests in tests/cli and tests/jobs start jobs of their own; tests/core and tests/models know no ranks: they run
 # only on 1 rank. If no pytest arguments are given, three things run beside each other there: tests
 # of commands, tests that mostly wait (for a failed job to end, for SLURM), and all others.
 # TEST_LIMIT_S is the time each stage with tests may take, default 2400. Every stage runs, whatever
@@ -121,7 +121,7 @@ for n in ${ranks[@]+"${ranks[@]}"}; do
         stage "tests on 1 rank" timeout -k 10 "$limit_s" python -m pytest -rs --durations=8 "$@" </dev/null
     else
         stage "tests on $n ranks" run_ranks "$n" "$limit_s" python -m mpi4py -m pytest -rs --durations=8 \
-            --ignore=tests/cli --ignore=tests/jobs --ignore=tests/core "$@"
+            --ignore=tests/cli --ignore=tests/jobs --ignore=tests/core --ignore=tests/models "$@"
     fi
 done
 

@@ -9,7 +9,7 @@ from nodepint_mpi.config.time import RelaxationSection
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.io.directory import config_text
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 TEXT = """
 [run]
 name = "a"
