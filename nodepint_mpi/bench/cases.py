@@ -7,14 +7,14 @@ import lineax
 import optimistix
 from diffrax import Midpoint
 
-from nodepint_mpi.core.galerkin import Galerkin
 from nodepint_mpi.core.problems import PROBLEMS, Problem, burgers_problem
 from nodepint_mpi.core.propagators import FixedSteps, Propagator
 from nodepint_mpi.core.runge_kutta import RK4, chebyshev
-from nodepint_mpi.parallel.methods import AbstractSweeps, Parareal
-from nodepint_mpi.parallel.reduced import Reduced
+from nodepint_mpi.parallel.methods.base import AbstractMethod
+from nodepint_mpi.parallel.methods.parareal import Parareal
+from nodepint_mpi.parallel.methods.reduced import Reduced
+from nodepint_mpi.parallel.methods.tangent import Tangent
 from nodepint_mpi.parallel.shared_basis import SharedBasis
-from nodepint_mpi.parallel.tangent import Tangent
 
 SMALL = 8
 """Largest state for which all coordinates make a basis."""
@@ -89,7 +89,7 @@ SWEEP_CASES: dict[str, SweepCase] = {
 """By name; Burgers is more viscous and shorter, Lorenz shorter than in the published runs."""
 
 
-def make_methods(case: SweepCase) -> dict[str, AbstractSweeps]:
+def make_methods(case: SweepCase) -> dict[str, AbstractMethod]:
     """The methods to compare, by name. Local."""
     field, size = case.problem.field, case.problem.initial.size
     fine, coarse, cheap = (
@@ -97,7 +97,7 @@ def make_methods(case: SweepCase) -> dict[str, AbstractSweeps]:
     )
     jumps = SharedBasis("jumps", case.rank, case.n_new)
     pod = SharedBasis("pod", case.rank, case.n_new)
-    methods: dict[str, AbstractSweeps] = {
+    methods: dict[str, AbstractMethod] = {
         "parareal": Parareal(coarse),
         "parareal, cheap": Parareal(cheap),
     }
@@ -112,7 +112,7 @@ def make_methods(case: SweepCase) -> dict[str, AbstractSweeps]:
         "tangent, jumps, cheap": Tangent(jumps, cheap, cheap),
         "tangent, jumps, cheap, float32": Tangent(jumps, cheap, cheap, precision="float32"),
         "tangent, jumps, complement": Tangent(jumps, fine, cheap, use_complement=True),
-        "reduced, pod": Reduced(pod, Galerkin(field), case.cheap, cheap),
-        "reduced, pod, complement": Reduced(pod, Galerkin(field), case.cheap, cheap, True),
+        "reduced, pod": Reduced(pod, cheap),
+        "reduced, pod, complement": Reduced(pod, cheap, use_complement=True),
     }
     return methods

@@ -15,9 +15,9 @@ from nodepint_mpi.ranks.launcher import local_rank
 from nodepint_mpi.ranks.machine import peak_bytes
 
 if TYPE_CHECKING:
+    from nodepint_mpi.training.error_control import Stepper
     from nodepint_mpi.training.setup import Experiment
     from nodepint_mpi.training.step import TrainState
-    from nodepint_mpi.training.tracking import Stepper
 
 COMPILED_STEPS = 3
 """The first steps compile: they count as the median step."""
@@ -40,10 +40,10 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
     from nodepint_mpi.bench.planning.network import measure_network
     from nodepint_mpi.config.experiment import parse_config
     from nodepint_mpi.parallel.comms import make_comms, world
+    from nodepint_mpi.training.error_control import make_stepper, relative_error
     from nodepint_mpi.training.evaluate import evaluate
     from nodepint_mpi.training.plain import make_plain_loss, make_plain_stepper
     from nodepint_mpi.training.setup import fresh_state, set_up
-    from nodepint_mpi.training.tracking import make_stepper, relative_error
 
     config = parse_config(request["config"])
     jax.config.update("jax_enable_x64", config.run.precision == "float64")

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from nodepint_mpi.bench.cases import SweepCase
 from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator
 from nodepint_mpi.core.types import Params
-from nodepint_mpi.parallel.methods import AbstractSweeps, Parareal
-from nodepint_mpi.parallel.reduced import Reduced
-from nodepint_mpi.parallel.tangent import Tangent
+from nodepint_mpi.parallel.methods.base import AbstractMethod
+from nodepint_mpi.parallel.methods.parareal import Parareal
+from nodepint_mpi.parallel.methods.reduced import Reduced
+from nodepint_mpi.parallel.methods.tangent import Tangent
 from nodepint_mpi.profiling.equivalents import evaluations
 
 DEFINITION = """\
@@ -74,7 +75,7 @@ def fine_equivalents(case: SweepCase, integrator: AbstractIntegrator) -> float:
     return seconds / fine_seconds
 
 
-def method_cost(method: AbstractSweeps | None, weights: Mapping[Any, float]) -> Cost:
+def method_cost(method: AbstractMethod | None, weights: Mapping[Any, float]) -> Cost:
     """What one sweep of a method does; nothing besides fine solves if it is none of ours. Local.
 
     Args:
@@ -92,7 +93,7 @@ def method_cost(method: AbstractSweeps | None, weights: Mapping[Any, float]) -> 
             return Cost(weight, n_walks * weight, n_walks * weight, tangent, both * weight, 0.0)
         case Reduced(use_complement=both):
             # A stage of the reduced field costs one of the full field.
-            reduced = weights[method.integrator]
+            reduced = weights[method.coarse.integrator]
             passes = reduced + both * weight
             slopes = 0.0 if both else reduced * (1 + (method.basis.rank or 0))
             return Cost(weight, passes, passes, 0.0, both * passes, slopes)

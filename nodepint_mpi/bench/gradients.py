@@ -15,11 +15,14 @@ from nodepint_mpi.core.propagators import AdaptiveSteps, FixedSteps, Propagator
 from nodepint_mpi.core.stopping import JumpTolerance
 from nodepint_mpi.models.networks import EncodeProcessDecode, make_dense
 from nodepint_mpi.parallel.comms import Comms
-from nodepint_mpi.parallel.differentiate import TimeSolver
-from nodepint_mpi.parallel.methods import AbstractMethod, Parareal, Picard, Serial
-from nodepint_mpi.parallel.reduced import Reduced
+from nodepint_mpi.parallel.iterate import TimeSolver
+from nodepint_mpi.parallel.methods.base import AbstractMethod
+from nodepint_mpi.parallel.methods.parareal import Parareal
+from nodepint_mpi.parallel.methods.picard import Picard
+from nodepint_mpi.parallel.methods.reduced import Reduced
+from nodepint_mpi.parallel.methods.serial import Serial
+from nodepint_mpi.parallel.methods.tangent import Tangent
 from nodepint_mpi.parallel.shared_basis import SharedBasis
-from nodepint_mpi.parallel.tangent import Tangent
 from nodepint_mpi.training.setup import reduction_of
 from nodepint_mpi.training.step import (
     LineProblem,
@@ -94,9 +97,8 @@ def make_case(comms: Comms, case: GradientCase, static: EncodeProcessDecode) -> 
         "tangent": Tangent(SharedBasis("jumps", rank=2, n_new=1, n_batch_axes=1), coarse),
         "reduced": Reduced(
             SharedBasis("pod", rank=1, n_batch_axes=1),
-            reduction_of(static.processor, field),
-            coarse.integrator,
             coarse,
+            reduction_of(static.processor, field),
         ),
         "picard": Picard(),
         "serial": Serial(),

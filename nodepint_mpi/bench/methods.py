@@ -19,8 +19,10 @@ from nodepint_mpi.core.sweeps import slice_distance
 from nodepint_mpi.core.types import Params, State
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.parallel.comms import Comms, TimeComm
-from nodepint_mpi.parallel.differentiate import TimeSolver, linearise_solve
+from nodepint_mpi.parallel.differentiate import linearize_solve
 from nodepint_mpi.parallel.exchange import bcast_from, max_over_ranks, sum_over_ranks
+from nodepint_mpi.parallel.iterate import TimeSolver
+from nodepint_mpi.parallel.line import Line
 
 TIGHT = 1e-13  # Kuramoto makes errors 1e4 times larger on the way
 ADJOINT_TIGHT = 1e-12
@@ -105,12 +107,12 @@ def check_method(
     exact: Exact,
 ) -> Outcome:
     """Solve, pull back the cotangents of `exact`, compare both. Collective, inside jit."""
-    solved = linearise_solve(comm, solver, params, initial, None, owned)
-    ends = solved.line.result.end
+    solved = linearize_solve(Line(comm, owned, params), solver, initial)
+    ends = solved.at.result.end
     largest = max_over_ranks(comm, jnp.max(jnp.abs(exact.ends)))
     error = max_over_ranks(comm, jnp.max(slice_distance(ends, exact.ends))) / largest
     sources = ends / (owned.n_slices * initial.size)
-    gradient = solved.line.pull_back(SliceResult(solved.line.result.saves, sources), None)
+    gradient = solved.at.pull_back(SliceResult(solved.at.result.saves, sources))
     whole = sum_over_ranks(comm, gradient.params), bcast_from(comm, gradient.initial, 0)
     errors = [relative_error(*parts) for parts in zip(whole, exact.gradient, strict=True)]
     return Outcome(

@@ -19,8 +19,8 @@ from nodepint_mpi.core.stopping import JumpTolerance
 from nodepint_mpi.errors import LayoutError
 from nodepint_mpi.models.networks import make_dense
 from nodepint_mpi.parallel.comms import Comms
-from nodepint_mpi.parallel.differentiate import TimeSolver
-from nodepint_mpi.parallel.methods import Serial
+from nodepint_mpi.parallel.iterate import TimeSolver
+from nodepint_mpi.parallel.methods.serial import Serial
 from nodepint_mpi.training.step import (
     LineProblem,
     TrainState,

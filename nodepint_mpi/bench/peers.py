@@ -12,9 +12,9 @@ import numpy as np
 from nodepint_mpi.config.experiment import Config, DenseNetwork
 
 if TYPE_CHECKING:
+    from nodepint_mpi.training.error_control import Taken
     from nodepint_mpi.training.setup import Batch, Experiment
     from nodepint_mpi.training.step import TrainState
-    from nodepint_mpi.training.tracking import Taken
 
 
 def can_torchdiffeq(config: Config) -> bool:
@@ -70,9 +70,9 @@ class Torch:
         import optax
 
         from nodepint_mpi.parallel.counters import Tally
+        from nodepint_mpi.training.error_control import Taken
         from nodepint_mpi.training.plain import plain_report
         from nodepint_mpi.training.step import TrainState
-        from nodepint_mpi.training.tracking import Taken
 
         del step
         leaves, tree = jax.tree.flatten(state.params)

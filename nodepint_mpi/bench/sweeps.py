@@ -20,18 +20,23 @@ from nodepint_mpi.build.model import unknown_name
 from nodepint_mpi.core.partition import OwnedSlices, own_slices
 from nodepint_mpi.core.propagators import Propagator, SliceResult
 from nodepint_mpi.core.sensitivity import tangent_passes
-from nodepint_mpi.core.sweeps import propagate_unsolved, slice_distance
+from nodepint_mpi.core.stopping import FixedSweeps
+from nodepint_mpi.core.sweeps import slice_distance
 from nodepint_mpi.core.transposed import linearise_block
 from nodepint_mpi.core.types import Block, Params, State
 from nodepint_mpi.errors import ConfigError
-from nodepint_mpi.parallel.adjoint import linearise_serially, pull_back_serially
+from nodepint_mpi.parallel.adjoint import Coiterate, Linear, pull_back_walk, solve_adjoint
 from nodepint_mpi.parallel.comms import Comms, TimeComm
-from nodepint_mpi.parallel.counters import cond, counting
+from nodepint_mpi.parallel.counters import Tally
 from nodepint_mpi.parallel.exchange import bcast_from, max_over_ranks, sum_over_ranks
-from nodepint_mpi.parallel.methods import AbstractSweeps, Line
-from nodepint_mpi.parallel.pace import best_iterate, first_pace, judge_pace
+from nodepint_mpi.parallel.iterate import TimeSolver
+from nodepint_mpi.parallel.judge import Iterate
+from nodepint_mpi.parallel.line import Line
+from nodepint_mpi.parallel.methods.base import AbstractMethod
+from nodepint_mpi.parallel.methods.serial import walk_linearized
+from nodepint_mpi.parallel.methods.tangent import Tangent
 from nodepint_mpi.parallel.shared_basis import count_in_use
-from nodepint_mpi.parallel.tangent import Tangent
+from nodepint_mpi.parallel.solve import solve_interface
 
 
 class Exact(NamedTuple):
@@ -118,20 +123,30 @@ def solve_exactly(
     comm: TimeComm, case: SweepCase, owned: OwnedSlices, params: Params, initial: State
 ) -> Exact:
     """The serial solution and the gradient of half its mean square. Collective, inside jit."""
-    line = linearise_serially(
-        comm, Propagator(case.problem.field, case.fine), params, initial, owned
-    )
-    ends = line.states.ends
+    line = Line(comm, owned, params)
+    walked = walk_linearized(line, Propagator(case.problem.field, case.fine), initial)
+    ends = walked.states.ends
     sources = ends / (owned.n_slices * initial.size)
-    gradient = pull_back_serially(comm, line, SliceResult(line.result.saves, sources))
+    gradient = pull_back_walk(line, walked, SliceResult(walked.result.saves, sources))
     whole = sum_over_ranks(comm, gradient.params), bcast_from(comm, gradient.initial, 0)
-    return Exact(line.states.starts, ends, sources, whole)
+    return Exact(walked.states.starts, ends, sources, whole)
+
+
+class _Seen(NamedTuple):
+    """Rows of `Sweeps` so far; what the method had learned when its error fell to the tolerance."""
+
+    errors: Float[Array, " iterates"]
+    tangents: Int[Array, " iterates"]
+    damped: Int[Array, " iterates"]
+    n_fallbacks: Int[Array, " iterates"]
+    reached: Bool[Array, ""]
+    memory: Any
 
 
 def sweep_method(
     comm: TimeComm,
     case: SweepCase,
-    method: AbstractSweeps,
+    method: AbstractMethod,
     owned: OwnedSlices,
     params: Params,
     initial: State,
@@ -141,85 +156,81 @@ def sweep_method(
 ) -> Sweeps:
     """Forward sweeps, then adjoint ones at the serial solution. Collective, inside jit.
 
-    The sweeps of `parallel.solve` and `parallel.adjoint`, but for stopping: every iterate is
-    wanted. The adjoint gets what the method had learned when its error fell to `tol`.
+    Those of a solve, but that they go on when it would stop. The adjoint gets what the method had
+    learned when its error fell to `tol`.
     """
-    line = Line(comm, owned, params)
-    fine, fallback = Propagator(case.problem.field, case.fine), method.fallback()
+    line, n_sweeps = Line(comm, owned, params), case.n_sweeps
+    solver = TimeSolver(
+        Propagator(case.problem.field, case.fine),
+        method,
+        FixedSweeps(n_sweeps),
+        adjoint_tol=0.0,
+        adjoint_max_sweeps=n_sweeps,
+    )
     largest = max_over_ranks(comm, jnp.max(jnp.abs(exact.ends)))
 
-    def distance(ends):
-        return max_over_ranks(comm, jnp.max(slice_distance(ends, exact.ends))) / largest
+    def look(seen: _Seen | None, iterate: Iterate, tally: Tally) -> _Seen:
+        k, record = iterate.record.n_sweeps, iterate.record
+        distance = jnp.max(slice_distance(iterate.states.ends, exact.ends))
+        error = max_over_ranks(comm, distance) / largest
+        if seen is None:
+            nothing = jnp.zeros(n_sweeps + 1, int)
+            unknown = jnp.full(n_sweeps + 1, jnp.nan, error.dtype)
+            seen = _Seen(unknown, nothing, nothing, nothing, jnp.array(False), iterate.memory)
+        return _Seen(
+            seen.errors.at[k].set(error),
+            seen.tangents.at[k].set(tally.tangents // owned.n_owned),
+            seen.damped.at[k].set(max_over_ranks(comm, iterate.counts.damped)),
+            seen.n_fallbacks.at[k].set(record.n_fallbacks),
+            seen.reached | ((k > 0) & (error <= tol)),
+            jax.tree.map(
+                lambda old, new: jnp.where(seen.reached, old, new), seen.memory, iterate.memory
+            ),
+        )
 
-    def sweep(carry, k):
-        states, memory, pace = carry
-        fine_ends = propagate_unsolved(fine, params, states, k, owned)
-        jump = max_over_ranks(comm, jnp.max(slice_distance(fine_ends, states.ends)))
-        pace, taken_over = judge_pace(pace, jump, states.ends, fine_ends)
-        falls_back = pace.falls_back & (fallback is not None)
-
-        def correct():
-            return method.correct(line, initial, states, fine_ends, k, memory, pace.slow)
-
-        def fall_back():
-            assert fallback is not None  # taken only if there is one
-            best = best_iterate(pace, states.ends, fine_ends, k, owned)
-            now = states.ends, fine_ends
-            ends, fines = (jnp.where(taken_over, *pair) for pair in zip(best, now, strict=True))
-            guess = fallback.start(line, initial, ends, None)
-            done = fallback.correct(line, initial, guess.states, fines, k, guess.memory)
-            return done._replace(memory=memory)
-
-        with counting() as ledger:
-            done = correct() if fallback is None else cond(falls_back, fall_back, correct)
-        damped = max_over_ranks(comm, done.counts.damped)
-        tangents = jnp.asarray(ledger.tally.tangents // owned.n_owned)
-        row = (distance(done.states.ends), tangents, damped, falls_back, done.memory)
-        return (done.states, done.memory, pace), row
-
-    with counting() as ledger:
-        begun = method.start(line, initial, None, None)
-    pace = first_pace(begun.states.ends, has_fallback=fallback is not None)
-    first = (begun.states, begun.memory, pace)
-    rows = jax.lax.scan(sweep, first, jnp.arange(case.n_sweeps))[1]
-    errors, tangents, damped, fell_back, memories = rows
-    learned = jnp.where(jnp.any(errors <= tol), jnp.argmax(errors <= tol), case.n_sweeps - 1)
-    memory = jax.tree.map(lambda values: values[learned], memories)
+    seen = solve_interface(line, solver, initial, on_iterate=look).seen
+    assert isinstance(seen, _Seen)  # all methods here iterate
     return Sweeps(
-        jnp.append(distance(begun.states.ends), errors),
-        jnp.append(jnp.asarray(ledger.tally.tangents // owned.n_owned), tangents),
-        damped,
-        fell_back,
-        _adjoint_errors(line, case, method, exact, memory),
-        _count_linearised(method, memory),
+        seen.errors,
+        seen.tangents,
+        seen.damped[1:],
+        jnp.diff(seen.n_fallbacks) > 0,
+        _adjoint_errors(line, solver, exact, seen.memory, n_sweeps),
+        _count_linearised(method, seen.memory),
     )
 
 
-def _count_linearised(method: AbstractSweeps, memory: Any) -> Int[Array, ""]:
+def _count_linearised(method: AbstractMethod, memory: Any) -> Int[Array, ""]:
     """Directions pushed for the adjoint: none where the forward sweeps kept their tangents."""
     anew = isinstance(method, Tangent) and not method.recycle
     return count_in_use(memory.basis) if anew else jnp.array(0)
 
 
 def _adjoint_errors(
-    line: Line, case: SweepCase, method: AbstractSweeps, exact: Exact, memory: Any
+    line: Line, solver: TimeSolver, exact: Exact, memory: Any, n_sweeps: int
 ) -> Float[Array, " iterates"]:
     """Errors of the gradient after 0, 1, ... adjoint sweeps. Collective."""
     comm = line.comm
-    fine = Propagator(case.problem.field, case.fine)
-    result, pull_back = linearise_block(fine, line.params, exact.starts, line.owned)
+    result, pull_back = linearise_block(solver.fine, line.params, exact.starts, line.owned)
     sources = SliceResult(jnp.zeros_like(result.saves), exact.sources)
-    linear = method.linearise(line, exact.starts, memory)
 
-    def sweep(cotangents, _):
-        bars, outs = pull_back(sources._replace(end=sources.end + cotangents.rights))
-        gradient = sum_over_ranks(comm, bars), bcast_from(comm, outs[0], 0)
-        errors = [relative_error(*parts) for parts in zip(gradient, exact.gradient, strict=True)]
-        corrected = method.correct_cotangents(line, linear, exact.starts, outs, cotangents)
-        return corrected, jnp.max(jnp.stack(errors))
+    def look(seen, iterate: Coiterate, tally: Tally):
+        del tally
+        k, errors = seen
+        whole = (
+            sum_over_ranks(comm, iterate.params_bar),
+            bcast_from(comm, iterate.initial_bar, 0),
+        )
+        error = [relative_error(*parts) for parts in zip(whole, exact.gradient, strict=True)]
+        # A residual of zero ends the sweeps: the gradient stays as it is.
+        later = jnp.arange(n_sweeps + 1) >= k
+        return k + 1, jnp.where(later, jnp.max(jnp.stack(error)), errors)
 
-    first = method.first_cotangents(line, linear, exact.starts, sources)
-    return jax.lax.scan(sweep, first, None, length=case.n_sweeps + 1)[1]
+    nothing = jnp.array(0), jnp.zeros(n_sweeps + 1, exact.ends.dtype)
+    linear = Linear(exact.starts, memory, pull_back)
+    found = solve_adjoint(line, solver, linear, sources, on_iterate=look, seen=nothing).seen
+    assert isinstance(found, tuple)  # what `look` returns
+    return found[1]
 
 
 def relative_error(ours: Any, wanted: Any) -> Float[Array, ""]:

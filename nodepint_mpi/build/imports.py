@@ -25,6 +25,7 @@ def is_import_path(name: str) -> bool:
 def named_code(config: Config) -> dict[str, str]:
     """The import paths in a config by their keys: the code that running it would import. Local."""
     found = dict(_solvers(config.time.model_dump(), "time"))
+    found["time.method"] = config.time.method
     if config.network is not None:
         found["network.name"] = config.network.name
     if config.loss is not None:

@@ -11,7 +11,7 @@ import optax
 from nodepint_mpi.build.imports import import_object, is_import_path
 from nodepint_mpi.build.model import build_integrator, unknown_name
 from nodepint_mpi.config.experiment import Config, DenseNetwork, OptimSection, ProblemSection
-from nodepint_mpi.config.time import BasisSection, StoppingSection, TimeSection
+from nodepint_mpi.config.time import BasisSection, StepsSection, StoppingSection, TimeSection
 from nodepint_mpi.core.galerkin import AbstractReduction
 from nodepint_mpi.core.objective import LOSSES, METRICS, Loss
 from nodepint_mpi.core.problems import PROBLEMS, Problem, scale_to_box
@@ -21,11 +21,10 @@ from nodepint_mpi.core.propagators import (
 from nodepint_mpi.core.stopping import AbstractStopping, FixedSweeps, FreezeSlices, JumpTolerance
 from nodepint_mpi.core.types import Field
 from nodepint_mpi.errors import ConfigError
-from nodepint_mpi.parallel.differentiate import TimeSolver
-from nodepint_mpi.parallel.methods import AbstractMethod, Parareal, Picard, Serial
-from nodepint_mpi.parallel.reduced import Reduced
+from nodepint_mpi.parallel.iterate import TimeSolver
+from nodepint_mpi.parallel.methods import METHODS
+from nodepint_mpi.parallel.methods.base import AbstractMethod, Parts
 from nodepint_mpi.parallel.shared_basis import SharedBasis
-from nodepint_mpi.parallel.tangent import Tangent
 
 JUMP_TOL = {"float32": 1e-5, "float64": 1e-8}
 ADJOINT_TOL = {"float32": 1e-4, "float64": 1e-8}
@@ -67,49 +66,59 @@ def build_basis(
 def build_method(
     section: TimeSection,
     field: Field,
-    reduction: AbstractReduction,
+    reduction: AbstractReduction | None = None,
     *,
     n_batch_axes: int,
     seed: int,
     latent: bool = False,
 ) -> AbstractMethod:
-    """The sweep. Local.
+    """The method by its name, or by the user's own function of `Parts`. Local.
 
     Args:
         section: The section `[time]`.
         field: The vector field of states.
-        reduction: How it becomes a field of coordinates.
+        reduction: How it becomes a field of coordinates; Galerkin's way unless given.
         n_batch_axes: Leading axes of a state that count samples.
         seed: For random directions.
         latent: Whether the states are coordinates on a learned basis.
+
+    Raises:
+        ConfigError: if the user's function fails or returns something else.
     """
-    if section.method == "serial":
-        return Serial()
-    if section.method == "picard":
-        return Picard()
-    steps = section.coarse
-    coarse = None
-    if steps is not None:
-        coarse = Propagator(field, build_integrator(steps, "time.coarse"))
-    if section.method == "parareal":
-        assert coarse is not None  # checked by the config
-        return Parareal(coarse)
-    options = section.basis
-    assert options is not None  # checked by the config
-    basis = build_basis(options, n_batch_axes=n_batch_axes, seed=seed, latent=latent)
-    if section.method == "reduced":
-        assert coarse is not None  # checked by the config
-        return Reduced(basis, reduction, coarse.integrator, coarse, options.complement)
-    tangents, key = section.tangents or section.fine, "time.tangents"
-    return Tangent(
+
+    def propagator(steps: StepsSection | None, key: str) -> Propagator | None:
+        return None if steps is None else Propagator(field, build_integrator(steps, key))
+
+    options = BasisSection(kind="identity") if section.basis is None else section.basis
+    basis = None
+    if section.basis is not None:
+        basis = build_basis(section.basis, n_batch_axes=n_batch_axes, seed=seed, latent=latent)
+    parts = Parts(
+        fine=Propagator(field, build_integrator(section.fine, "time.fine")),
+        coarse=propagator(section.coarse, "time.coarse"),
+        tangents=propagator(section.tangents, "time.tangents"),
         basis=basis,
-        propagator=Propagator(field, build_integrator(tangents, key)),
-        coarse=coarse,
-        use_complement=options.complement,
+        reduction=reduction,
+        complement=options.complement,
         recycle=options.recycle,
         precision=options.precision,
         trust=options.trust or None,
     )
+    if not is_import_path(section.method):
+        return METHODS[section.method].of(parts)
+    make = import_object(section.method, "time.method")
+    try:
+        method = make(parts)
+    except Exception as error:
+        raise ConfigError(
+            f'`time.method = "{section.method}"` failed: {type(error).__name__}: {error}'
+        ) from error
+    if not isinstance(method, AbstractMethod):
+        raise ConfigError(
+            f'`time.method = "{section.method}"` returned a {type(method).__name__}; it takes '
+            "`parts` (see `nodepint_mpi.Parts`) and returns an `AbstractMethod`."
+        )
+    return method
 
 
 def build_time_solver(

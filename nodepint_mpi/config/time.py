@@ -1,10 +1,14 @@
 """The section `[time]`: the horizon, its slices, how they are solved and tied together."""
 
+import difflib
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from nodepint_mpi.config.section import NonNegativeFloat, NonNegativeInt, Section
+
+METHODS = ("parareal", "tangent", "reduced", "picard", "serial")
+"""Names of methods; one of the user's own is named `file.py:function`."""
 
 
 class TableauSection(Section):
@@ -158,15 +162,16 @@ class RelaxationSection(Section):
 class TimeSection(Section):
     """The horizon, its slices, and the propagators.
 
-    A method passes over the sections it has no use for, and `serial` over `tracking`, so that
-    methods can be compared by changing one key. `slices_at_once` is the number of slices a rank
-    propagates as one batch, all its own unless given.
+    `method` is a name, or `file.py:function` for a function of the user's own that makes one (see
+    `nodepint_mpi.Parts`). A method passes over the sections it has no use for, and `serial` over
+    `tracking`, so that methods can be compared by changing one key. `slices_at_once` is the number
+    of slices a rank propagates as one batch, all its own unless given.
     """
 
     horizon: list[float] = Field(min_length=2, max_length=2)
     n_slices: PositiveInt
     edges: list[float] | None = None
-    method: Literal["parareal", "tangent", "reduced", "picard", "serial"] = "parareal"
+    method: str = "parareal"
     tracking: TrackingSection | None = None
     relaxation: RelaxationSection | None = None
     slices_at_once: PositiveInt | None = None
@@ -176,6 +181,19 @@ class TimeSection(Section):
     tangents: StepsSection | None = None
     stopping: StoppingSection = StoppingSection()
     adjoint: AdjointSection = AdjointSection()
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name in METHODS or ":" in name:
+            return name
+        close = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        *others, last = map(repr, METHODS)
+        raise ValueError(
+            f"knows no {name!r}; {hint}Choose {', '.join(others)} or {last}, or name a function of "
+            "your own, `file.py:function`"
+        )
 
     @model_validator(mode="after")
     def _consistent(self):

@@ -1,7 +1,7 @@
 """Samples dealt to groups of ranks, and how they change hands outside of jitted code.
 
 The g-th group takes the g-th part of every batch. What is kept of a sample until its next turn
-(`training.track_store`) stays with the group that keeps its number, and visits the others.
+(`training.warm_starts`) stays with the group that keeps its number, and visits the others.
 """
 
 from collections.abc import Mapping, Sequence

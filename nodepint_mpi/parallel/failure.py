@@ -12,13 +12,12 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Inexact, PyTree
 
 from nodepint_mpi.core.backward import backward_drift, is_continuous
-from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.propagators import Propagator
-from nodepint_mpi.core.types import Block, Params
+from nodepint_mpi.core.types import Block
 from nodepint_mpi.errors import NonFiniteError
-from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.exchange import max_over_ranks
 from nodepint_mpi.parallel.judge import SweepRecord
+from nodepint_mpi.parallel.line import Line
 
 ADJOINT_FAILURE = (
     "The adjoint solve failed: the pull-back of a slice returned NaN or infinity, or ran out of "
@@ -91,16 +90,9 @@ def or_adjoint_failure(tree: PyTree[Array], finite: Bool[Array, ""], throw: bool
 
 
 def warn_of_drift(
-    comm: TimeComm,
-    fine: Propagator,
-    params: Params,
-    starts: Block,
-    ends: Block,
-    owned: OwnedSlices,
-    *,
-    again: bool = True,
+    line: Line, fine: Propagator, starts: Block, ends: Block, *, again: bool = True
 ) -> None:
-    """Log a warning if the continuous adjoint is off. Collective over `comm`, inside jit.
+    """Log a warning if the continuous adjoint is off. Collective over the line, inside jit.
 
     The estimate is how far the state, integrated backward over a slice, is from its stored start,
     relative to the largest state: see `core.backward`. The first rank logs it; without `again`,
@@ -108,7 +100,8 @@ def warn_of_drift(
     """
     if not is_continuous(fine) or type(fine) is not Propagator:  # others move the start
         return
-    drift = backward_drift(fine, params, starts, ends, owned)
+    comm = line.comm
+    drift = backward_drift(fine, line.params, starts, ends, line.owned)
     local = jnp.stack([drift, jnp.max(jnp.abs(starts))])
     drift, scale = max_over_ranks(comm, local)
     if comm.rank == 0 and comm.group == 0:

@@ -20,7 +20,7 @@ from nodepint_mpi.core.types import Field
 from nodepint_mpi.errors import ProblemError
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.counters import Tally, counting
-from nodepint_mpi.parallel.differentiate import TimeSolver, iterate, linearise_at
+from nodepint_mpi.parallel.differentiate import linearize_at
 from nodepint_mpi.parallel.exchange import (
     bcast_from,
     gather_slices,
@@ -28,7 +28,9 @@ from nodepint_mpi.parallel.exchange import (
     sum_over_ranks,
 )
 from nodepint_mpi.parallel.failure import or_adjoint_failure, require_solved, warn_of_drift
+from nodepint_mpi.parallel.iterate import TimeSolver
 from nodepint_mpi.parallel.judge import SweepRecord
+from nodepint_mpi.parallel.line import Line
 from nodepint_mpi.parallel.method_options import (
     MethodOptions,
     Numbers,
@@ -39,6 +41,7 @@ from nodepint_mpi.parallel.method_options import (
     default_stopping,
     make_method,
 )
+from nodepint_mpi.parallel.methods.base import ENDS, AbstractMethod, Carry
 from nodepint_mpi.parallel.problem import (
     as_field,
     check_field,
@@ -49,6 +52,7 @@ from nodepint_mpi.parallel.problem import (
 from nodepint_mpi.parallel.programs import static_key
 from nodepint_mpi.parallel.same_arguments import is_traced, require_same_arguments, value_of
 from nodepint_mpi.parallel.shared_basis import SharedBasis
+from nodepint_mpi.parallel.solve import solve_interface
 
 
 class Status(enum.StrEnum):
@@ -135,7 +139,7 @@ def solve(
     *,
     fine: AbstractIntegrator,
     coarse: AbstractIntegrator | Propagator | None = None,
-    method: str = "parareal",
+    method: str | AbstractMethod = "parareal",
     stopping: AbstractStopping | None = None,
     args: PyTree = None,
     guess: PyTree = None,
@@ -177,7 +181,9 @@ def solve(
         coarse: Steps of the coarse propagator G over one slice, or a whole `Propagator` with
             another field. Needed by `"parareal"` and `"reduced"`; `"tangent"` takes iteration 0
             from it, and falls back to parareal with it.
-        method: `"parareal"`, `"tangent"`, `"reduced"`, `"picard"` or `"serial"`.
+        method: `"parareal"`, `"tangent"`, `"reduced"`, `"picard"` or `"serial"`, which take the
+            options below; or a method, such as `Tangent(basis, Propagator(field, steps))` or one of
+            your own, which has its own.
         stopping: `JumpTolerance` (default, 1e-8 in the state's units), `FixedSweeps` or
             `FreezeSlices`.
         args: Anything the field needs. Arrays and floating-point numbers are traced, so other
@@ -312,14 +318,13 @@ def _solve_replicated(comm, solver, edges, static, throw, arrays, params, initia
         return jax.tree.map(lambda part: _given(part, others), whole_solver, is_leaf=_has_field)
 
     def whole(arrays, params, initial, guess):
-        guess = None if guess is None else guess[1:][owned.indices]
         with counting() as ledger:
-            states, record, memory = iterate(
-                comm, with_arrays(arrays), params, initial, guess, owned
-            )
-            ends = gather_slices(comm, states.ends, owned.n_slices)
+            line, solver = Line(comm, owned, params), with_arrays(arrays)
+            carry = None if guess is None else Carry({ENDS: guess[1:][owned.indices]}, {})
+            solved = solve_interface(line, solver, initial, carry)
+            ends = gather_slices(comm, solved.states.ends, owned.n_slices)
         counts = max_over_ranks(comm, ledger.tally.as_array())
-        return jnp.concatenate([initial[None], ends]), record, counts, memory
+        return jnp.concatenate([initial[None], ends]), solved.record, counts, solved.memory
 
     @jax.custom_vjp
     def run(arrays, params, initial, guess):
@@ -332,12 +337,11 @@ def _solve_replicated(comm, solver, edges, static, throw, arrays, params, initia
     def backward(residuals, bars):
         arrays, params, interface, memory, solved = residuals
         interface_bar, *_ = bars
-        starts = interface[owned.indices]
-        solver = with_arrays(arrays)
-        line = linearise_at(comm, solver, params, starts, owned, memory)
-        warn_of_drift(comm, solver.fine, params, line.states.starts, line.result.end, owned)
-        sources = SliceResult(jnp.zeros_like(line.result.saves), interface_bar[owned.indices + 1])
-        gradient = line.pull_back(sources, None)
+        line, solver = Line(comm, owned, params), with_arrays(arrays)
+        at = linearize_at(line, solver, interface[owned.indices], memory)
+        warn_of_drift(line, solver.fine, at.states.starts, at.result.end)
+        sources = SliceResult(jnp.zeros_like(at.result.saves), interface_bar[owned.indices + 1])
+        gradient = at.pull_back(sources)
         initial_bar = bcast_from(comm, gradient.initial, 0) + interface_bar[0]
         bars = sum_over_ranks(comm, gradient.params), initial_bar
         bars = or_adjoint_failure(bars, solved & gradient.record.finite, throw)

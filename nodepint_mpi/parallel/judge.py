@@ -14,7 +14,7 @@ from nodepint_mpi.core.types import Block
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.counters import cond
 from nodepint_mpi.parallel.exchange import max_over_ranks
-from nodepint_mpi.parallel.methods import Memory
+from nodepint_mpi.parallel.methods.base import Counts, Memory, Swept
 from nodepint_mpi.parallel.pace import Pace
 
 
@@ -51,12 +51,20 @@ class SweepRecord(NamedTuple):
 
 
 class Iterate(NamedTuple):
+    """A forward iterate: what the method has, how good it is, what was measured on the way."""
+
     states: BlockStates
     memory: Memory
+    counts: Counts
     record: SweepRecord
     frozen_jumps: Float[Array, " owned"]
     bad_entries: Int[Array, " owned"]
     pace: Pace
+
+    @property
+    def swept(self) -> Swept:
+        """As the method knows it."""
+        return Swept(self.states, self.memory, self.counts)
 
 
 def judge_updates(line, iterate, corrected, fine_ends, stopping) -> SweepRecord:
@@ -227,3 +235,18 @@ def empty_record(limit: int, dtype, n_slices: int) -> SweepRecord:
         broken_entry=jnp.array(-1),
         sample_sweeps=None,
     )
+
+
+def serial_record(comm: TimeComm, ends: Block, owned: OwnedSlices) -> SweepRecord:
+    """A serial solve has no jumps and is solved, unless a slice fails. Collective."""
+    record = empty_record(0, ends.dtype, owned.n_slices)
+    dtype = record.jumps.dtype
+    first_failed = first_unsolved(~slices_finite(ends), 0, owned).astype(dtype)
+    broken = (-max_over_ranks(comm, -first_failed)).astype(record.broken.dtype)
+    record = record._replace(
+        jumps=jnp.zeros_like(record.jumps),
+        fronts=broken[None].astype(record.fronts.dtype),
+        finite=broken == owned.n_slices,
+        broken=broken,
+    )
+    return locate_failure(comm, record, first_bad_entries(ends), owned)

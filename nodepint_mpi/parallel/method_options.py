@@ -3,22 +3,20 @@
 from typing import Any, NamedTuple, NoReturn
 
 import diffrax
+import jax
 import numpy as np
 from jaxtyping import PyTree
 from mpi4py import MPI
 
-from nodepint_mpi.core.galerkin import Galerkin
 from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator
 from nodepint_mpi.core.stopping import AbstractStopping, JumpTolerance
 from nodepint_mpi.errors import ProblemError
 from nodepint_mpi.parallel.comms import TimeComm, world_time_comm
-from nodepint_mpi.parallel.methods import AbstractMethod, Parareal, Picard, Serial
+from nodepint_mpi.parallel.methods import METHODS
+from nodepint_mpi.parallel.methods.base import AbstractMethod, Parts
 from nodepint_mpi.parallel.problem import ArrayField, as_field, check_field
-from nodepint_mpi.parallel.reduced import Reduced
 from nodepint_mpi.parallel.shared_basis import SharedBasis
-from nodepint_mpi.parallel.tangent import Tangent
 
-_METHODS = "parareal", "tangent", "reduced", "picard", "serial"
 _PRECISIONS = "float16", "bfloat16", "float32", "float64"
 _STEPS = "`FixedSteps(solver, n_steps)` or `AdaptiveSteps(solver, rtol, atol)`"
 
@@ -28,13 +26,13 @@ class MethodOptions(NamedTuple):
 
     method: Any
     fine: Any
-    coarse: Any
-    tangents: Any
-    basis: Any
-    complement: Any
-    recycle: Any
-    precision: Any
-    trust: Any
+    coarse: Any = None
+    tangents: Any = None
+    basis: Any = None
+    complement: Any = False
+    recycle: Any = True
+    precision: Any = None
+    trust: Any = 0.5
 
 
 class Numbers(NamedTuple):
@@ -76,11 +74,7 @@ def check_method_options(options: MethodOptions) -> None:
         value = getattr(options, name)
         if not isinstance(value, (AbstractIntegrator, Propagator, type(None))):
             _refuse(name, value, f"{_STEPS}, or `Propagator(field, steps)`")
-    if options.method not in _METHODS:
-        known = ", ".join(map(repr, _METHODS[:-1]))
-        raise ProblemError(
-            f"`method` is {_shown(options.method)}; choose {known} or {_METHODS[-1]!r}."
-        )
+    _check_method(options)
     if not isinstance(options.basis, (SharedBasis, type(None))):
         _refuse("basis", options.basis, "a basis such as `SharedBasis('pod', rank=8, n_new=2)`")
     for name in ("complement", "recycle"):
@@ -130,52 +124,68 @@ def default_stopping(stopping: AbstractStopping | None) -> AbstractStopping:
 def make_method(
     options: MethodOptions, field: ArrayField, t0: float, args: PyTree
 ) -> AbstractMethod:
-    """The method that checked options ask for. Local.
+    """The method that checked options ask for, on the fields of arrays. Local.
 
     Raises:
-        ProblemError: if an option is missing, or the field of a propagator does not fit the state.
+        ProblemError: if an option is missing, or a field or a basis does not fit the state.
     """
+
+    def bound(part: Any, name: str) -> Any:
+        """With a field of arrays for the user's own."""
+        if not isinstance(part, Propagator):
+            return part
+        own = as_field(part.field, field.layout, name)
+        check_field(own, t0, args, name)
+        return Propagator(own, part.integrator)
 
     def propagator(name: str) -> Propagator | None:
         steps = getattr(options, name)
-        if not isinstance(steps, Propagator):
-            return None if steps is None else Propagator(field, steps)
-        own = as_field(steps.field, field.layout, name)
-        check_field(own, t0, args, name)
-        return Propagator(own, steps.integrator)
+        if steps is None or isinstance(steps, Propagator):
+            return bound(steps, name)
+        return Propagator(field, steps)
 
-    name, basis, coarse = options.method, options.basis, propagator("coarse")
-    if name == "serial":
-        return Serial()
-    if name == "picard":
-        return Picard()
-    if name in ("tangent", "reduced"):
-        if basis is None:
-            raise ProblemError(
-                f"`method={name!r}` needs `basis`, for instance "
-                "`SharedBasis('pod', rank=8, n_new=2)`."
+    if isinstance(options.method, AbstractMethod):
+        method = jax.tree.map(
+            lambda part: bound(part, "method"),
+            options.method,
+            is_leaf=lambda part: isinstance(part, Propagator),
+        )
+    else:
+        method = METHODS[options.method].of(
+            Parts(
+                fine=Propagator(field, options.fine),
+                coarse=propagator("coarse"),
+                tangents=propagator("tangents"),
+                basis=options.basis,
+                complement=options.complement,
+                recycle=options.recycle,
+                precision=options.precision,
+                trust=options.trust,
             )
-        if field.layout.is_tree and basis.n_batch_axes:
-            raise ProblemError("A state that is a tree of arrays has no batch axes to share.")
-        basis.sample_shape(field.layout.shape)
-    if name == "tangent":
-        return Tangent(
-            basis=basis,
-            propagator=propagator("tangents") or Propagator(field, options.fine),
-            coarse=coarse,
-            use_complement=options.complement,
-            recycle=options.recycle,
-            precision=options.precision,
-            trust=options.trust,
         )
-    if coarse is None:
+    if field.layout.is_tree and getattr(getattr(method, "basis", None), "n_batch_axes", 0):
+        raise ProblemError("A state that is a tree of arrays has no batch axes to share.")
+    state = jax.ShapeDtypeStruct(field.layout.shape, field.layout.dtype)
+    method.carry_like(1, state)  # says if a basis does not fit the state
+    return method
+
+
+def _check_method(options: MethodOptions) -> None:
+    """A name, or a method that is whole; options belong to a name."""
+    method = options.method
+    if isinstance(method, AbstractMethod):
+        for name, default in MethodOptions._field_defaults.items():
+            if getattr(options, name) is not default and getattr(options, name) != default:
+                raise ProblemError(
+                    f"`{name}` is an option of methods given by name; give it to "
+                    f"`{type(method).__name__}` when you make it."
+                )
+    elif not isinstance(method, str) or method not in METHODS:
+        *known, last = map(repr, METHODS)
         raise ProblemError(
-            f"`method={name!r}` needs `coarse`, the steps of the coarse propagator; "
-            "'picard' and 'tangent' do without."
+            f"`method` is {_shown(method)}; choose {', '.join(known)} or {last}, or pass a method "
+            "such as `Parareal(Propagator(field, steps))`."
         )
-    if name == "parareal":
-        return Parareal(coarse)
-    return Reduced(basis, Galerkin(coarse.field), coarse.integrator, coarse, options.complement)
 
 
 def _check_flag(name: str, value: Any) -> None:

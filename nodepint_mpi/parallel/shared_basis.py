@@ -18,7 +18,7 @@ from nodepint_mpi.core.basis import (
 from nodepint_mpi.core.types import Block
 from nodepint_mpi.errors import ProblemError
 from nodepint_mpi.parallel.directions import leading_directions
-from nodepint_mpi.parallel.methods import Line
+from nodepint_mpi.parallel.line import Line
 from nodepint_mpi.parallel.recurrence import Recurrence
 
 BasisKind = Literal["identity", "random", "pod", "jumps"]

@@ -1,9 +1,6 @@
-"""The time-parallel iteration: fine solves, jumps, correction sweep, agreement, stop.
+"""The forward direction: interface states by sweeps, or by a walk where there is nothing to sweep.
 
-    U[n+1] <- F(U_old[n]) + C(U[n]) - C(U_old[n])
-
-Everything here runs inside one jitted function on every rank of the line. Loop conditions are
-made from numbers that all ranks agreed on.
+U[n+1] <- F(U_old[n]) + C(U[n]) - C(U_old[n])
 """
 
 from typing import NamedTuple
@@ -11,69 +8,67 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from nodepint_mpi.core.partition import OwnedSlices
-from nodepint_mpi.core.propagators import Propagator, SliceResult
+from nodepint_mpi.core.propagators import SliceResult
 from nodepint_mpi.core.scopes import FINE_FORWARD
-from nodepint_mpi.core.stopping import AbstractStopping
 from nodepint_mpi.core.sweeps import (
     BlockStates,
-    chain_block,
     count_unsolved,
     propagate_block,
     propagate_unsolved,
     slice_distance,
-    slices_finite,
 )
-from nodepint_mpi.core.types import Block, Params, State
+from nodepint_mpi.core.types import State
 from nodepint_mpi.parallel.comms import TimeComm
-from nodepint_mpi.parallel.counters import Tally, cond, while_loop, work
-from nodepint_mpi.parallel.exchange import max_over_ranks, recv_left, send_right
+from nodepint_mpi.parallel.counters import Tally, cond, count, counting, work
+from nodepint_mpi.parallel.exchange import max_over_ranks
+from nodepint_mpi.parallel.iterate import (
+    AbstractDirection,
+    OnIterate,
+    TimeSolver,
+    Verdict,
+    iterate,
+)
 from nodepint_mpi.parallel.judge import (
     Iterate,
     SweepRecord,
     confirm_frozen,
     empty_record,
-    first_bad_entries,
-    first_unsolved,
     front_of,
     judge_jumps,
     judge_updates,
     locate_failure,
+    serial_record,
     with_samples,
     without_unsolvable,
 )
-from nodepint_mpi.parallel.methods import AbstractMethod, AbstractSweeps, Line, Memory, Serial
+from nodepint_mpi.parallel.line import Line
+from nodepint_mpi.parallel.methods.base import ENDS, Carry, Memory, no_carry
+from nodepint_mpi.parallel.methods.serial import walk
 from nodepint_mpi.parallel.pace import best_iterate, first_pace, judge_pace
 
 
 class Interface(NamedTuple):
     """This rank's block of interface states, the record of the solve, and what its method learned.
 
-    `memory` is what the method may use in the adjoint and in the next solve.
+    `memory` is what the method may use in the adjoint. `seen` is what `on_iterate` has gathered.
     """
 
     states: BlockStates
     record: SweepRecord
     memory: Memory
+    seen: object = None
 
 
 def solve_interface(
-    comm: TimeComm,
-    params: Params,
+    line: Line,
+    solver: TimeSolver,
     initial: State,
-    guess: Block | None,
-    memory: Memory | None = None,
-    *,
-    fine: Propagator,
-    method: AbstractMethod,
-    stopping: AbstractStopping,
-    owned: OwnedSlices,
-    slices_at_once: int | None = None,
-    n_batch_axes: int = 0,
+    carry: Carry | None = None,
+    on_iterate: OnIterate | None = None,
 ) -> Interface:
     """Solve for the states at all slice boundaries at once.
 
-    Collective over `comm`, inside jit; every rank must pass equal `params` and options.
+    Collective over the line, inside jit; every rank must pass equal parameters and options.
 
     After k sweeps the first k slices equal the serial fine solution, and are not propagated any
     more. A slice is frozen only if its fine solve succeeded. One that fails from a solved start
@@ -82,134 +77,116 @@ def solve_interface(
     A method whose sweeps do not work hands over to its fallback (see `parallel.pace`).
 
     Args:
-        comm: Line of ranks along time.
-        params: Parameters of the vector field, replicated.
+        line: Ranks along time, and the parameters of the vector field.
+        solver: Propagators, method, when slices count as solved.
         initial: State at the first edge, (*state). Read on the first rank only.
-        guess: Ends of the owned slices to start from, (owned, *state), on all ranks or none;
-            without it the method's own iteration 0.
-        memory: What an earlier solve with this method ended with, on all ranks or none.
-        fine: The fine propagator F.
-        method: How information travels between slices.
-        stopping: When slices count as solved. Ignored by Serial.
-        owned: The slices of this rank.
-        slices_at_once: Slices propagated as one batch; all of a rank's own if None.
-        n_batch_axes: Leading axes of a state that count samples, whose sweeps are recorded.
+        carry: What an earlier solve left, or a guess, on all ranks or none; without it the
+            method's own iteration 0.
+        on_iterate: Called with every iterate; see `parallel.iterate`. It has seen None before
+            iteration 0.
     """
-    n_samples = initial.shape[:n_batch_axes]
-    if isinstance(method, Serial):
-        incoming = recv_left(comm, initial)
-        with work(FINE_FORWARD, Tally(fine=owned.n_owned)):
-            starts, result = chain_block(fine, params, incoming, owned)
-        send_right(comm, result.end[-1])
-        record = with_samples(serial_record(comm, result.end, owned), n_samples)
-        return Interface(BlockStates(starts, result.end), record, None)
-    assert isinstance(method, AbstractSweeps)  # there is nothing else
-    line = Line(comm, owned, params)
-    fallback = method.fallback()
-    first = _first_iterate(line, initial, guess, memory, method, stopping)
+    n_samples = initial.shape[: solver.n_batch_axes]
+    if not solver.method.iterates:
+        states, result = walk(line, solver.fine, initial)
+        record = with_samples(serial_record(line.comm, result.end, line.owned), n_samples)
+        return Interface(states, record, None)
+    forward = Forward(line, solver, initial)
+    with counting() as ledger:
+        first = forward.first(no_carry() if carry is None else carry)
+    count(ledger.tally)
     first = first._replace(record=with_samples(first.record, n_samples))
+    seen = None if on_iterate is None else on_iterate(None, first, ledger.tally)
+    last, seen = iterate(forward, first, on_iterate, seen)
+    if solver.stopping.freezes_by_update:
+        last = forward.confirm(last)
+    record = locate_failure(line.comm, last.record, last.bad_entries, line.owned)
+    states = without_unsolvable(last.states, record, line.owned)
+    return Interface(states, record, last.memory, seen)
 
-    def sweep(iterate: Iterate) -> Iterate:
-        front = front_of(iterate.record)
-        n_fine = count_unsolved(front, owned, at_once=slices_at_once)
-        with work(FINE_FORWARD, Tally(fine=n_fine)):
-            fine_ends = propagate_unsolved(
-                fine, params, iterate.states, front, owned, at_once=slices_at_once
-            )
-        iterate = judge_jumps(line, iterate, fine_ends, stopping)
-        record = iterate.record
-        jump = record.jumps[record.n_sweeps]
-        pace, taken_over = judge_pace(iterate.pace, jump, iterate.states.ends, fine_ends)
-        iterate = iterate._replace(pace=pace)
 
-        def correct():
-            return _correct(line, initial, iterate, fine_ends, method, stopping)
+class Forward(AbstractDirection[Iterate]):
+    """From left to right: F on every unsolved slice, jumps, the sweep of the method."""
 
-        def fall_back():
-            return _fall_back(line, initial, iterate, fine_ends, fallback, stopping, taken_over)
+    def __init__(self, line: Line, solver: TimeSolver, initial: State):
+        self.line, self.solver, self.initial = line, solver, initial
+        self.fallback = solver.method.fallback()
 
-        def corrected():
-            if fallback is None:
-                return correct()
-            return cond(pace.falls_back, fall_back, correct)
+    def first(self, carry: Carry) -> Iterate:
+        """Iteration 0 of the method."""
+        line, owned = self.line, self.line.owned
+        begun = self.solver.method.init(line, self.initial, carry)
+        limit = self.solver.stopping.sweep_limit(owned.n_slices)
+        record = empty_record(limit, self.initial.dtype, owned.n_slices)
+        record = record._replace(n_guarded=max_over_ranks(line.comm, begun.counts.guarded))
+        frozen = jnp.zeros(owned.n_owned, record.jumps.dtype)
+        pace = first_pace(begun.states.ends, has_fallback=self.fallback is not None)
+        none_bad = jnp.full(owned.n_owned, -1)
+        return Iterate(*begun, record, frozen, none_bad, pace)
 
-        unsolved = record.finite & (front_of(record) < owned.n_slices)
-        return cond(unsolved, corrected, lambda: iterate)
-
-    def unsolved(iterate: Iterate):
-        record = iterate.record
-        limit = stopping.sweep_limit(owned.n_slices)
+    def is_going(self, iterate):
+        record, owned = iterate.record, self.line.owned
+        limit = self.solver.stopping.sweep_limit(owned.n_slices)
         return record.finite & (front_of(record) < owned.n_slices) & (record.n_sweeps < limit)
 
-    last = while_loop(unsolved, sweep, first)
-    if stopping.freezes_by_update:
+    def propagate(self, iterate):
+        line, at_once = self.line, self.solver.slices_at_once
+        front = front_of(iterate.record)
+        with work(FINE_FORWARD, Tally(fine=count_unsolved(front, line.owned, at_once=at_once))):
+            return propagate_unsolved(
+                self.solver.fine, line.params, iterate.states, front, line.owned, at_once=at_once
+            )
 
-        def confirm():
-            with work(FINE_FORWARD, Tally(fine=owned.n_owned)):
+    def judge(self, iterate, propagated):
+        iterate = judge_jumps(self.line, iterate, propagated, self.solver.stopping)
+        record = iterate.record
+        jump = record.jumps[record.n_sweeps]
+        pace, taken_over = judge_pace(iterate.pace, jump, iterate.states.ends, propagated)
+        unsolved = record.finite & (front_of(record) < self.line.owned.n_slices)
+        return iterate._replace(pace=pace), Verdict(unsolved, pace.falls_back, taken_over)
+
+    def correct(self, iterate, propagated):
+        swept = self.solver.method.sweep(
+            self.line, self.initial, iterate.swept, propagated, front_of(iterate.record),
+            iterate.pace.slow,
+        )  # fmt: skip
+        record = judge_updates(self.line, iterate, swept, propagated, self.solver.stopping)
+        return iterate._replace(**swept._asdict(), record=record)
+
+    def fall_back(self, iterate, propagated, verdict):
+        """From the best iterate if the fallback has just taken over."""
+        line, fallback = self.line, self.fallback
+        assert fallback is not None  # else nothing falls back
+        front, ends = front_of(iterate.record), iterate.states.ends
+        best = best_iterate(iterate.pace, ends, propagated, front, line.owned)
+        ends = jnp.where(verdict.taken_over, best[0], ends)
+        fine_ends = jnp.where(verdict.taken_over, best[1], propagated)
+        guess = fallback.init(line, self.initial, Carry({ENDS: ends}, {}))
+        iterate = iterate._replace(states=guess.states)
+        swept = fallback.sweep(line, self.initial, guess, fine_ends, front)
+        record = judge_updates(line, iterate, swept, fine_ends, self.solver.stopping)
+        record = record._replace(n_fallbacks=record.n_fallbacks + 1)
+        return iterate._replace(states=swept.states, counts=swept.counts, record=record)
+
+    def keep(self, iterate, propagated):
+        del propagated
+        return iterate
+
+    def confirm(self, last: Iterate) -> Iterate:
+        """Slices that were frozen by their updates, judged by fine solves. Collective."""
+        line, solver, record = self.line, self.solver, last.record
+
+        def confirmed() -> Iterate:
+            with work(FINE_FORWARD, Tally(fine=line.owned.n_owned)):
                 ends = propagate_block(
-                    fine, params, last.states.starts, owned, at_once=slices_at_once
-                ).end
+                    solver.fine, line.params, last.states.starts, line.owned,
+                    at_once=solver.slices_at_once,
+                ).end  # fmt: skip
             return confirm_frozen(line, last, ends)
 
-        last = cond(
-            last.record.finite & (front_of(last.record) == owned.n_slices), confirm, lambda: last
-        )
-    record = locate_failure(comm, last.record, last.bad_entries, owned)
-    states = without_unsolvable(last.states, record, owned)
-    return Interface(states, record, last.memory)
+        is_solved = record.finite & (front_of(record) == line.owned.n_slices)
+        return cond(is_solved, confirmed, lambda: last)
 
 
 def largest_jump(comm: TimeComm, result: SliceResult, states: BlockStates) -> Float[Array, ""]:
     """Largest jump |F(U[n]) - U[n+1]| over all slices. Collective over `comm`, inside jit."""
     return max_over_ranks(comm, jnp.max(slice_distance(result.end, states.ends)))
-
-
-def _first_iterate(line, initial, guess, memory, method, stopping) -> Iterate:
-    """Iteration 0 of the method."""
-    started = method.start(line, initial, guess, memory)
-    n_slices = line.owned.n_slices
-    record = empty_record(stopping.sweep_limit(n_slices), initial.dtype, n_slices)
-    record = record._replace(n_guarded=max_over_ranks(line.comm, started.counts.guarded))
-    frozen = jnp.zeros(line.owned.n_owned, record.jumps.dtype)
-    none = jnp.full(line.owned.n_owned, -1)
-    pace = first_pace(started.states.ends, has_fallback=method.fallback() is not None)
-    return Iterate(started.states, started.memory, record, frozen, none, pace)
-
-
-def _correct(line, initial, iterate, fine_ends, method, stopping) -> Iterate:
-    """One sweep of the method, then the agreement on its effect."""
-    corrected = method.correct(
-        line, initial, iterate.states, fine_ends, front_of(iterate.record), iterate.memory,
-        iterate.pace.slow,
-    )  # fmt: skip
-    record = judge_updates(line, iterate, corrected, fine_ends, stopping)
-    return iterate._replace(states=corrected.states, memory=corrected.memory, record=record)
-
-
-def _fall_back(line, initial, iterate, fine_ends, fallback, stopping, taken_over) -> Iterate:
-    """One sweep of the fallback, from the best iterate if it has just taken over."""
-    front, ends = front_of(iterate.record), iterate.states.ends
-    best = best_iterate(iterate.pace, ends, fine_ends, front, line.owned)
-    ends = jnp.where(taken_over, best[0], ends)
-    fine_ends = jnp.where(taken_over, best[1], fine_ends)
-    guess = fallback.start(line, initial, ends, None)
-    iterate = iterate._replace(states=guess.states)
-    corrected = fallback.correct(line, initial, guess.states, fine_ends, front, guess.memory)
-    record = judge_updates(line, iterate, corrected, fine_ends, stopping)
-    record = record._replace(n_fallbacks=record.n_fallbacks + 1)
-    return iterate._replace(states=corrected.states, record=record)
-
-
-def serial_record(comm: TimeComm, ends: Block, owned: OwnedSlices) -> SweepRecord:
-    """A serial solve has no jumps and is solved, unless a slice fails. Collective."""
-    record = empty_record(0, ends.dtype, owned.n_slices)
-    dtype = record.jumps.dtype
-    first_failed = first_unsolved(~slices_finite(ends), 0, owned).astype(dtype)
-    broken = (-max_over_ranks(comm, -first_failed)).astype(record.broken.dtype)
-    record = record._replace(
-        jumps=jnp.zeros_like(record.jumps),
-        fronts=broken[None].astype(record.fronts.dtype),
-        finite=broken == owned.n_slices,
-        broken=broken,
-    )
-    return locate_failure(comm, record, first_bad_entries(ends), owned)

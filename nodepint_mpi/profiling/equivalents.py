@@ -8,9 +8,9 @@ import diffrax
 from nodepint_mpi.core.propagators import AbstractIntegrator, FixedSteps
 from nodepint_mpi.core.runge_kutta import AbstractExplicitRungeKutta
 from nodepint_mpi.parallel.counters import Tally
-from nodepint_mpi.parallel.differentiate import TimeSolver
-from nodepint_mpi.parallel.reduced import Reduced
-from nodepint_mpi.parallel.tangent import Tangent
+from nodepint_mpi.parallel.iterate import TimeSolver
+from nodepint_mpi.parallel.methods.reduced import Reduced
+from nodepint_mpi.parallel.methods.tangent import Tangent
 
 
 def evaluations(integrator: AbstractIntegrator) -> int | None:
@@ -39,7 +39,7 @@ def work_equivalents(solver: TimeSolver, tally: Tally) -> tuple[float | None, fl
         "fine": solver.fine.integrator,
         "tangents": None if tangents is None else tangents.integrator,
         "coarse": None if coarse is None else coarse.integrator,
-        "reduced": method.integrator if isinstance(method, Reduced) else None,
+        "reduced": method.coarse.integrator if isinstance(method, Reduced) else None,
     }
     forward = {"fine": tally.fine, "tangents": tally.tangent_passes, "coarse": tally.coarse}
     back = {"fine": tally.fine_pulled, "coarse": tally.coarse_pulled}

@@ -23,6 +23,7 @@ from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.differentiate import solve_block
 from nodepint_mpi.parallel.directions import leading_directions
+from nodepint_mpi.parallel.line import Line
 from nodepint_mpi.ranks.agreement import agreed
 from nodepint_mpi.rom.file import PARTS, RomFile
 from nodepint_mpi.rom.load import origin_of, stepper_of
@@ -127,7 +128,7 @@ def _take_snapshots(comms, experiment: Experiment, params: EncodeProcessDecode) 
     def solve(params, inputs):
         encoder = eqx.combine(params, problem.static).encoder
         initial = jax.vmap(encoder)(as_numbers(inputs, experiment.state.dtype))
-        result = solve_block(problem.comm, solver, params.processor, initial, owned)
+        result = solve_block(Line(problem.comm, owned, params.processor), solver, initial)
         first = initial[None] if problem.comm.rank == 0 else initial[None][:0]
         return jnp.concatenate([first, result.end, seen.read(result)[inside]])
 

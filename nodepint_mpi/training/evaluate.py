@@ -18,9 +18,9 @@ from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.dealing import own_part
 from nodepint_mpi.ranks.agreement import agreed
 from nodepint_mpi.ranks.guard import together
+from nodepint_mpi.training.error_control import kept_like
 from nodepint_mpi.training.setup import Experiment, at_step, make_whole_problem, set_up, slice_rows
 from nodepint_mpi.training.step import make_evaluation, make_prediction
-from nodepint_mpi.training.tracking import kept_like
 
 BATCH = 500
 N_SHOWN = {"labels": 24, "trajectories": 4}

@@ -19,7 +19,7 @@ from nodepint_mpi.training.check_model import check_model
 from nodepint_mpi.training.memory import kept_states, require_network_fits, show_bytes, tree_bytes
 from nodepint_mpi.training.setup import check_scores, share_batch
 from nodepint_mpi.training.step import split_model
-from nodepint_mpi.training.track_store import bytes_each, count_kept
+from nodepint_mpi.training.warm_starts import bytes_each, count_kept
 
 
 def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:

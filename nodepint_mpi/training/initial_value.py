@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from nodepint_mpi.build.model import build_edges, build_integrator
-from nodepint_mpi.build.sections import build_basis, build_problem, build_stopping
+from nodepint_mpi.build.sections import build_method, build_problem, build_stopping
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.core.problems import Problem
 from nodepint_mpi.core.propagators import AbstractIntegrator
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.ivp import Solution, solve
+from nodepint_mpi.parallel.methods.base import AbstractMethod
+from nodepint_mpi.parallel.methods.serial import Serial
 from nodepint_mpi.parallel.outlook import make_forecast
 from nodepint_mpi.ranks.guard import together
 from nodepint_mpi.ranks.watchdog import Watchdog
@@ -48,30 +50,23 @@ def solve_problem(
             problem = build_problem(config.problem, section.horizon)
             fine = build_integrator(section.fine, "time.fine")
             coarse = section.coarse and build_integrator(section.coarse, "time.coarse")
-            tangents = section.tangents and build_integrator(section.tangents, "time.tangents")
-            options = section.basis
-            basis = options and build_basis(options, n_batch_axes=0, seed=config.run.seed)
+            method = build_method(section, problem.field, n_batch_axes=0, seed=config.run.seed)
             stopping = build_stopping(section.stopping, config.run.precision)
             _try_field(problem)
 
         edges, args = build_edges(section), _as_arrays(problem)
 
-        def run(method: str, fine: AbstractIntegrator = fine, throw: bool = True) -> Solution:
+        def run(
+            method: AbstractMethod, fine: AbstractIntegrator = fine, throw: bool = True
+        ) -> Solution:
             solution = solve(
                 problem.field,
                 np.asarray(problem.initial, dtype=jnp.zeros(()).dtype),
                 edges,
                 fine=fine,
-                coarse=coarse if method not in ("serial", "picard") else None,
                 method=method,
                 stopping=stopping,
                 args=args,
-                basis=basis,
-                tangents=tangents,
-                complement=options is not None and options.complement,
-                recycle=options is None or options.recycle,
-                precision=options and options.precision,
-                trust=(options and options.trust) or None,
                 slices_at_once=section.slices_at_once,
                 comm=comms.time,
                 throw=throw,
@@ -79,10 +74,10 @@ def solve_problem(
             return jax.block_until_ready(solution)
 
         forecast = None
-        if with_forecast and coarse is not None and section.method != "serial":
+        if with_forecast and coarse is not None and method.iterates:
             with watchdog.phase("forecasting", collective=True):
                 forecast = make_forecast(
-                    lambda steps: run(section.method, steps, throw=False),
+                    lambda steps: run(method, steps, throw=False),
                     problem.field,
                     args,
                     coarse,
@@ -92,7 +87,7 @@ def solve_problem(
                 _log.info("forecast: %s", forecast.advice)
         with watchdog.phase("solving", collective=True):
             began = time.perf_counter()
-            solution = run(section.method)
+            solution = run(method)
             seconds = time.perf_counter() - began
         result = {
             "problem": config.problem.field,
@@ -114,7 +109,7 @@ def solve_problem(
         }
         if with_error:
             with watchdog.phase("solving serially", collective=True):
-                serial = run("serial", throw=False)
+                serial = run(Serial(), throw=False)
             distance = float(jnp.max(jnp.abs(solution.interface - serial.interface)))
             result["serial_status"] = serial.status.name.lower()
             result["error"] = distance

@@ -18,10 +18,10 @@ from nodepint_mpi.io.checkpoint_folder import checkpoint_path
 from nodepint_mpi.io.directory import CHECKPOINTS
 from nodepint_mpi.io.leaves import take_leaves
 from nodepint_mpi.parallel.comms import Comms
+from nodepint_mpi.training.error_control import Stepper
 from nodepint_mpi.training.saving import save_run
 from nodepint_mpi.training.setup import Batch, Experiment, slice_rows
 from nodepint_mpi.training.step import StepReport, TrainState, make_walk
-from nodepint_mpi.training.tracking import Stepper
 
 REMEDY = (
     "Start a new run with a smaller `optim.learning_rate`, with `optim.warmup_steps` or "

@@ -21,9 +21,9 @@ from nodepint_mpi.core.propagators import AdaptiveSteps, FixedSteps
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.models.networks import as_numbers
 from nodepint_mpi.parallel.counters import Tally
+from nodepint_mpi.training.error_control import Anew
 from nodepint_mpi.training.setup import Experiment
 from nodepint_mpi.training.step import Stepped, StepReport, TrainState, batched_field
-from nodepint_mpi.training.tracking import Anew
 
 
 def plain_report(loss: ArrayLike, grad_norm: ArrayLike) -> StepReport:
@@ -106,7 +106,7 @@ def make_plain_loss(experiment: Experiment) -> Callable:
 
 
 def make_plain_stepper(experiment: Experiment) -> Anew:
-    """Steps by plain diffrax and optax, taken and kept as those of `training.tracking`. Local."""
+    """Steps by plain diffrax and optax, as those of `training.error_control`. Local."""
     loss, optimiser = make_plain_loss(experiment), experiment.optimiser
 
     nothing = Tally().as_array()  # of what time-parallel code counts

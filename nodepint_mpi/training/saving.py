@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from nodepint_mpi.io.checkpoint import load_checkpoint, require_finite, save_checkpoint
 from nodepint_mpi.io.directory import CHECKPOINTS, config_text, versions
 from nodepint_mpi.parallel.dealing import join_samples, split_samples
+from nodepint_mpi.training.error_control import Stepper, kept_like, make_stepper
 from nodepint_mpi.training.setup import Experiment, at_step, slice_rows
 from nodepint_mpi.training.step import TrainState
-from nodepint_mpi.training.tracking import Stepper, kept_like, make_stepper
 
 _log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from nodepint_mpi.errors import ConfigError, ProblemError
 from nodepint_mpi.models.networks import EncodeProcessDecode, FlatLinear
 from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.dealing import own_part
-from nodepint_mpi.parallel.methods import AbstractMethod
+from nodepint_mpi.parallel.methods.base import AbstractMethod
 from nodepint_mpi.ranks.guard import together
 from nodepint_mpi.training.check_model import check_gradient, check_losses, check_model
 from nodepint_mpi.training.memory import (
@@ -143,7 +143,7 @@ def _assemble(
     check_times(config, model, shape)
     check_scores(config, model, train, shape)
     state = jax.ShapeDtypeStruct(shape, config.run.precision)
-    train_problem.solver.method.blank(state)  # says if the basis does not fit the state
+    train_problem.solver.method.carry_like(1, state)  # says if a basis does not fit the state
     optimiser = build_optimiser(config.optim)
     return Experiment(
         config, model, train, test, train_problem, test_problem, optimiser, state, comms

@@ -20,12 +20,16 @@ from nodepint_mpi.core.propagators import SliceResult
 from nodepint_mpi.core.relaxation import RelaxedParams
 from nodepint_mpi.core.sweeps import slices_finite
 from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
-from nodepint_mpi.parallel.adjoint import linearise_serially, pull_back_serially
+from nodepint_mpi.parallel.adjoint import pull_back_walk
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.counters import counting
-from nodepint_mpi.parallel.differentiate import TimeSolver, linearise_solve, solve_block
+from nodepint_mpi.parallel.differentiate import linearize_solve, solve_block
 from nodepint_mpi.parallel.exchange import sum_over_ranks
-from nodepint_mpi.parallel.track import Tracks, follow
+from nodepint_mpi.parallel.iterate import TimeSolver
+from nodepint_mpi.parallel.line import Line
+from nodepint_mpi.parallel.methods.base import Carry
+from nodepint_mpi.parallel.methods.serial import walk_linearized
+from nodepint_mpi.parallel.warm_start import follow
 
 
 class TrainState(NamedTuple):
@@ -67,7 +71,8 @@ class Stepped(NamedTuple):
 
 
 class Tracked(NamedTuple):
-    """A tracked step's result; with the tracks, and the cotangents' norm over the gradient's.
+    """A tracked step's result; with what the next one starts from, and the cotangents' norm over
+    the gradient's.
 
     The smaller a gradient is that large cotangents add up to, the more their errors count.
     """
@@ -76,7 +81,7 @@ class Tracked(NamedTuple):
     gradient: PyTree[Array]
     report: StepReport
     tally: Array
-    tracks: Tracks
+    carry: Carry
     magnification: Array
 
 
@@ -103,6 +108,10 @@ class LineProblem(NamedTuple):
     loss: Loss
     metrics: dict[str, Loss]
     edge_weights: np.ndarray | None = None
+
+    def line(self, of_field: PyTree[Array]) -> Line:
+        """The line, with these parameters of the vector field. Local."""
+        return Line(self.comm, self.observations.owned, of_field)
 
 
 def split_model(model: EncodeProcessDecode) -> tuple[PyTree, PyTree]:
@@ -137,21 +146,21 @@ def make_train_step(problem: LineProblem, optimiser: optax.GradientTransformatio
 
 
 def make_tracked_step(problem: LineProblem, optimiser: optax.GradientTransformation) -> Callable:
-    """Make the jitted step `(state, tracks, inputs, targets, weight) -> Tracked`.
+    """Make the jitted step `(state, carry, inputs, targets, weight) -> Tracked`.
 
     Local to make; the step is collective over the line. One forward and one adjoint sweep, from
-    what the last ones left; it consumes the tracks.
+    what the last ones left; it consumes the carry.
     """
 
     def tracked_step(  # a name of its own in XLA's profile, beside `step`
-        state: TrainState, tracks: Tracks, inputs: Array, targets: Array, weight: Array | None
+        state: TrainState, carry: Carry, inputs: Array, targets: Array, weight: Array | None
     ):
         with counting() as ledger:
-            gradient, report, tracks, magnification = tracked_gradient(
-                problem, state.params, tracks, inputs, targets, weight
+            gradient, report, carry, magnification = tracked_gradient(
+                problem, state.params, carry, inputs, targets, weight
             )
         updated, tally = _update(optimiser, state, gradient), ledger.tally.as_array()
-        return Tracked(updated, gradient, report, tally, tracks, magnification)
+        return Tracked(updated, gradient, report, tally, carry, magnification)
 
     return jax.jit(tracked_step, donate_argnums=1)
 
@@ -172,14 +181,14 @@ def loss_and_gradient(
 
     With a `weight` of continuity the solve is a relaxed one.
     """
-    comm, owned = problem.comm, problem.observations.owned
+    comm = problem.comm
     initial, pull_back_encoder = _encode(problem, params, inputs)
     of_field = _field_params(problem, params, targets, weight)
-    solved = linearise_solve(comm, problem.solver, of_field, initial, None, owned)
-    loss_sum, pull_back_loss, count = _linearise_loss(problem, params, solved.line.result, targets)
+    solved = linearize_solve(problem.line(of_field), problem.solver, initial)
+    loss_sum, pull_back_loss, count = _linearize_loss(problem, params, solved.at.result, targets)
     count = sum_over_ranks(comm, count)
     gradient, sources = pull_back_loss(1 / count)
-    adjoint = solved.line.pull_back(sources, None)
+    adjoint = solved.at.pull_back(sources)
     gradient = _whole_gradient(gradient, adjoint.params, adjoint.initial, pull_back_encoder)
     loss, gradient = sum_over_ranks(comm, (loss_sum / count, gradient))
     grad_norm = optax.tree.norm(gradient)
@@ -201,28 +210,27 @@ def loss_and_gradient(
 def tracked_gradient(
     problem: LineProblem,
     params: PyTree,
-    tracks: Tracks,
+    carry: Carry,
     inputs: Array,
     targets: Array,
     weight: Array | None = None,
-) -> tuple[PyTree[Array], StepReport, Tracks, Array]:
-    """The same from one sweep each way, as near as the tracks are. Collective, inside jit.
+) -> tuple[PyTree[Array], StepReport, Carry, Array]:
+    """The same from one sweep each way, as near as what is carried. Collective, inside jit.
 
-    One fine solve and one pull-back of the owned slices, all at once; the tracks returned are of
+    One fine solve and one pull-back of the owned slices, all at once; the carry returned is of
     this batch and these parameters. See `Tracked`.
     """
     initial, pull_back_encoder = _encode(problem, params, inputs)
 
     def read_loss(result: SliceResult):
-        loss_sum, pull_back, count = _linearise_loss(problem, params, result, targets)
+        loss_sum, pull_back, count = _linearize_loss(problem, params, result, targets)
         gradient, sources = pull_back(jnp.ones_like(loss_sum))
         return sources, (loss_sum, count, gradient)
 
     of_field = _field_params(problem, params, targets, weight)
     followed, (loss_sum, count, gradient) = follow(
-        problem.comm, problem.solver, of_field, initial, tracks,
-        problem.observations.owned, read_loss,
-    )  # fmt: skip
+        problem.line(of_field), problem.solver, initial, carry, read_loss
+    )
     gradient = _whole_gradient(gradient, followed.params, followed.initial, pull_back_encoder)
     total, count, gradient, misfits = sum_over_ranks(
         problem.comm, (loss_sum, count, gradient, followed.misfits)
@@ -244,7 +252,7 @@ def tracked_gradient(
         fallbacks=none,
         finite=jnp.isfinite(loss) & jnp.isfinite(grad_norm),
     )
-    return gradient, report, followed.tracks, magnification
+    return gradient, report, followed.carry, magnification
 
 
 def make_evaluation(problem: LineProblem) -> Callable:
@@ -285,25 +293,24 @@ def make_walk(problem: LineProblem) -> Callable:
 
     Local to make; the walk is collective over the line. For a look at a step that went wrong.
     """
-    comm, owned = problem.comm, problem.observations.owned
 
     def walk(params: PyTree, inputs: Array, targets: Array, weight: Array | None) -> Walked:
         initial, _ = _encode(problem, params, inputs)
         of_field = _field_params(problem, params, targets, weight)
-        line = linearise_serially(comm, problem.solver.fine, of_field, initial, owned)
-        loss, pull_back, _ = _linearise_loss(problem, params, line.result, targets)
+        line = problem.line(of_field)
+        walked = walk_linearized(line, problem.solver.fine, initial)
+        loss, pull_back, _ = _linearize_loss(problem, params, walked.result, targets)
         _, sources = pull_back(jnp.ones_like(loss))
-        gradient = pull_back_serially(comm, line, sources)
+        gradient = pull_back_walk(line, walked, sources)
         finite = [jnp.all(jnp.isfinite(one)) for one in (initial, loss, gradient.initial)]
-        return Walked(finite[0], slices_finite(line.result.end), *finite[1:])
+        return Walked(finite[0], slices_finite(walked.result.end), *finite[1:])
 
     return jax.jit(walk)
 
 
 def _forward(problem: LineProblem, params: PyTree, inputs: Array) -> SliceResult:
     initial, _ = _encode(problem, params, inputs)
-    owned = problem.observations.owned
-    return solve_block(problem.comm, problem.solver, params.processor, initial, owned)
+    return solve_block(problem.line(params.processor), problem.solver, initial)
 
 
 def _encode(problem: LineProblem, params: PyTree, inputs: Array):
@@ -318,7 +325,7 @@ def _encode(problem: LineProblem, params: PyTree, inputs: Array):
     return jnp.zeros(shape.shape, shape.dtype), None
 
 
-def _linearise_loss(problem, params, result, targets):
+def _linearize_loss(problem, params, result, targets):
     """This rank's part of the loss, its pull-back to parameters and result, and its count."""
 
     def local_loss(params, result) -> tuple[Array, Array]:

@@ -36,6 +36,7 @@ from nodepint_mpi.ranks.signals import StopFlag
 from nodepint_mpi.ranks.watchdog import Watchdog
 from nodepint_mpi.training.cadence import is_due
 from nodepint_mpi.training.enlarge import grow
+from nodepint_mpi.training.error_control import Stepper, make_stepper
 from nodepint_mpi.training.evaluate import evaluate, save_predictions
 from nodepint_mpi.training.nonfinite import LastGood, raise_nonfinite
 from nodepint_mpi.training.plain import make_plain_stepper
@@ -46,7 +47,6 @@ from nodepint_mpi.training.saving import resume_run, save_run
 from nodepint_mpi.training.scalars import Scalars, require_tensorboard
 from nodepint_mpi.training.setup import Experiment, fresh_state, set_up
 from nodepint_mpi.training.step import StepReport, TrainState
-from nodepint_mpi.training.tracking import Stepper, make_stepper
 
 IMPORT_PATIENCE = 8.0
 """What is imported may take this many times `run.hang_timeout_s`: slow file systems."""

@@ -17,8 +17,8 @@ from nodepint_mpi.profiling.record import STEP_PHASES, record_times, reduced, wr
 from nodepint_mpi.profiling.timers import COMPILING, CompileClock, Timers
 from nodepint_mpi.profiling.trace import Call, Op, Profile, Span, attribute, read_program
 from nodepint_mpi.profiling.waits import WAIT, split_waits
+from nodepint_mpi.training.error_control import make_stepper
 from nodepint_mpi.training.setup import fresh_state, set_up
-from nodepint_mpi.training.tracking import make_stepper
 from tests.training.small_config import small_config
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.timeout_s(300)]

@@ -11,10 +11,10 @@ from nodepint_mpi.core.partition import owned_range
 from nodepint_mpi.errors import ConfigError, LayoutError
 from nodepint_mpi.parallel.comms import alone, free_comms, make_comms, world
 from nodepint_mpi.parallel.dealing import join_samples, own_part, split_samples
+from nodepint_mpi.training.error_control import make_stepper
 from nodepint_mpi.training.evaluate import deal_rows, evaluate
 from nodepint_mpi.training.saving import resume_run, save_run
 from nodepint_mpi.training.setup import fresh_state, set_up, slice_rows
-from nodepint_mpi.training.tracking import make_stepper
 from tests.training.small_config import small_config
 
 N_TRAIN, N_TEST = 12, 5

@@ -20,12 +20,12 @@ from nodepint_mpi.errors import AgreementError, ConfigError, NodepintError, NonF
 from nodepint_mpi.io.checkpoint_folder import checkpoint_path
 from nodepint_mpi.ranks.signals import StopFlag
 from nodepint_mpi.training import train as training
+from nodepint_mpi.training.error_control import Anew
 from nodepint_mpi.training.nonfinite import raise_nonfinite
 from nodepint_mpi.training.sameness import require_same_values
 from nodepint_mpi.training.setup import fresh_state, set_up, slice_rows
 from nodepint_mpi.training.start import require_same_options
 from nodepint_mpi.training.step import StepReport, make_train_step
-from nodepint_mpi.training.tracking import Anew
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.timeout_s(300)]
 ONE_RANK = pytest.mark.mpi(max_size=1)

@@ -31,35 +31,39 @@ from nodepint_mpi.parallel.exchange import (
     send_left,
     send_right,
 )
-from nodepint_mpi.parallel.methods import (
-    AbstractSweeps,
-    Corrected,
+from nodepint_mpi.parallel.line import Line
+from nodepint_mpi.parallel.methods.base import (
+    BASIS,
+    BASIS_SWEEPS,
+    AbstractMethod,
+    Carry,
+    Coswept,
     Counts,
-    Line,
-    Parareal,
-    coarse_cotangents,
-    coarse_states,
-    constant_states,
-    no_counts,
+    Swept,
+    by_slice,
+    first_cotangents,
+    first_states,
+    leave_swept,
+    needs_basis,
     with_ends,
     with_lefts,
 )
+from nodepint_mpi.parallel.methods.parareal import Parareal
 from nodepint_mpi.parallel.recurrence import solve_cocoordinates, solve_coordinates
 from nodepint_mpi.parallel.shared_basis import SharedBasis, count_in_use
 
+TANGENT_ROWS = "tangents"
+
 
 class TangentMemory(NamedTuple):
-    """The basis, replicated; its tangents on the owned slices; sweeps done with them.
-
-    Tangents that are not recycled are None between solves.
-    """
+    """The basis, replicated; its tangents on the owned slices; sweeps done with them."""
 
     basis: Inexact[Array, "rank *sample"]
-    tangents: Inexact[Array, "owned rank *state"] | None
+    tangents: Inexact[Array, "owned rank *state"]
     n_sweeps: Int[Array, ""]
 
 
-class Tangent(AbstractSweeps):
+class Tangent(AbstractMethod):
     """C_n = (dF_n V) V^T on a shared basis V.
 
     Args:
@@ -85,55 +89,58 @@ class Tangent(AbstractSweeps):
         if self.use_complement and self.coarse is None:
             raise ProblemError("The complement of the basis needs a coarse propagator.")
 
-    def start(self, line, initial, guess, memory):
-        counts = no_counts()
-        if guess is not None:
-            states = with_ends(line, initial, guess)
-        elif self.coarse is not None:
-            states, guarded = coarse_states(line, self.coarse, initial)
-            counts = counts._replace(guarded=guarded)
-        else:
-            states = constant_states(line, initial)
-        if memory is None:
-            basis = self.basis.first(line, states.starts)
-            tangents = self._none(line, states.starts, basis)
-            if self.recycle and self.basis.kind != "jumps":
-                tangents = self._tangents(line, states.starts, basis)
-            memory = TangentMemory(basis, tangents, jnp.array(0))
-        elif memory.tangents is None:
-            memory = memory._replace(tangents=self._none(line, states.starts, memory.basis))
-        return Corrected(states, memory, counts)
+    @classmethod
+    def of(cls, parts):
+        if parts.basis is None:
+            raise needs_basis("tangent")
+        return cls(
+            basis=parts.basis,
+            propagator=parts.tangents or parts.fine,
+            coarse=parts.coarse,
+            use_complement=parts.complement,
+            recycle=parts.recycle,
+            precision=parts.precision,
+            trust=parts.trust,
+        )
 
-    def correct(self, line, initial, old, fine_ends, front, memory, slow=False):
+    def init(self, line, initial, carry):
+        states, counts = first_states(line, self.coarse, initial, carry)
+        if BASIS in carry.replicated:
+            return Swept(states, self._recalled(line, states.starts, carry), counts)
+        basis = self.basis.first(line, states.starts)
+        tangents = self._none(line, states.starts, basis)
+        if self.recycle and self.basis.kind != "jumps":
+            tangents = self._tangents(line, states.starts, basis)
+        return Swept(states, TangentMemory(basis, tangents, jnp.array(0)), counts)
+
+    def sweep(self, line, initial, swept, fine_ends, front, slow=False):
+        old = swept.states
         index = jnp.asarray(line.owned.indices)
         finite = slices_finite(fine_ends)
-        usable = _column((index >= front) & finite, fine_ends)
+        usable = by_slice((index >= front) & finite, fine_ends)
         jumps = jnp.where(usable, fine_ends - old.ends, 0.0)
         radius = self._radius(line, old)
-        memory = self._turn(line, old, jumps, radius, front, memory, slow)
+        memory = self._turn(line, old, jumps, radius, front, swept.memory, slow)
         changes, damped, guarded = self._corrections(line, old, jumps, radius, front, memory)
         ends = old.ends + changes
-        ends = jnp.where(_column(index == front, ends), fine_ends, ends)
-        ends = jnp.where(_column(index < front, ends), old.ends, ends)
+        ends = jnp.where(by_slice(index == front, ends), fine_ends, ends)
+        ends = jnp.where(by_slice(index < front, ends), old.ends, ends)
         sane = slices_finite(ends) | (index <= front)
-        ends = jnp.where(_column(sane, ends), ends, old.ends)
+        ends = jnp.where(by_slice(sane, ends), ends, old.ends)
         guarded = guarded + jnp.sum((index > front) & ~(finite & sane))
-        counts = Counts(guarded, damped)
         memory = memory._replace(n_sweeps=memory.n_sweeps + 1)
-        return Corrected(with_ends(line, initial, ends), memory, counts)
+        return Swept(with_ends(line, initial, ends), memory, Counts(guarded, damped))
 
-    def linearise(self, line, starts, memory):
+    def adjoint_init(self, line, starts, memory, sources, carry):
         if memory is not None and self.recycle:
-            return Split(memory.basis, memory.tangents)
-        basis = self.basis.first(line, starts) if memory is None else memory.basis
-        return Split(basis, self._tangents(line, starts, basis))
+            linear = Split(memory.basis, memory.tangents)
+        else:
+            basis = self.basis.first(line, starts) if memory is None else memory.basis
+            linear = Split(basis, self._tangents(line, starts, basis))
+        return Coswept(first_cotangents(line, self.coarse, starts, sources, carry), linear)
 
-    def first_cotangents(self, line, linear, starts, sources):
-        if self.coarse is not None:
-            return coarse_cotangents(line, self.coarse, starts, sources)
-        return BlockCotangents(jnp.zeros_like(starts), jnp.zeros_like(starts))
-
-    def correct_cotangents(self, line, linear, starts, outs, old):
+    def adjoint_sweep(self, line, starts, coswept, outs):
+        old, linear = coswept
         pulled = with_lefts(line, outs)
         if self.use_complement:
             assert self.coarse is not None  # checked when made
@@ -143,7 +150,7 @@ class Tangent(AbstractSweeps):
                     self.coarse, line.params, starts, outs - old.lefts, linear, incoming, line.owned
                 )
             send_left(line.comm, lefts[0])
-            return BlockCotangents(old.lefts + lefts, old.rights + rights)
+            return Coswept(BlockCotangents(old.lefts + lefts, old.rights + rights), linear)
         n_sample_axes = linear.basis.ndim - 1
         with scope(TANGENTS):
             matrices = transfers(linear.basis, linear.tangents)
@@ -152,33 +159,35 @@ class Tangent(AbstractSweeps):
             line.comm, matrices, misfits, line.owned, self.basis.recurrence
         )
         with scope(TANGENTS):
-            return BlockCotangents(
+            cotangents = BlockCotangents(
                 pulled.lefts + lift(linear.basis, solved.at_lefts),
                 pulled.rights + lift(linear.basis, solved.at_rights),
             )
+        return Coswept(cotangents, linear)
 
-    def kept(self, memory):
-        replicated = {"basis": memory.basis, "basis_sweeps": memory.n_sweeps}
-        if not self.recycle:
-            return replicated, {}
-        return replicated, {"tangents": jnp.moveaxis(memory.tangents, 1, self._last_batch_axis)}
+    def carry(self, line, initial, swept, fine_ends, coswept, outs, known):
+        del known
+        left, memory = leave_swept(self, line, initial, swept, fine_ends, coswept, outs)
+        rows = left.rows
+        if self.recycle:
+            rows = rows | {TANGENT_ROWS: jnp.moveaxis(memory.tangents, 1, self._last_batch_axis)}
+        return Carry(rows, {BASIS: memory.basis, BASIS_SWEEPS: memory.n_sweeps})
 
-    def blank(self, state):
-        basis = self.basis.blank(state)
-        return {"basis": basis, "basis_sweeps": jnp.array(0)}
-
-    def recalled(self, replicated, rows):
-        if not replicated:
-            return None
-        basis, n_sweeps = replicated["basis"], replicated["basis_sweeps"]
-        tangents = rows.get("tangents")
-        if tangents is not None:
-            tangents = jnp.moveaxis(tangents, self._last_batch_axis, 1)
-        return TangentMemory(basis, tangents, n_sweeps)
+    def carry_like(self, n_owned, state):
+        return Carry({}, {BASIS: self.basis.blank(state), BASIS_SWEEPS: jnp.array(0)})
 
     def fallback(self):
         """Parareal; without a coarse propagator none, since Picard's sweeps gain no more."""
         return None if self.coarse is None else Parareal(self.coarse)
+
+    def _recalled(self, line: Line, starts: Block, carry: Carry) -> "TangentMemory":
+        """What an earlier solve has left; tangents that are not recycled are taken when needed."""
+        basis, tangents = carry.replicated[BASIS], carry.rows.get(TANGENT_ROWS)
+        if tangents is None:
+            tangents = self._none(line, starts, basis)
+        else:
+            tangents = jnp.moveaxis(tangents, self._last_batch_axis, 1)
+        return TangentMemory(basis, tangents, carry.replicated[BASIS_SWEEPS])
 
     @property
     def _last_batch_axis(self) -> int:
@@ -218,7 +227,6 @@ class Tangent(AbstractSweeps):
         Recycled tangents are taken anew where the last sweep was slow.
         """
         basis, tangents, k = memory
-        assert tangents is not None  # there are some within a solve
         kept = tangents
 
         def anew():
@@ -250,7 +258,6 @@ class Tangent(AbstractSweeps):
     def _corrections(self, line: Line, old: BlockStates, jumps: Block, radius, front, memory):
         """Corrections at the ends of the owned slices; slices damped, and slices guarded."""
         basis, tangents, _ = memory
-        assert tangents is not None  # there are some within a solve
         if self.use_complement:
             assert self.coarse is not None  # checked when made
             incoming = recv_left(line.comm, jnp.zeros_like(jumps[0]))
@@ -277,8 +284,3 @@ class Tangent(AbstractSweeps):
         with scope(TANGENTS):
             changes = combine(tangents, solved.at_starts) + jumps
         return changes, solved.n_damped, jnp.array(0)
-
-
-def _column(values: Array, like: Array) -> Array:
-    """One value per slice, shaped to broadcast against the states of the slices."""
-    return values.reshape(values.shape + (1,) * (like.ndim - 1))

@@ -17,8 +17,8 @@ from jaxtyping import Array, PyTree
 
 from nodepint_mpi.config.time import RelaxationSection, TrackingSection
 from nodepint_mpi.parallel.counters import Tally
-from nodepint_mpi.parallel.methods import Serial
-from nodepint_mpi.parallel.track import Tracks
+from nodepint_mpi.parallel.methods.base import no_carry
+from nodepint_mpi.parallel.methods.serial import Serial
 from nodepint_mpi.training.setup import Batch, Experiment, fresh_state
 from nodepint_mpi.training.step import (
     Stepped,
@@ -28,7 +28,7 @@ from nodepint_mpi.training.step import (
     make_tracked_step,
     make_train_step,
 )
-from nodepint_mpi.training.track_store import TrackStore
+from nodepint_mpi.training.warm_starts import WarmStarts
 
 SAFETY = 1.5
 """The estimate is so much larger than what the last checks found."""
@@ -106,7 +106,7 @@ class Anew:
 
 
 class Tracker:
-    """Steps that start from what the last ones left; see `parallel.track`."""
+    """Steps that start from what the last ones left; see `parallel.warm_start`."""
 
     def __init__(self, experiment: Experiment, section: TrackingSection):
         problem, optimiser = experiment.train_problem, experiment.optimiser
@@ -114,7 +114,7 @@ class Tracker:
         self._section, self._relaxation = section, experiment.config.time.relaxation
         self._sweep: Any = make_tracked_step(problem, optimiser)
         self._serial = make_train_step(problem._replace(solver=serial), optimiser)
-        self._store = TrackStore(experiment, section)
+        self._store = WarmStarts(experiment, section)
         self._control = _Control.first()
 
     def take(self, state: TrainState, batch: Batch, step: int) -> Taken:
@@ -126,18 +126,18 @@ class Tracker:
             report, tally = _on_host(stepped)
             return Taken(stepped.state, report, stepped.gradient, tally, serial=True)
         section = self._section
-        tracks, n_sweeps, tally = self._store.take(rows), 0, Tally()
+        carry, n_sweeps, tally = self._store.take(rows), 0, Tally()
         while True:
-            swept = self._sweep(state, tracks, inputs, targets, weight)
+            swept = self._sweep(state, carry, inputs, targets, weight)
             report, done = _on_host(swept)
-            tracks, n_sweeps, tally = swept.tracks, n_sweeps + 1, tally.plus(done)
+            carry, n_sweeps, tally = swept.carry, n_sweeps + 1, tally.plus(done)
             misfit = float(report.jump + report.adjoint_residual)
             magnified = misfit * float(swept.magnification)
             estimate = max(misfit, SAFETY * float(np.max(self._control.ratios)) * magnified)
             finite = bool(report.finite) and np.isfinite(estimate)
             if estimate <= section.bound or n_sweeps == section.max_sweeps or not finite:
                 break
-        self._store.put(rows, tracks if finite else Tracks())
+        self._store.put(rows, carry if finite else no_carry())
         report = report._replace(sweeps=np.array(n_sweeps), adjoint_sweeps=np.array(n_sweeps))
         within = finite and estimate <= section.bound
         if within and not (section.check_every and step % section.check_every == 0):
@@ -222,12 +222,13 @@ def kept_like(experiment: Experiment) -> dict[str, PyTree]:
     """What a checkpoint holds once, in shapes and types: the frame to load one into. Local."""
     like: dict[str, PyTree] = fresh_state(experiment)._asdict()
     if _section(experiment) is not None:
-        like["tracking"] = _Control.first()._asdict() | experiment.method.blank(experiment.state)
+        carry = experiment.method.carry_like(1, experiment.state)
+        like["tracking"] = _Control.first()._asdict() | carry.replicated
     return like
 
 
 def _section(experiment: Experiment) -> TrackingSection | None:
-    return None if isinstance(experiment.method, Serial) else experiment.config.time.tracking
+    return experiment.config.time.tracking if experiment.method.iterates else None
 
 
 def _weight(section: RelaxationSection | None, step: int) -> np.ndarray | None:

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Int
 
 from nodepint_mpi.core.basis import in_complement, lift, project
-from nodepint_mpi.core.galerkin import AbstractReduction
+from nodepint_mpi.core.galerkin import AbstractReduction, Galerkin
 from nodepint_mpi.core.partition import own_slices
-from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator
+from nodepint_mpi.core.propagators import Propagator
 from nodepint_mpi.core.scopes import COARSE, TANGENTS
 from nodepint_mpi.core.sweeps import (
     coarse_block,
@@ -31,19 +31,25 @@ from nodepint_mpi.core.types import Block
 from nodepint_mpi.errors import ProblemError
 from nodepint_mpi.parallel.counters import Tally, count, work
 from nodepint_mpi.parallel.exchange import gather_to_first, scatter_from_first
-from nodepint_mpi.parallel.methods import (
-    AbstractSweeps,
-    Corrected,
-    Line,
-    Parareal,
-    Picard,
-    coarse_cotangents,
-    coarse_states,
-    constant_states,
+from nodepint_mpi.parallel.line import Line
+from nodepint_mpi.parallel.methods.base import (
+    BASIS,
+    BASIS_SWEEPS,
+    AbstractMethod,
+    Carry,
+    Coswept,
+    Swept,
+    by_slice,
+    first_cotangents,
+    first_states,
+    leave_swept,
+    needs_basis,
+    needs_coarse,
     no_counts,
     with_ends,
     with_lefts,
 )
+from nodepint_mpi.parallel.methods.parareal import Parareal
 from nodepint_mpi.parallel.recurrence import solve_cocoordinates
 from nodepint_mpi.parallel.shared_basis import SharedBasis
 
@@ -81,81 +87,117 @@ class _Completed(Propagator):
         )
 
 
-class Reduced(AbstractSweeps):
+class Reduced(AbstractMethod):
     """C_n = V g_n(V^T .), g_n the flow of the Galerkin field V^T f(t, V c).
 
     Args:
         basis: The basis, and how it turns.
-        reduction: How field and basis become the reduced field.
-        integrator: Steps of the reduced flow over one slice.
-        coarse: A classical propagator for iteration 0, for the complement, and to fall back to.
+        coarse: A classical propagator for iteration 0, for the complement, and to fall back to. The
+            reduced flow takes its steps.
+        reduction: How field and basis become the reduced field; Galerkin's way unless given.
         use_complement: Whether `coarse` acts on what lies outside the basis. The walk is then one
             of whole states, as in parareal, with C = V g(V^T .) + (I - V V^T) G.
     """
 
     basis: SharedBasis
-    reduction: AbstractReduction
-    integrator: AbstractIntegrator
-    coarse: Propagator | None = None
+    coarse: Propagator
+    reduction: AbstractReduction | None = None
     use_complement: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
-        if self.use_complement and self.coarse is None:
-            raise ProblemError("The complement of the basis needs a coarse propagator.")
         if self.basis.kind == "jumps":
             raise ProblemError(
                 "A reduced field needs a basis that holds states; one of jumps is empty at first: "
                 "take 'pod', 'random' or 'identity'."
             )
 
-    def start(self, line, initial, guess, memory):
-        counts = no_counts()
-        if guess is not None:
-            states = with_ends(line, initial, guess)
-        elif self.coarse is not None:
-            states, guarded = coarse_states(line, self.coarse, initial)
-            counts = counts._replace(guarded=guarded)
-        else:
-            states = constant_states(line, initial)
-        if memory is None:
-            memory = ReducedMemory(self.basis.first(line, states.starts), jnp.array(0))
-        return Corrected(states, memory, counts)
+    @classmethod
+    def of(cls, parts):
+        if parts.basis is None:
+            raise needs_basis("reduced")
+        if parts.coarse is None:
+            raise needs_coarse("reduced")
+        return cls(parts.basis, parts.coarse, parts.reduction, parts.complement)
 
-    def correct(self, line, initial, old, fine_ends, front, memory, slow=False):
+    def init(self, line, initial, carry):
+        states, counts = first_states(line, self.coarse, initial, carry)
+        if BASIS in carry.replicated:
+            memory = ReducedMemory(carry.replicated[BASIS], carry.replicated[BASIS_SWEEPS])
+        else:
+            memory = ReducedMemory(self.basis.first(line, states.starts), jnp.array(0))
+        return Swept(states, memory, counts)
+
+    def sweep(self, line, initial, swept, fine_ends, front, slow=False):
         del slow
+        old, (basis, k), _ = swept
         index = jnp.asarray(line.owned.indices)
         finite = slices_finite(fine_ends)
-        fine_ends = jnp.where(_column(finite, fine_ends), fine_ends, old.ends)
-        basis, k = memory
+        fine_ends = jnp.where(by_slice(finite, fine_ends), fine_ends, old.ends)
         if self.basis.n_new:
             key = jax.random.fold_in(jax.random.key(self.basis.seed), k)
-            jumps = jnp.where(_column(index >= front, old.ends), fine_ends - old.ends, 0.0)
+            jumps = jnp.where(by_slice(index >= front, old.ends), fine_ends - old.ends, 0.0)
             basis, _ = self.basis.turn(self.basis.new_directions(line, key, jumps, old.ends), basis)
+        memory = ReducedMemory(basis, k + 1)
         if self.use_complement:
             both = self._completed(line, basis)
-            parareal = Parareal(both)
             n_owned = line.owned.n_owned
             with work(COARSE, Tally(coarse=n_owned, reduced=n_owned)):
                 coarse_ends = coarse_block(both, line.params, old.starts, line.owned)
             # Parareal counts the other half of it.
             count(Tally(reduced=count_unsolved(front + 1, line.owned, at_once=1)))
-            corrected = parareal.correct(line, initial, old, fine_ends, front, coarse_ends)
-            return corrected._replace(memory=ReducedMemory(basis, k + 1))
-        targets = jnp.where(_column(index < front, old.ends), old.ends, fine_ends)
+            begun = swept._replace(memory=coarse_ends)
+            corrected = Parareal(both).sweep(line, initial, begun, fine_ends, front)
+            return corrected._replace(memory=memory)
+        targets = jnp.where(by_slice(index < front, old.ends), old.ends, fine_ends)
         changes, guarded = self._walk(line, basis, old.starts, targets, front)
         ends = targets + lift(basis, changes)
         sane = slices_finite(ends)
-        ends = jnp.where(_column(sane & (index > front), ends), ends, targets)
+        ends = jnp.where(by_slice(sane & (index > front), ends), ends, targets)
         guarded = guarded + jnp.sum((index > front) & ~(finite & sane))
         counts = no_counts()._replace(guarded=guarded)
-        return Corrected(with_ends(line, initial, ends), ReducedMemory(basis, k + 1), counts)
+        return Swept(with_ends(line, initial, ends), memory, counts)
 
-    def linearise(self, line, starts, memory):
+    def adjoint_init(self, line, starts, memory, sources, carry):
         basis = self.basis.first(line, starts) if memory is None else memory.basis
+        linear = (
+            self._completed(line, basis)
+            if self.use_complement
+            else self._linearized(line, starts, basis)
+        )
+        return Coswept(first_cotangents(line, self.coarse, starts, sources, carry), linear)
+
+    def adjoint_sweep(self, line, starts, coswept, outs):
+        old, linear = coswept
         if self.use_complement:
-            return self._completed(line, basis)
+            count(Tally(reduced_pulled=line.owned.n_owned))  # parareal counts the other half
+            return Parareal(linear).adjoint_sweep(line, starts, coswept, outs)
+        pulled = with_lefts(line, outs)
+        misfits = project(linear.basis, pulled.rights - old.rights)
+        along = jnp.einsum("...ij,...j->...i", linear.transfers, misfits)
+        solved = solve_cocoordinates(
+            line.comm, linear.transfers, along, line.owned, self.basis.recurrence
+        )
+        cotangents = BlockCotangents(
+            pulled.lefts + lift(linear.basis, solved.at_lefts),
+            pulled.rights + lift(linear.basis, solved.at_rights),
+        )
+        return Coswept(cotangents, linear)
+
+    def carry(self, line, initial, swept, fine_ends, coswept, outs, known):
+        del known
+        left, memory = leave_swept(self, line, initial, swept, fine_ends, coswept, outs)
+        return Carry(left.rows, {BASIS: memory.basis, BASIS_SWEEPS: memory.n_sweeps})
+
+    def carry_like(self, n_owned, state):
+        return Carry({}, {BASIS: self.basis.blank(state), BASIS_SWEEPS: jnp.array(0)})
+
+    def fallback(self):
+        return Parareal(self.coarse)
+
+    def _linearized(self, line: Line, starts: Block, basis: Array) -> ReducedLinear:
+        """Derivatives of the reduced flow on the owned slices. Local."""
         reduced = self._propagator()
-        params = self.reduction.reduce(line.params, basis)
+        params = self._reduction.reduce(line.params, basis)
         rank, axis = basis.shape[0], self.basis.n_batch_axes
 
         def one(c, *times):
@@ -169,55 +211,24 @@ class Reduced(AbstractSweeps):
             matrices = jax.vmap(one)(project(basis, starts), *end_times(line.owned, starts))
         return ReducedLinear(basis, jnp.where(jnp.isfinite(matrices), matrices, 0.0))
 
-    def first_cotangents(self, line, linear, starts, sources):
-        if self.coarse is not None:
-            return coarse_cotangents(line, self.coarse, starts, sources)
-        return BlockCotangents(jnp.zeros_like(starts), jnp.zeros_like(starts))
-
-    def correct_cotangents(self, line, linear, starts, outs, old):
-        if self.use_complement:
-            count(Tally(reduced_pulled=line.owned.n_owned))  # parareal counts the other half
-            return Parareal(linear).correct_cotangents(line, None, starts, outs, old)
-        pulled = with_lefts(line, outs)
-        misfits = project(linear.basis, pulled.rights - old.rights)
-        along = jnp.einsum("...ij,...j->...i", linear.transfers, misfits)
-        solved = solve_cocoordinates(
-            line.comm, linear.transfers, along, line.owned, self.basis.recurrence
-        )
-        return BlockCotangents(
-            pulled.lefts + lift(linear.basis, solved.at_lefts),
-            pulled.rights + lift(linear.basis, solved.at_rights),
-        )
-
-    def kept(self, memory):
-        return {"basis": memory.basis, "basis_sweeps": memory.n_sweeps}, {}
-
-    def blank(self, state):
-        return {"basis": self.basis.blank(state), "basis_sweeps": jnp.array(0)}
-
-    def recalled(self, replicated, rows):
-        if not replicated:
-            return None
-        return ReducedMemory(replicated["basis"], replicated["basis_sweeps"])
-
-    def fallback(self):
-        return Picard() if self.coarse is None else Parareal(self.coarse)
+    @property
+    def _reduction(self) -> AbstractReduction:
+        return Galerkin(self.coarse.field) if self.reduction is None else self.reduction
 
     def _propagator(self) -> Propagator:
-        return Propagator(self.reduction.field, self.integrator).for_tangents()
+        return Propagator(self._reduction.field, self.coarse.integrator).for_tangents()
 
     def _completed(self, line: Line, basis: Array) -> "_Completed":
-        assert self.coarse is not None  # checked when made
         return _Completed(
             self.coarse.field, self.coarse.integrator, basis,
-            self.reduction.reduce(line.params, basis),
-            Propagator(self.reduction.field, self.integrator),
+            self._reduction.reduce(line.params, basis),
+            Propagator(self._reduction.field, self.coarse.integrator),
         )  # fmt: skip
 
     def _walk(self, line: Line, basis: Array, starts: Block, targets: Block, front):
         """g_n(c[n]) - g_n(V^T U_old[n]) on the owned slices, from a walk on the first rank."""
         owned, reduced = line.owned, self._propagator()
-        params = self.reduction.reduce(line.params, basis)
+        params = self._reduction.reduce(line.params, basis)
         old = project(basis, starts)
         with work(COARSE, Tally(reduced=owned.n_owned)):
             old_ends = coarse_block(reduced, params, old, owned)
@@ -244,8 +255,3 @@ class Reduced(AbstractSweeps):
             guarded = jnp.sum(broken)
         ends = scatter_from_first(line.comm, every, old_ends, owned.n_slices)
         return ends - old_ends, guarded
-
-
-def _column(values: Array, like: Array) -> Array:
-    """One value per slice, shaped to broadcast against the states of the slices."""
-    return values.reshape(values.shape + (1,) * (like.ndim - 1))

@@ -1,4 +1,4 @@
-"""Where tracks wait for their samples' next turn."""
+"""Where what a sample's sweeps have left waits for its next turn."""
 
 import logging
 import math
@@ -11,8 +11,7 @@ import numpy as np
 from nodepint_mpi.config.time import TrackingSection
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.parallel.dealing import own_part, part_of, swap
-from nodepint_mpi.parallel.methods import AbstractSweeps
-from nodepint_mpi.parallel.track import Tracks
+from nodepint_mpi.parallel.methods.base import ENDS, LEFTS, Carry
 from nodepint_mpi.training.setup import Experiment
 
 _log = logging.getLogger(__name__)
@@ -28,31 +27,30 @@ def count_kept(section: TrackingSection, n_rows: int, each: int) -> int:
     return min(n_rows, int(section.store_mb * 1e6) // each)
 
 
-class TrackStore:
-    """The tracks of all samples on the owned slices of this rank; `take` and `put` are collective
-    over the ranks that own the same slices.
+class WarmStarts:
+    """What all samples' next sweeps start from on the owned slices of this rank.
 
-    With all samples in every step the tracks stay on the device. With mini-batches they are kept
-    on the host by sample, as many as fit into `store_mb` on all ranks together; the others start
-    from the coarse solution in every step, as all do on their first. Every group of ranks keeps
-    its part of the samples, and lends them to the group whose turn it is.
+    `take` and `put` are collective over the ranks that own the same slices.
+
+    With all samples in every step the carry stays on the device. With mini-batches its rows are
+    kept on the host by sample, as many as fit into `store_mb` on all ranks together; the others
+    start from the coarse solution in every step, as all do on their first. Every group of ranks
+    keeps its part of the samples, and lends them to the group whose turn it is.
 
     Raises:
         ConfigError: for mini-batches with a method that cannot start a sample from nothing.
     """
 
     def __init__(self, experiment: Experiment, section: TrackingSection):
-        problem, method = experiment.train_problem, experiment.method
-        assert isinstance(method, AbstractSweeps)  # a serial solve has no tracks
-        owned, state = problem.observations.owned, experiment.state
-        self._method, self._state, self._comms = method, state, experiment.comms
-        self._blank = method.blank_track((owned.n_owned, *state.shape), state.dtype)
-        self._tracks: Tracks | None = None
-        self._store: list[np.ndarray] = []
+        owned, state = experiment.train_problem.observations.owned, experiment.state
+        self._state, self._comms = state, experiment.comms
+        self._blank = experiment.method.carry_like(owned.n_owned, state)
+        self._carry: Carry | None = None
+        self._store: dict[str, np.ndarray] = {}
         if experiment.config.data is None or experiment.config.data.batch_size is None:
-            self._tracks = self._first()
+            self._carry = self._first()
             return
-        if self._blank is None:
+        if not self._blank.rows:
             raise ConfigError(
                 "`[time.tracking]` of mini-batches needs `time.method = 'parareal'`: other methods "
                 "have nothing to start a new sample from."
@@ -69,32 +67,33 @@ class TrackStore:
         self._n_kept = n_kept
         kept = own_part(experiment.comms.time, n_kept)
         n_own = kept.stop - kept.start
-        self._store = [np.zeros((shape[0], n_own, *shape[1:]), state.dtype) for _ in range(2)]
+        blank = np.zeros((shape[0], n_own, *shape[1:]), state.dtype)
+        self._store = {name: blank.copy() for name in self._blank.rows}
 
-    def take(self, rows: np.ndarray) -> Tracks:
-        """The tracks of this group's part of the samples `rows`, which are those of all groups."""
-        if self._tracks is not None:
-            return self._tracks
+    def take(self, rows: np.ndarray) -> Carry:
+        """The carry of this group's part of the samples `rows`, which are those of all groups."""
+        if self._carry is not None:
+            return self._carry
         lent, borrowed = self._loans(rows)
-        taken = []
-        for block in self._store:
+        taken = {}
+        for name, block in self._store.items():
             shapes = [(len(block), len(at), *block.shape[2:]) for at in borrowed]
             parts = swap(self._comms.data, [block[:, kept] for kept in lent], shapes)
             whole = np.zeros((len(block), *self._state.shape), block.dtype)
             for at, part in zip(borrowed, parts, strict=True):
                 whole[:, at] = part
-            taken.append(jnp.asarray(whole))
-        return Tracks(*taken)
+            taken[name] = jnp.asarray(whole)
+        return Carry(taken, {})
 
-    def put(self, rows: np.ndarray, tracks: Tracks) -> None:
-        """Keep the tracks of this group's part of `rows`; those that are None are begun anew."""
-        tracks = tracks if tracks.states is not None else self._first()
-        if self._tracks is not None:
-            self._tracks = tracks
+    def put(self, rows: np.ndarray, carry: Carry) -> None:
+        """Keep the carry of this group's part of `rows`; an empty one begins anew."""
+        carry = carry if carry.rows else self._first()
+        if self._carry is not None:
+            self._carry = carry
             return
         lent, borrowed = self._loans(rows)
-        for block, new in zip(self._store, (tracks.states, tracks.cotangents), strict=True):
-            new = np.asarray(new)
+        for name, block in self._store.items():
+            new = np.asarray(carry.rows[name])
             shapes = [(len(block), len(kept), *block.shape[2:]) for kept in lent]
             parts = swap(self._comms.data, [new[:, at] for at in borrowed], shapes)
             for kept, part in zip(lent, parts, strict=True):
@@ -116,28 +115,25 @@ class TrackStore:
 
     def kept(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """For a checkpoint: what is equal on all ranks, and rows by slice."""
-        if self._tracks is None:
-            return {}, dict(zip(("tracks", "cotracks"), self._store, strict=True))
-        tracks = self._tracks
-        replicated, rows = self._method.blank(self._state), {}
-        if tracks.memory is not None:
-            replicated, rows = self._method.kept(tracks.memory)
-        blocks = {"tracks": tracks.states, "cotracks": tracks.cotangents}
-        rows = rows | {name: block for name, block in blocks.items() if block is not None}
-        return replicated, {name: np.asarray(block) for name, block in rows.items()}
+        if self._carry is None:
+            return {}, dict(self._store)
+        rows, replicated = self._carry
+        return replicated or self._blank.replicated, {k: np.asarray(v) for k, v in rows.items()}
 
     def restore(self, replicated: dict[str, Any], rows: dict[str, np.ndarray]) -> None:
         """Go on from `kept`."""
-        if self._tracks is None:
-            self._store = [np.array(rows["tracks"]), np.array(rows["cotracks"])]
-            return
-        if "tracks" in rows:  # else nothing was known
-            blocks = {name: jnp.asarray(block) for name, block in rows.items()}
-            memory = self._method.recalled(jax.tree.map(jnp.asarray, replicated), blocks)
-            self._tracks = Tracks(blocks["tracks"], blocks["cotracks"], memory)
+        rows = self._renamed(rows)
+        if self._carry is None:
+            self._store = {name: np.array(rows[name]) for name in self._store}
+        elif rows:  # else nothing was known
+            self._carry = Carry(*jax.tree.map(jnp.asarray, (rows, replicated)))
 
-    def _first(self) -> Tracks:
-        """Before the first sweep."""
-        if self._blank is None:
-            return Tracks()
-        return Tracks(jnp.array(self._blank), jnp.array(self._blank))
+    def _first(self) -> Carry:
+        """Before the first sweep: a basis is not known, however it will be shaped."""
+        return Carry({name: jnp.array(block) for name, block in self._blank.rows.items()}, {})
+
+    def _renamed(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Rows by their names of today: checkpoints before 0.2 called both kinds alike."""
+        forward, backward = tuple(self._blank.rows) or (ENDS, LEFTS)
+        names = {"tracks": forward, "cotracks": backward}
+        return {names.get(name, name): block for name, block in rows.items()}

@@ -1,0 +1,18 @@
+"""A line of ranks with what is the same in every sweep of a solve."""
+
+from typing import NamedTuple
+
+from nodepint_mpi.core.partition import OwnedSlices
+from nodepint_mpi.core.types import Params
+from nodepint_mpi.parallel.comms import TimeComm
+
+
+class Line(NamedTuple):
+    """Ranks along time, the slices this one owns, and the parameters of the vector field.
+
+    Parameters are floating-point arrays, replicated.
+    """
+
+    comm: TimeComm
+    owned: OwnedSlices
+    params: Params
