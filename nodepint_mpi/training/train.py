@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
@@ -36,7 +37,7 @@ from nodepint_mpi.ranks.signals import StopFlag
 from nodepint_mpi.ranks.watchdog import Watchdog
 from nodepint_mpi.training.cadence import is_due
 from nodepint_mpi.training.enlarge import grow
-from nodepint_mpi.training.error_control import Stepper, make_stepper
+from nodepint_mpi.training.error_control import Stepper, Taken, make_stepper
 from nodepint_mpi.training.evaluate import evaluate, save_predictions
 from nodepint_mpi.training.nonfinite import LastGood, raise_nonfinite
 from nodepint_mpi.training.plain import make_plain_stepper
@@ -45,7 +46,7 @@ from nodepint_mpi.training.runtime_errors import explained
 from nodepint_mpi.training.sameness import require_same_code, require_same_values
 from nodepint_mpi.training.saving import resume_run, save_run
 from nodepint_mpi.training.scalars import Scalars, require_tensorboard
-from nodepint_mpi.training.setup import Experiment, fresh_state, set_up
+from nodepint_mpi.training.setup import Batch, Experiment, fresh_state, set_up
 from nodepint_mpi.training.step import StepReport, TrainState
 
 IMPORT_PATIENCE = 8.0
@@ -124,9 +125,9 @@ def train(
         records, scalars = _open_records(
             comms, folder, start if resume is not None else None, opened, config.output.tensorboard
         )
-        experiment, state, step, report = _optimise(
-            comms, experiment, state, start, stepper, make, folder, records, flag, watchdog, timers
-        )
+        run = Run(experiment, state, start, stepper, make, folder, flag, watchdog, timers, records)
+        run.to_the_end()
+        experiment, state, step, report = run.experiment, run.state, run.step, run.report
         with watchdog.phase("comparing times", collective=True, step=step):
             times = record_times(comms, timers, watchdog.spent(), experiment.train_problem.solver)
         with watchdog.phase("writing times", limit_s=120.0), together(control):
@@ -169,83 +170,115 @@ def train(
         return result
 
 
-def _optimise(
-    comms: Comms,
-    experiment: Experiment,
-    state: TrainState,
-    start: int,
-    stepper: Stepper,
-    make: Callable[[Experiment], Stepper],
-    folder: Path,
-    records: Records | None,
-    flag: StopFlag,
-    watchdog: Watchdog,
-    timers: Timers,
-) -> tuple[Experiment, TrainState, int, StepReport | None]:
-    """Take the steps that are left.
+@dataclasses.dataclass
+class Run:
+    """A training under way: where it is, and what it works with.
 
-    Returns the experiment with the network as it is then, and the last report.
+    `step` optimizer steps are done, with `report` of the last; `equal_since` is the step after
+    which all ranks were last seen to hold the same parameters. `make` makes a stepper for a network
+    that has grown. `records` are kept by rank 0.
     """
-    config, seconds, report, step = experiment.config, timers.seconds, None, start
-    with watchdog.phase("comparing parameters", collective=True, step=step):
-        require_same_values(comms.control, state._asdict(), step, None)
-    since = step
-    good = LastGood()
-    spent = 0.0 if records is None else records.last.get("training_s", 0.0)
-    n_steps = config.run.n_steps
-    growth = [] if config.growth is None else config.growth.steps
-    with Progress(start, n_steps, shown=comms.control.rank == 0) as progress:
-        while step < n_steps:
-            number = step + 1  # as the log and the metrics count
-            with watchdog.phase("reading a batch", step=number):
-                batch = experiment.batch(step)
-            if step in growth:
-                with watchdog.phase("enlarging the network", step=number, limit_s=600.0):
-                    experiment, state = grow(comms, experiment, state, batch.rows, step)
-                stepper = make(experiment)
-            with watchdog.phase("training step", collective=True, step=number):
-                taken = timers.take(functools.partial(stepper.take, state, batch, step), step)
-            report = taken.report
-            spent += seconds.steps[-1]
-            if not report.finite:  # equal on all ranks; ends the run before it can be saved
-                with watchdog.phase(
-                    "saving a checkpoint", collective=True, step=number, limit_s=600.0
-                ):
-                    history = f"{good.describe(state)} {good.save(folder, make)}"
-                with watchdog.phase("looking for NaN", collective=True, step=number):
-                    raise_nonfinite(comms, experiment, state, batch, step, report, history)
-            good.note(experiment, state, number, report)
-            state = taken.state
-            step += 1
-            with watchdog.phase("agreeing on the next step", collective=True, step=step):
-                stop = flag.requested_anywhere(comms.control)
-                due = is_due(comms.control, config.output.checkpoint_every, step, seconds)
-            last = stop or step == n_steps
-            saved = due or last
-            every = config.run.compare_every
-            if saved or (every and step % every == 0):
-                with watchdog.phase("comparing parameters", collective=True, step=step):
-                    require_same_values(comms.control, state._asdict(), step, since)
-                since = step
-            reported = step % config.output.log_every == 0 or last
-            if reported:
-                progress.report(step, report, seconds.steps[-1])
-            # A gradient error that was found would else be lost: checks have a rhythm of their own.
-            if records is not None and (reported or taken.error is not None):
-                times = {"step_s": seconds.steps[-1], "training_s": spent}
-                records.append(step, **taken.numbers(), **times)
-            if saved:
-                began = time.perf_counter()
-                with watchdog.phase(
-                    "saving a checkpoint", collective=True, step=step, limit_s=600.0
-                ):
-                    save_run(experiment, folder, state, stepper, step)
-                if records is not None:
-                    records.write_table(fingerprint=config.fingerprint())
-                seconds.saving.append(time.perf_counter() - began)
-            if last:
-                break
-    return experiment, state, step, report
+
+    experiment: Experiment
+    state: TrainState
+    step: int
+    stepper: Stepper
+    make: Callable[[Experiment], Stepper]
+    folder: Path
+    flag: StopFlag
+    watchdog: Watchdog
+    timers: Timers
+    records: Records | None
+    report: StepReport | None = None
+    equal_since: int | None = None
+    good: LastGood = dataclasses.field(default_factory=LastGood)
+
+    def to_the_end(self) -> None:
+        """Take the steps that are left, or stop when asked to. Collective over the grid."""
+        control, n_steps = self.experiment.comms.control, self.experiment.config.run.n_steps
+        spent = 0.0 if self.records is None else self.records.last.get("training_s", 0.0)
+        self._compare()
+        with Progress(self.step, n_steps, shown=control.rank == 0) as progress:
+            stopping = False
+            while self.step < n_steps and not stopping:
+                taken = self._take_step()
+                spent += self.timers.seconds.steps[-1]
+                with self._phase("agreeing on the next step"):
+                    every = self.experiment.config.output.checkpoint_every
+                    stopping = self.flag.requested_anywhere(control)
+                    due = is_due(control, every, self.step, self.timers.seconds)
+                self._after_step(taken, progress, spent, due, stopping or self.step == n_steps)
+
+    def _take_step(self) -> Taken:
+        """One step, on a network that may have to grow first; it ends the run if it explodes."""
+        number = self.step + 1  # as the log and the metrics count
+        with self.watchdog.phase("reading a batch", step=number):
+            batch = self.experiment.batch(self.step)
+        growth = self.experiment.config.growth
+        if growth is not None and self.step in growth.steps:
+            self._grow(batch, number)
+        work = functools.partial(self.stepper.take, self.state, batch, self.step)
+        with self.watchdog.phase("training step", collective=True, step=number):
+            taken = self.timers.take(work, self.step)
+        self.report = taken.report
+        if not taken.report.finite:  # equal on all ranks
+            self._give_up(batch, taken.report)
+        self.good.note(self.experiment, self.state, number, taken.report)
+        self.state, self.step = taken.state, number
+        return taken
+
+    def _grow(self, batch: Batch, number: int) -> None:
+        with self.watchdog.phase("enlarging the network", step=number, limit_s=600.0):
+            self.experiment, self.state = grow(
+                self.experiment.comms, self.experiment, self.state, batch.rows, self.step
+            )
+        self.stepper = self.make(self.experiment)
+
+    def _give_up(self, batch: Batch, report: StepReport) -> None:
+        """End the run before what is not finite can be saved; keep the last good state."""
+        number = self.step + 1
+        with self._phase("saving a checkpoint", number, limit_s=600.0):
+            history = f"{self.good.describe(self.state)} {self.good.save(self.folder, self.make)}"
+        with self._phase("looking for NaN", number):
+            raise_nonfinite(
+                self.experiment.comms, self.experiment, self.state, batch, self.step, report,
+                history,
+            )  # fmt: skip
+
+    def _after_step(
+        self, taken: Taken, progress: Progress, spent: float, due: bool, last: bool
+    ) -> None:
+        """Compare, report, record and save what is due after a step."""
+        step, config, seconds = self.step, self.experiment.config, self.timers.seconds
+        saved, every = due or last, config.run.compare_every
+        if saved or (every and step % every == 0):
+            self._compare()
+        reported = step % config.output.log_every == 0 or last
+        if reported:
+            progress.report(step, taken.report, seconds.steps[-1])
+        # A gradient error that was found would else be lost: checks have a rhythm of their own.
+        if self.records is not None and (reported or taken.error is not None):
+            times = {"step_s": seconds.steps[-1], "training_s": spent}
+            self.records.append(step, **taken.numbers(), **times)
+        if saved:
+            began = time.perf_counter()
+            with self._phase("saving a checkpoint", limit_s=600.0):
+                save_run(self.experiment, self.folder, self.state, self.stepper, step)
+            if self.records is not None:
+                self.records.write_table(fingerprint=config.fingerprint())
+            seconds.saving.append(time.perf_counter() - began)
+
+    def _compare(self) -> None:
+        """Make sure that all ranks hold the same parameters."""
+        control = self.experiment.comms.control
+        with self._phase("comparing parameters"):
+            require_same_values(control, self.state._asdict(), self.step, self.equal_since)
+        self.equal_since = self.step
+
+    def _phase(self, name: str, step: int | None = None, **limit: float):
+        """A phase of the watchdog's that all ranks are in, at this step unless given."""
+        step = self.step if step is None else step
+        return self.watchdog.phase(name, collective=True, step=step, **limit)
 
 
 def _open_records(
