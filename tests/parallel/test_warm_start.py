@@ -1,0 +1,99 @@
+"""One sweep each way from what the last left: at the same parameters it arrives at the solution."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import nodepint_mpi as nm
+from nodepint_mpi.core.partition import own_slices
+from nodepint_mpi.core.propagators import SliceResult
+from nodepint_mpi.parallel.exchange import bcast_from, sum_over_ranks
+from nodepint_mpi.parallel.iterate import TimeSolver
+from nodepint_mpi.parallel.line import Line
+from nodepint_mpi.parallel.methods import METHODS
+from nodepint_mpi.parallel.methods.base import Parts, no_carry
+from nodepint_mpi.parallel.warm_start import follow
+
+EDGES = np.array([0.0, 0.2, 0.5, 0.9, 1.2, 1.4, 1.9, 2.0])
+N_SLICES, N_STEPS = len(EDGES) - 1, 6
+U0, ARGS = jnp.array([1.0, 0.5]), jnp.array(2.0)
+BASIS = nm.SharedBasis("pod", rank=1, n_new=1)
+
+
+def field(t, u, args):
+    return jnp.stack([u[1], -args * jnp.sin(u[0]) - 0.1 * u[1]])
+
+
+def serial_loss(u0, args):
+    """Of the states at all slice ends, by diffrax alone."""
+    total, state = 0.0, u0
+    for t0, t1 in zip(EDGES[:-1], EDGES[1:], strict=True):
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(field), diffrax.Tsit5(), t0, t1, (t1 - t0) / N_STEPS, state, args,
+            stepsize_controller=diffrax.ConstantStepSize(),
+        )  # fmt: skip
+        assert solution.ys is not None
+        state = solution.ys[-1]
+        total = total + jnp.sum(jnp.sin(state))
+    return total
+
+
+@pytest.mark.parametrize(
+    "name", ["parareal", "picard", pytest.param("tangent", marks=pytest.mark.mpi(max_size=3)),
+             pytest.param("reduced", marks=pytest.mark.mpi(max_size=3))],
+)  # fmt: skip
+def test_it_arrives_at_the_serial_gradient(comms, name):
+    comm = comms.time
+    fine = nm.Propagator(field, nm.FixedSteps(diffrax.Tsit5(), N_STEPS))
+    coarse = nm.Propagator(field, nm.FixedSteps(nm.RK4(), 1))
+    method = METHODS[name].of(Parts(fine, coarse, basis=BASIS))
+    solver = TimeSolver(fine, method, nm.JumpTolerance(1e-10), adjoint_tol=1e-10)
+    owned = own_slices(EDGES, comm.size, comm.rank)
+
+    def read_loss(result):
+        return SliceResult(jnp.zeros_like(result.saves), jnp.cos(result.end)), None
+
+    @jax.jit
+    def step(args, carry):
+        followed, _ = follow(Line(comm, owned, args), solver, U0, carry, read_loss)
+        misfits = sum_over_ranks(comm, followed.misfits)
+        gradient = bcast_from(comm, followed.initial, 0), sum_over_ranks(comm, followed.params)
+        return gradient, misfits, followed.carry
+
+    gradient, misfits, carry = step(ARGS, no_carry())
+    first = float(misfits.jump() + misfits.residual())
+    for _ in range(2 * N_SLICES):  # the states first, then the cotangents
+        gradient, misfits, carry = step(ARGS, carry)
+    last = float(misfits.jump() + misfits.residual())
+    assert last < 1e-12 and first > 1e-6
+    wanted = jax.grad(serial_loss, (0, 1))(U0, ARGS)
+    for found, right in zip(gradient, wanted, strict=True):
+        np.testing.assert_allclose(found, right, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_carry_has_the_shapes_that_are_foretold(comms, name):
+    """A checkpoint is loaded into them."""
+    comm = comms.time
+    fine = nm.Propagator(field, nm.FixedSteps(diffrax.Tsit5(), 2))
+    method = METHODS[name].of(Parts(fine, fine, basis=BASIS))
+    owned = own_slices(EDGES, comm.size, comm.rank)
+    like = method.carry_like(owned.n_owned, jax.ShapeDtypeStruct(U0.shape, U0.dtype))
+    if not method.iterates:
+        assert like == no_carry()
+        return
+
+    def step(args):
+        solver = TimeSolver(fine, method, nm.JumpTolerance(1e-10), adjoint_tol=1e-10)
+        return follow(
+            Line(comm, owned, args), solver, U0, no_carry(),
+            lambda result: (SliceResult(jnp.zeros_like(result.saves), result.end), None),
+        )[0].carry  # fmt: skip
+
+    found = jax.eval_shape(step, ARGS)
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (like, found))
+    assert shapes[0].replicated == shapes[1].replicated
+    assert shapes[0].rows == {k: v for k, v in shapes[1].rows.items() if k in like.rows}
+    assert all(len(block) == owned.n_owned for block in found.rows.values())
