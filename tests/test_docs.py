@@ -149,6 +149,12 @@ def test_no_built_page_shows_a_marker_of_an_include(site):
     assert [p.name for p in pages if re.search(r"--8\s*<", shown(site, p))] == []
 
 
+def test_the_picture_of_a_step_is_drawn(site):
+    text = (site / "architecture.html").read_text()
+    assert '<svg class="flow"' in text and ">training/track_store.py</text>" in text
+    assert "-&gt; training/step.py" not in text
+
+
 def test_every_config_is_in_the_list_of_problems():
     listed = (ROOT / "docs" / "problems.md").read_text()
     assert [p.name for p in (ROOT / "configs").glob("*.toml") if f"`{p.name}`" not in listed] == []
