@@ -91,7 +91,7 @@ def solve_adjoint(
     Args:
         comm: Line of ranks along time.
         params: Parameters of the vector field, replicated.
-        starts: States the pull-back was linearised at, (owned, *state).
+        starts: States the pull-back was linearized at, (owned, *state).
         sources: Cotangents of what the loss reads inside the owned slices and at their ends.
         guess: Cotangents at the left edges of the owned slices to start from, on all ranks or
             none; without it the method's own iteration 0.

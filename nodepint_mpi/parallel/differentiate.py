@@ -1,7 +1,7 @@
 """A time-parallel solve and its pull-back as one pair, for every method.
 
 The training step calls the pair by hand; `parallel.ivp` wraps it in a custom derivative. Both
-linearise the fine propagator once, at the states the forward solve ended with.
+linearize the fine propagator once, at the states the forward solve ended with.
 """
 
 from collections.abc import Callable
@@ -90,7 +90,7 @@ def linearise_solve(
     owned: OwnedSlices,
     memory: Memory | None = None,
 ) -> LinearisedSolve:
-    """Solve in parallel, then linearise at the solution. Collective over `comm`, inside jit.
+    """Solve in parallel, then linearize at the solution. Collective over `comm`, inside jit.
 
     A horizon of one slice needs no iteration: it is the serial solve, at the serial price.
 
@@ -165,7 +165,7 @@ def linearise_at(
     owned: OwnedSlices,
     memory: Memory | None,
 ) -> Linearised:
-    """Linearise the fine propagator at given starts of the slices. Collective, inside jit.
+    """Linearize the fine propagator at given starts of the slices. Collective, inside jit.
 
     For the serial method only the very first start counts. `memory` is the forward solve's.
     """

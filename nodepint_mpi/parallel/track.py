@@ -1,6 +1,6 @@
 """Following a solution while its parameters change: one sweep forward and one back.
 
-A new optimiser step moves the solution little, so its sweeps start from what the last ones left,
+A new optimizer step moves the solution little, so its sweeps start from what the last ones left,
 the tracks. Every rank solves its slices once, and pulls them back once:
 
     U <- (the method's iteration 0 from the track)        fine ends F_n(U[n])
