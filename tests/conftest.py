@@ -39,7 +39,7 @@ hypothesis.settings.load_profile("untimed")
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Strict but for the tests that step an optax optimiser: see `standard_promotion`.
+# Strict but for the tests that step an optax optimizer: see `standard_promotion`.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 try:  # tests/core is pure and also runs where there is no MPI

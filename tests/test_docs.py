@@ -1,7 +1,11 @@
-"""What README and docs tell the reader to type exists: commands, options, keys and files."""
+"""What README and docs tell the reader to type exists, and pages show what they include."""
 
+import html
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -27,6 +31,35 @@ COMMAND = re.compile(rf"(?<![\w/-])nodepint (?P<words>(?:{NAMES})\b[^`;&#\n]*)")
 FILE = re.compile(r"(?<![\w/.-])(?:configs|tools|jobs|docs|tests)/[\w/.-]*\w")
 MADE = {"jobs/site.sh"}
 """Files that the reader makes."""
+INCLUDED = re.compile(r'^--8<-- "(?P<file>[^":]+)(?::\d+)?"$', re.MULTILINE)
+INCLUDES = [
+    (page, match["file"])
+    for page in sorted((ROOT / "docs").glob("*.md"))
+    for match in INCLUDED.finditer(page.read_text())
+]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site, as `tools/docs.sh` builds it, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q"]
+    built = subprocess.run(
+        [*command, "-f", ROOT / "tools" / "mkdocs.yml", "-d", folder],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+def shown(site: Path, page: Path) -> str:
+    """The text of a built page, without its tags."""
+    text = (site / page.with_suffix(".html").name).read_text()
+    return html.unescape(re.sub(r"<[^>]*>", "", text))
 
 
 def commands(page: Path) -> list[str]:
@@ -92,6 +125,34 @@ def test_the_keys_in_inline_toml_exist():
             read_config(ROOT / "configs" / "lotka_volterra.toml", [f"{key}={value}"])
         except ConfigError as error:  # it may need other keys as well
             assert not re.search(rf"unknown key `{key}|`{key}\S* is .*; it ", str(error)), error
+
+
+def test_every_example_is_included_in_a_page():
+    examples = (ROOT / "docs" / "examples").glob("*.py")
+    names = {f"docs/examples/{path.name}" for path in examples}
+    assert names <= {file for _, file in INCLUDES}
+
+
+@pytest.mark.parametrize("page, file", INCLUDES, ids=[f"{p.name}: {f}" for p, f in INCLUDES])
+def test_a_built_page_shows_the_file_that_it_includes(site, page, file):
+    source = (ROOT / file).read_text()
+    if file.endswith(".md"):  # shown as a page, so only the code in it is left as it is written
+        wanted = [span for span in re.findall(r"`([^`\n]+)`", source) if "<" not in span]
+    else:
+        wanted = [source.strip()]
+    assert wanted
+    assert [text for text in wanted if text not in shown(site, page)] == []
+
+
+def test_no_built_page_shows_a_marker_of_an_include(site):
+    pages = sorted((ROOT / "docs").glob("*.md"))
+    assert [p.name for p in pages if re.search(r"--8\s*<", shown(site, p))] == []
+
+
+def test_the_picture_of_a_step_is_drawn(site):
+    text = (site / "architecture.html").read_text()
+    assert '<svg class="flow"' in text and ">training/track_store.py</text>" in text
+    assert "-&gt; training/step.py" not in text
 
 
 def test_every_config_is_in_the_list_of_problems():

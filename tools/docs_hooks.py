@@ -1,4 +1,4 @@
-"""What mkdocs calls while it builds docs/: formulas as MathML, and tables of the config's keys."""
+"""What mkdocs calls while it builds docs/: formulas as MathML, tables of keys, and pictures."""
 
 import html
 import json
@@ -8,6 +8,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+from docs_flow import draw, parse
 from latex2mathml.converter import convert
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -17,13 +18,15 @@ from nodepint_mpi.config.experiment import Config
 KEYS = "[config keys]"
 """The line of a page that is replaced by the tables."""
 
+_FLOW = re.compile(r"^```flow\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 _FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<latex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
 )
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The page with the tables of keys in their place."""
+    """The page with the tables of keys in their place, and pictures instead of `flow` blocks."""
+    markdown = _FLOW.sub(lambda found: f"<div>\n{draw(parse(found['text']))}\n</div>", markdown)
     return (
         markdown.replace(KEYS, "\n".join(_describe(Config, "", {})))
         if KEYS in markdown

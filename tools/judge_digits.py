@@ -37,7 +37,7 @@ def predict(run: TrainedRun, inputs: np.ndarray) -> np.ndarray:
 def generate(
     run: TrainedRun,
 ) -> tuple[Float[np.ndarray, "samples rows columns"], Int[np.ndarray, " samples"]]:
-    """Images with grey levels 0 to 255 from the noise of the test split, and their classes.
+    """Images with gray levels 0 to 255 from the noise of the test split, and their classes.
 
     Local.
 
@@ -55,8 +55,8 @@ def generate(
             "of `configs/mnist_flow.toml`."
         )
     made = predict(run, start)
-    grey = pictures[0] + np.tensordot(made[:, :-N_CLASSES], pictures[1:], axes=1)
-    return 255 * np.clip(grey, 0, 1), np.argmax(start[:, -N_CLASSES:], axis=1)
+    gray = pictures[0] + np.tensordot(made[:, :-N_CLASSES], pictures[1:], axes=1)
+    return 255 * np.clip(gray, 0, 1), np.argmax(start[:, -N_CLASSES:], axis=1)
 
 
 def draw(images: np.ndarray, classes: np.ndarray, guesses: np.ndarray) -> Figure:

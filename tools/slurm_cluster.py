@@ -9,7 +9,7 @@
 Needs root on Linux, and Debian's packages slurmctld, slurmd, slurm-client, munge and
 slurm-wlm-basic-plugins (`CI=true tools/setup.sh` installs them). Everything is in a temporary
 folder, without systemd, cgroups or /etc, and COMMAND finds it through SLURM_CONF. When COMMAND
-ends, or this script is told to, all jobs are cancelled and every process that came out of the
+ends, or this script is told to, all jobs are canceled and every process that came out of the
 cluster is ended. The exit status is COMMAND's.
 """
 

@@ -49,13 +49,13 @@ def loss(model):
 @eqx.filter_jit
 def step(model, state):
     value, gradient = eqx.filter_value_and_grad(loss)(model)  # equal on all ranks
-    updates, state = optimiser.update(gradient, state)
+    updates, state = optimizer.update(gradient, state)
     return eqx.apply_updates(model, updates), state, value
 
 
 model = Swing(eqx.nn.MLP(2, "scalar", 16, 1, jnp.tanh, key=jax.random.key(0)))
-optimiser = optax.adam(0.03)
-state = optimiser.init(eqx.filter(model, eqx.is_array))
+optimizer = optax.adam(0.03)
+state = optimizer.init(eqx.filter(model, eqx.is_array))
 for k in range(1, 101):
     model, state, value = step(model, state)
     if k in (1, 10, 100) and nm.world_time_comm().rank == 0:

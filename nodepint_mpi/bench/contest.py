@@ -49,7 +49,7 @@ def run_contestant(
     Args:
         config: The experiment; its `data_ranks` are those of the contestant.
         one: Who trains.
-        n_steps: Optimiser steps.
+        n_steps: Optimizer steps.
         cores: Those of this process; a pinned rank has one.
         timeout_s: How long it may take.
         n_checks: How often our gradient is compared with the serial one.

@@ -35,7 +35,7 @@ HORIZON, N_STEPS, SAMPLES, STEPS_PER_REPEAT = 5.0, 128, 32, 10
 def run_overhead(comms: Comms, repeats: int) -> dict[str, Any]:
     """Time both steps in turn, and compare medians. One rank.
 
-    The same network, data, solver, step size and optimiser. Plain diffrax comes twice: with its
+    The same network, data, solver, step size and optimizer. Plain diffrax comes twice: with its
     default checkpoints, and with one per step, as here.
 
     Raises:
@@ -49,14 +49,14 @@ def run_overhead(comms: Comms, repeats: int) -> dict[str, Any]:
     )  # fmt: skip
     inputs = jax.random.normal(jax.random.key(1), (SAMPLES, 2))
     targets = jax.random.normal(jax.random.key(2), (SAMPLES, 1, 2))
-    optimiser = optax.adam(1e-3)
+    optimizer = optax.adam(1e-3)
     params, static = split_model(model)
     contenders = {
-        "nodepint_mpi": _our_step(comms, static, optimiser),
-        "diffrax, default checkpoints": _plain_step(static, optimiser, None),
-        "diffrax, a checkpoint per step": _plain_step(static, optimiser, N_STEPS),
+        "nodepint_mpi": _our_step(comms, static, optimizer),
+        "diffrax, default checkpoints": _plain_step(static, optimizer, None),
+        "diffrax, a checkpoint per step": _plain_step(static, optimizer, N_STEPS),
     }
-    states = {name: (params, optimiser.init(params)) for name in contenders}
+    states = {name: (params, optimizer.init(params)) for name in contenders}
     states = jax.tree.map(jnp.array, states)
     times: dict[str, list[float]] = {name: [] for name in contenders}
     losses: dict[str, float] = {}
@@ -87,12 +87,12 @@ def format_overhead(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _our_step(comms: Comms, static: Any, optimiser: optax.GradientTransformation) -> Callable:
+def _our_step(comms: Comms, static: Any, optimizer: optax.GradientTransformation) -> Callable:
     fine = Propagator(batched_field(static.processor), FixedSteps(diffrax.Tsit5(), N_STEPS))
     solver = TimeSolver(fine, Serial(), JumpTolerance(1e-6), adjoint_tol=1e-6)
     observations = place_observations(np.array([HORIZON]), np.array([0.0, HORIZON]), 1, 0)
     problem = LineProblem(comms.time, static, solver, observations, mean_squared_error, {})
-    take_step = make_train_step(problem, optimiser)
+    take_step = make_train_step(problem, optimizer)
 
     def step(params, opt_state, inputs, targets):
         stepped = take_step(TrainState(params, opt_state), inputs, targets, None)
@@ -102,7 +102,7 @@ def _our_step(comms: Comms, static: Any, optimiser: optax.GradientTransformation
 
 
 def _plain_step(
-    static: Any, optimiser: optax.GradientTransformation, checkpoints: int | None
+    static: Any, optimizer: optax.GradientTransformation, checkpoints: int | None
 ) -> Callable:
     """What a user writes without us."""
 
@@ -123,7 +123,7 @@ def _plain_step(
 
     def step(params, opt_state, inputs, targets):
         value, gradient = jax.value_and_grad(loss)(params, inputs, targets)
-        updates, opt_state = optimiser.update(gradient, opt_state, params)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, value
 
     return jax.jit(step, donate_argnums=(0, 1))

@@ -1,6 +1,6 @@
 """A peer to compare with where it is installed: torchdiffeq, differentiating its own RK4 steps.
 
-Network, data, loss and optimiser are the same; only the gradient comes from the peer.
+Network, data, loss and optimizer are the same; only the gradient comes from the peer.
 """
 
 import importlib

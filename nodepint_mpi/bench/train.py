@@ -37,7 +37,7 @@ def run_bench_train(
         config: The experiment; `[growth]` is left out.
         ranks: Numbers of ranks along time to run ours on, each rank on a core of its own.
         data_ranks: Numbers of ranks along samples to run ours on, besides.
-        n_steps: Optimiser steps of each contestant.
+        n_steps: Optimizer steps of each contestant.
         repeats: How often each of them trains.
         timeout_s: Time each of them may take once.
         report: Told about each as it ends.

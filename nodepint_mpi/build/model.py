@@ -116,7 +116,7 @@ def build_model(
         config: The experiment.
         input_shape: Shape of one input sample.
         output_size: Classes of a label, or components of an observation.
-        step: The model's size is that with which this optimiser step is taken.
+        step: The model's size is that with which this optimizer step is taken.
         make: Makes the user's own network; None imports what the config names.
     """
     key = jax.random.key(config.run.seed)

@@ -1,4 +1,4 @@
-"""Config sections to objects: solvers, propagators, networks, losses, optimisers.
+"""Config sections to objects: solvers, propagators, networks, losses, optimizers.
 
 The only place that turns names into things; the numerics never see the config.
 """
@@ -178,23 +178,23 @@ def _own_function(path: str, key: str) -> Callable:
     return found
 
 
-def build_optimiser(section: OptimSection) -> optax.GradientTransformation:
-    """An optax optimiser with its schedule. Local."""
+def build_optimizer(section: OptimSection) -> optax.GradientTransformation:
+    """An optax optimizer with its schedule. Local."""
     make = getattr(optax, section.name, None)
     if make is None or section.name.startswith("_"):
         known = [name for name in dir(optax) if callable(getattr(optax, name))]
         raise ConfigError(unknown_name("optim.name", section.name, known))
     try:
-        optimiser = make(learning_rate=_build_schedule(section), **section.options)
-        assert isinstance(optimiser, optax.GradientTransformation)
+        optimizer = make(learning_rate=_build_schedule(section), **section.options)
+        assert isinstance(optimizer, optax.GradientTransformation)
     except (TypeError, AssertionError) as error:
         raise ConfigError(
             f'`optim.name = "{section.name}"` does not take a learning rate and the options '
             f"{section.options}: {error}"
         ) from error
     if section.clip_norm is None:
-        return optimiser
-    return optax.chain(optax.clip_by_global_norm(section.clip_norm), optimiser)
+        return optimizer
+    return optax.chain(optax.clip_by_global_norm(section.clip_norm), optimizer)
 
 
 def build_problem(section: ProblemSection, horizon: list[float]) -> Problem:

@@ -114,7 +114,7 @@ class DenseNetwork(Section):
 
 
 class ConvNetwork(Section):
-    """Convolutional encoder, vector field and decoder for grey images.
+    """Convolutional encoder, vector field and decoder for gray images.
 
     With `layers` the vector field has weights of its own in each unit of time, from 0 to `layers`:
     one Euler step in each, and it is a residual network.
@@ -175,7 +175,7 @@ class LossSection(Section):
 
 
 class OptimSection(Section):
-    """An optax optimiser (any of its names that takes a learning rate) and its schedule."""
+    """An optax optimizer (any of its names that takes a learning rate) and its schedule."""
 
     name: str = "adam"
     learning_rate: PositiveFloat = 1e-3
@@ -275,7 +275,7 @@ class Config(Section):
         return self
 
     def network_at(self, step: int) -> DenseNetwork | ConvNetwork | UserNetwork | None:
-        """The network that takes the optimiser step after `step` are done. Local."""
+        """The network that takes the optimizer step after `step` are done. Local."""
         if self.growth is None or self.network is None:
             return self.network
         plan = zip(self.growth.steps, self.growth.sizes, strict=True)
@@ -288,7 +288,7 @@ class Config(Section):
     def fingerprint(self) -> str:
         """Names the experiment: what must not change when a run is resumed. Local.
 
-        Length, output, time-outs and where it runs may change, the number of ranks, and how they
+        Length, output, timeouts and where it runs may change, the number of ranks, and how they
         solve the coarse problem.
         """
         identity = self.model_dump(mode="json", exclude={"output", "problem"})

@@ -72,7 +72,7 @@ class StudySection(Section):
 
 
 class Scaling(Section):
-    """Studies of `config`: `n_steps` optimiser steps for each point, on `cores` for each rank.
+    """Studies of `config`: `n_steps` optimizer steps for each point, on `cores` for each rank.
 
     Of the steps the first ones compile, and the eleventh is profiled.
     """

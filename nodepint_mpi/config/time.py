@@ -153,7 +153,7 @@ class RelaxationSection(Section):
     end: NonNegativeFloat = Field(default=1.0, le=1)
 
     def weight_at(self, step: int) -> float:
-        """Of continuity in an optimiser step. Local."""
+        """Of continuity in an optimizer step. Local."""
         if step >= self.steps:
             return self.end
         return self.start + (self.end - self.start) * step / self.steps

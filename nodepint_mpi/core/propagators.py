@@ -30,7 +30,7 @@ class AbstractIntegrator(eqx.Module):
 
     With `adjoint = "discrete"` derivatives are those of the discrete solve (checkpointed inside
     the slice); with `"continuous"` the adjoint ODE is solved backwards in time, which needs no
-    memory for the slice but differs from the discrete derivative by the discretisation error.
+    memory for the slice but differs from the discrete derivative by the discretization error.
     `"forward"` is for tangents alone.
     """
 

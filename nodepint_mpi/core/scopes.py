@@ -22,7 +22,7 @@ MESSAGES = (SEND, RECEIVE, REDUCE)
 
 RIGHTWARDS, LEFTWARDS, LINE, GRID = "rightwards", "leftwards", "line", "grid"
 CHANNELS = (RIGHTWARDS, LEFTWARDS, LINE, GRID)
-"""Who takes part in a message: a rank and its neighbour, those of a line, those of all lines.
+"""Who takes part in a message: a rank and its neighbor, those of a line, those of all lines.
 
 Besides, `every(n)`: of a line, a rank and those n, 2 n, ... further on.
 """

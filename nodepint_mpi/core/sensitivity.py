@@ -41,7 +41,7 @@ def propagate_directions(
     Args:
         propagator: The propagator F, made for forward tangents (`Propagator.for_tangents`).
         params: Parameters of the vector field.
-        starts: Where to linearise, (owned, *state).
+        starts: Where to linearize, (owned, *state).
         directions: Directions of one sample's state.
         owned: The slices of this rank.
         precision: Type to compute in, such as "float32"; the states' own if None.

@@ -1,7 +1,7 @@
 """Block mathematics: what one rank computes for the slices it owns, between messages.
 
-A function here takes a block and what came in from a neighbour, and returns the block's result
-and what goes on to the other neighbour. Nothing here knows about ranks.
+A function here takes a block and what came in from a neighbor, and returns the block's result
+and what goes on to the other neighbor. Nothing here knows about ranks.
 """
 
 from typing import NamedTuple
@@ -159,7 +159,7 @@ def chain_block(
 
     Returns:
         The starts (owned, *state), and the result of every slice; `result.end[-1]` goes on to
-        the right neighbour.
+        the right neighbor.
     """
 
     def advance(start, times):

@@ -171,7 +171,7 @@ def _dense(array: pa.Array) -> np.ndarray:
 
 
 def _decode_image(feature: datasets.Image, cell: dict[str, Any]) -> np.ndarray:
-    """Pixels of one stored image: uint8, (height, width) if grey, else (height, width, bands)."""
+    """Pixels of one stored image: uint8, (height, width) if gray, else (height, width, bands)."""
     image = datasets.Image(mode=feature.mode).decode_example(cell)
     image = image.convert({"1": "L", "P": "RGB"}.get(image.mode, image.mode))
     pixels = np.asarray(image)

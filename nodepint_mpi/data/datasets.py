@@ -158,7 +158,7 @@ def check_finite(split: Split, columns: Iterable[str]) -> None:
 
 
 def batch_indices(seed: int, step: int, batch_size: int, n_rows: int) -> np.ndarray:
-    """Global row numbers of the mini-batch of one optimiser step.
+    """Global row numbers of the mini-batch of one optimizer step.
 
     Local; a pure function of its arguments, the same on all ranks and in all versions of NumPy.
     Epoch e is a permutation of all rows drawn from Philox with the key (seed, e), cut into whole
@@ -167,7 +167,7 @@ def batch_indices(seed: int, step: int, batch_size: int, n_rows: int) -> np.ndar
 
     Args:
         seed: Not negative.
-        step: Optimiser step, counted from 0.
+        step: Optimizer step, counted from 0.
         batch_size: Rows of one global batch, at most `n_rows`.
         n_rows: Rows in the split.
 

@@ -1,4 +1,4 @@
-"""IDX files of grey images and their labels, the format of MNIST and of sets made like it."""
+"""IDX files of gray images and their labels, the format of MNIST and of sets made like it."""
 
 import gzip
 import zlib

@@ -17,7 +17,7 @@ from nodepint_mpi.ranks.guard import together
 class Samples(NamedTuple):
     """One split of the data. `times` are the observation times of its targets.
 
-    A labelled sample is observed once, at the end of the horizon. A trajectory's input is its
+    A labeled sample is observed once, at the end of the horizon. A trajectory's input is its
     first observation.
     """
 
@@ -37,7 +37,7 @@ class Samples(NamedTuple):
         return self.split.take(self.section.input, indices)[:, 0], targets
 
     def batch_rows(self, seed: int, step: int) -> np.ndarray:
-        """Rows of the mini-batch of one optimiser step; all if no batch size is set. Local."""
+        """Rows of the mini-batch of one optimizer step; all if no batch size is set. Local."""
         return batch_indices(seed, step, self.section.batch_size or self.n_rows, self.n_rows)
 
     @property

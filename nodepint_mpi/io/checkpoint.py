@@ -96,7 +96,7 @@ def save_checkpoint(
     Args:
         control: The ranks that save.
         folder: An existing folder, seen by all ranks.
-        step: Optimiser steps done; names the file.
+        step: Optimizer steps done; names the file.
         replicated: Tree of arrays and numbers, equal on all ranks; rank 0's are stored. Other
             leaves (functions, None) are passed over.
         rows: This rank's rows of arrays over all slices, by name. Every rank holds consecutive

@@ -95,7 +95,7 @@ def enlarge(
 
     Returns:
         The enlarged parameters, structured as `fresh`; and, structured as `old`, where each array
-        lies, for whatever else is carried over, such as an optimiser's moments.
+        lies, for whatever else is carried over, such as an optimizer's moments.
 
     Raises:
         ProblemError: if the network is of another kind.

@@ -18,7 +18,7 @@ from nodepint_mpi.errors import ProblemError
 
 
 def as_numbers(inputs: Array, dtype: Any = None) -> Array:
-    """Inputs in the precision of the run, or a given one; bytes, such as grey, in [0, 1]. Local."""
+    """Inputs in the precision of the run, or a given one; bytes, such as gray, in [0, 1]. Local."""
     scale = 255 if inputs.dtype == jnp.uint8 else 1
     return inputs.astype(dtype or jnp.zeros(()).dtype) / scale
 
@@ -157,7 +157,7 @@ class LayeredField(eqx.Module):
 
 
 class ConvEncoder(eqx.Module):
-    """A grey image to a state of many small images: two convolutions, each halving the sides."""
+    """A gray image to a state of many small images: two convolutions, each halving the sides."""
 
     first: Conv3x3
     second: Conv3x3
@@ -258,7 +258,7 @@ def make_conv(
     channels: int,
     layers: int | None = None,
 ) -> EncodeProcessDecode:
-    """Convolutional encoder, vector field and decoder for grey images. Local.
+    """Convolutional encoder, vector field and decoder for gray images. Local.
 
     Args:
         key: Random key.
@@ -268,11 +268,11 @@ def make_conv(
         layers: Weights of their own for so many units of time, instead of the same at all times.
 
     Raises:
-        ProblemError: if samples are not grey images.
+        ProblemError: if samples are not gray images.
     """
     if len(input_shape) != 2:
         raise ProblemError(
-            f"The network 'conv' takes grey images (rows, columns), but samples have shape "
+            f"The network 'conv' takes gray images (rows, columns), but samples have shape "
             f"{input_shape}."
         )
     keys = jax.random.split(key, 5)

@@ -29,7 +29,7 @@ def plot_losses(folder: Path) -> Path:
     for style, key, label in (("-", "sweeps", "forward"), ("--", "adjoint_sweeps", "adjoint")):
         sweeps.plot(steps, [record[key] for record in records], style, color="black", label=label)
     sweeps.set_ylabel("sweeps per step")
-    sweeps.set_xlabel("optimiser step")
+    sweeps.set_xlabel("optimizer step")
     sweeps.set_ylim(bottom=0)
     sweeps.legend(fontsize="small")
     sweeps.grid(alpha=0.3)
@@ -56,7 +56,7 @@ def draw_trajectories(
                 times, predictions[row, :, i], STYLES[i], color=color, label=f"component {i}"
             )
         if trained_until < times[-1]:
-            panel.axvline(trained_until, color="grey", linewidth=0.8)
+            panel.axvline(trained_until, color="gray", linewidth=0.8)
             panel.set_title("trained left of the line", fontsize="small")
         panel.set_ylabel(f"state, test sample {row}")
         panel.grid(alpha=0.3)
@@ -145,7 +145,7 @@ def _lines(times: np.ndarray, truth: np.ndarray, full: np.ndarray, reduced: np.n
     figure = Figure(figsize=(7, 1.6 * n_shown + 1.0), layout="constrained")
     panels = figure.subplots(n_shown, 1, sharex=True, squeeze=False)[:, 0]
     for i, panel in enumerate(panels):
-        panel.plot(times, truth[:, i], ".", color="grey", markersize=4, label="observed")
+        panel.plot(times, truth[:, i], ".", color="gray", markersize=4, label="observed")
         panel.plot(times, full[:, i], "-", color="black", label="full model")
         panel.plot(times, reduced[:, i], "--", color="tab:orange", label="reduced model")
         panel.set_ylabel(f"component {i}")
@@ -160,7 +160,7 @@ def _scatter_logits(full: np.ndarray, reduced: np.ndarray) -> Figure:
     figure = Figure(figsize=(5, 5), layout="constrained")
     panel = figure.subplots()
     panel.plot(full.ravel(), reduced.ravel(), ".", color="black", markersize=2)
-    panel.axline((0, 0), slope=1, color="grey", linewidth=0.8)
+    panel.axline((0, 0), slope=1, color="gray", linewidth=0.8)
     panel.set_xlabel("prediction of the full model")
     panel.set_ylabel("prediction of the reduced model")
     return figure
@@ -185,7 +185,7 @@ def plot_sweeps(path: Path, result: dict[str, Any]) -> Path:
                     color=matplotlib.colormaps["viridis"](0.9 * number / len(result["methods"])),
                     markersize=5, markerfacecolor="none", linewidth=1, label=row["method"],
                 )  # fmt: skip
-            panel.axhline(result["tol"], color="grey", linewidth=0.8)
+            panel.axhline(result["tol"], color="gray", linewidth=0.8)
             panel.set_xlabel(f"{direction} {xlabel}" if key == "sweeps" else xlabel)
             panel.grid(alpha=0.3)
             panel.set_ylim(FLOOR / 3, 30)
@@ -193,7 +193,7 @@ def plot_sweeps(path: Path, result: dict[str, Any]) -> Path:
         panels[i, 1].set_xscale("log")
     handles = panels[0, 0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=3, fontsize="small")
-    figure.suptitle(f"{result['problem']}, {result['n_slices']} slices; grey: tolerance")
+    figure.suptitle(f"{result['problem']}, {result['n_slices']} slices; gray: tolerance")
     return save_figure(figure, path)
 
 
@@ -205,11 +205,11 @@ def plot_contest(path: Path, result: dict[str, Any]) -> Path:
         time = row["step_s"] * np.arange(1, len(row["losses"]) + 1)
         style, marker = STYLES[number % len(STYLES)], MARKERS[number % len(MARKERS)]
         axes.semilogy(time, row["losses"], style, marker=marker, markevery=0.2, label=row["name"])
-    axes.axhline(result["target_loss"], color="grey", linewidth=0.8)
+    axes.axhline(result["target_loss"], color="gray", linewidth=0.8)
     axes.set_xlabel("time without compilation, s")
     axes.set_ylabel("training loss")
     axes.legend(fontsize="small")
-    axes.set_title(f"{result['name']}; grey: the loss that plain diffrax ends with")
+    axes.set_title(f"{result['name']}; gray: the loss that plain diffrax ends with")
     return save_figure(figure, path)
 
 

@@ -126,7 +126,7 @@ def make_comms(mpi: MPI.Intracomm, *, n_groups: int = 1) -> Comms:
 
 
 def _split(mpi: MPI.Intracomm, colour: int, key: int) -> MPI.Intracomm:
-    """The ranks of one colour, in the order of their keys."""
+    """The ranks of one color, in the order of their keys."""
     return MPI.Intracomm(mpi.Split(colour, key))
 
 

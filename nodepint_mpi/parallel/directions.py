@@ -37,7 +37,7 @@ def leading_directions(
 ) -> Directions:
     """The leading left singular vectors of all ranks' snapshots. Collective, inside jit.
 
-    A randomised range finder: equal on all ranks bit by bit, and to round-off whatever the number
+    A randomized range finder: equal on all ranks bit by bit, and to round-off whatever the number
     of ranks. Fewer independent snapshots than `rank` leave zero rows; snapshots that are not
     finite are left out.
 

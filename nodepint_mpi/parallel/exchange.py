@@ -1,4 +1,4 @@
-"""Messages along the line of time ranks: neighbours, reductions, gathers. Identity on one rank.
+"""Messages along the line of time ranks: neighbors, reductions, gathers. Identity on one rank.
 
 Sums and maxima are over the ranks of all lines, so that groups of samples stay in step.
 
@@ -29,25 +29,25 @@ from nodepint_mpi.parallel.counters import message
 
 
 def recv_left(comm: TimeComm, fill: Array) -> Array:
-    """What the left neighbour sends; `fill` on the first rank. Collective with `send_right`."""
+    """What the left neighbor sends; `fill` on the first rank. Collective with `send_right`."""
     return fill if comm.rank == 0 else _receive(comm, fill, comm.rank - 1, RIGHTWARDS)
 
 
 def send_right(comm: TimeComm, state: Array) -> None:
-    """Send to the right neighbour; nothing on the last rank. Collective with `recv_left`."""
+    """Send to the right neighbor; nothing on the last rank. Collective with `recv_left`."""
     if comm.rank < comm.size - 1:
         _send(comm, state, comm.rank + 1, RIGHTWARDS)
 
 
 def recv_right(comm: TimeComm, fill: Array) -> Array:
-    """What the right neighbour sends; `fill` on the last rank. Collective with `send_left`."""
+    """What the right neighbor sends; `fill` on the last rank. Collective with `send_left`."""
     if comm.rank == comm.size - 1:
         return fill
     return _receive(comm, fill, comm.rank + 1, LEFTWARDS)
 
 
 def send_left(comm: TimeComm, state: Array) -> None:
-    """Send to the left neighbour; nothing on the first rank. Collective with `recv_right`."""
+    """Send to the left neighbor; nothing on the first rank. Collective with `recv_right`."""
     if comm.rank > 0:
         _send(comm, state, comm.rank - 1, LEFTWARDS)
 
@@ -56,7 +56,7 @@ def in_order(comm: TimeComm, value: Array) -> Array:
     """The same value, computed before the messages that follow, used after those before.
 
     XLA keeps the order of messages but moves work across them: without this a rank may do long
-    work before it sends what a neighbour waits for, or wait before it works. Local.
+    work before it sends what a neighbor waits for, or wait before it works. Local.
     """
     return value if comm.size == 1 else mpi4jax.allreduce(value, MPI.SUM, comm=MPI.COMM_SELF)
 

@@ -109,7 +109,7 @@ def make_forecast(
 def _log_growth(
     coarse: Propagator, args: Any, starts: Array, edges: tuple[float, ...]
 ) -> Float[Array, ""]:
-    """Logarithm of the growth of a perturbation pushed through all slices, renormalised in each."""
+    """Logarithm of the growth of a perturbation pushed through all slices, renormalized in each."""
     times = end_times(own_slices(np.asarray(edges), 1, 0), starts)
     direction = jax.random.normal(jax.random.key(0), starts.shape[1:], starts.dtype)
 

@@ -16,7 +16,7 @@ COMPILING = "/jax/core/compile/"
 
 
 class Seconds(NamedTuple):
-    """How long every optimiser step and every checkpoint took on this rank."""
+    """How long every optimizer step and every checkpoint took on this rank."""
 
     steps: list[float]
     saving: list[float]
@@ -73,7 +73,7 @@ class Timers:
         self.sampler = Sampler(comms.control)
 
     def take(self, work: Callable[[], Result], step: int) -> Result:
-        """Take optimiser step `step`, which is `work`, and its time. Collective over the grid."""
+        """Take optimizer step `step`, which is `work`, and its time. Collective over the grid."""
         due = self.sampler.is_due(len(self.seconds.steps), sum(self.seconds.steps, 0.0))
         began, compiled = time.perf_counter(), self.compiling.seconds
         taken = self.sampler.profiled(work, step) if due else work()

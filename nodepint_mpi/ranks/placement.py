@@ -181,7 +181,7 @@ def _choose_gpu(seen: Sequence[Seen], places: Sequence[tuple[int, int]], rank: i
     position, n_gpus = sorted(group).index(places[rank][0]), len(mine.gpus)
     if len(group) <= n_gpus:
         return mine.gpus[position]
-    return mine.gpus[position * n_gpus // len(group)]  # neighbours in time on the same GPU
+    return mine.gpus[position * n_gpus // len(group)]  # neighbors in time on the same GPU
 
 
 def _choose_cores(

@@ -141,7 +141,7 @@ def _draw_confidence(logits: np.ndarray, right: np.ndarray) -> Figure:
     used = n_in > 0
     mean_sure = np.bincount(places, sure, minlength=10)[used] / n_in[used]
     mean_right = np.bincount(places, right, minlength=10)[used] / n_in[used]
-    shares.plot([0, 1], [0, 1], ":", color="grey")
+    shares.plot([0, 1], [0, 1], ":", color="gray")
     shares.plot(mean_sure, mean_right, "o-", color="black", markerfacecolor="none")
     shares.set_ylabel("share that is right")
     for panel in (counts, shares):

@@ -128,19 +128,19 @@ def _figures(labels: list[str], runs: list[Facts]) -> list[Section]:
         if spent is not None:
             draw_lines(by_time, spent[0], {label: loss}, first=i)
             estimated += [] if spent[1] else [label]
-    by_step.set_xlabel("optimiser step")
-    by_time.set_xlabel("seconds in optimiser steps, compilation included")
+    by_step.set_xlabel("optimizer step")
+    by_time.set_xlabel("seconds in optimizer steps, compilation included")
     for panel in (by_step, by_time):
         panel.set_ylabel("training loss")
         panel.grid(alpha=0.3)
-    caption = "Training loss against the time spent in optimiser steps."
+    caption = "Training loss against the time spent in optimizer steps."
     if estimated:
         caption += f" Estimated from the reported steps: {', '.join(estimated)}."
     return [
         Section(
             "Loss",
             [
-                Picture("loss_by_step", figure, "Training loss against optimiser steps."),
+                Picture("loss_by_step", figure, "Training loss against optimizer steps."),
                 Picture("loss_by_seconds", timed, caption),
             ],
         )

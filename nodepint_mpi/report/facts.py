@@ -36,7 +36,7 @@ class Facts(NamedTuple):
 
     @property
     def steps(self) -> np.ndarray:
-        """Optimiser steps done at every record."""
+        """Optimizer steps done at every record."""
         return self.columns["step"]
 
     def column(self, name: str) -> np.ndarray | None:
@@ -94,7 +94,7 @@ def as_columns(records: list[dict[str, Any]], path: Path) -> Columns:
 
 
 def seconds(facts: Facts) -> tuple[np.ndarray, bool] | None:
-    """Seconds in optimiser steps at every record, and whether they were measured. Local.
+    """Seconds in optimizer steps at every record, and whether they were measured. Local.
 
     Of runs that did not record them they are estimated: all steps since the last record are taken
     to have lasted as long as the one that is reported.

@@ -43,7 +43,7 @@ def loss(facts: Facts) -> Section | None:
     if scores:
         draw_lines(panels[-1], facts.steps, scores, log=False)
         panels[-1].set_ylabel("accuracy")
-    caption = "Loss and norm of its gradient at every reported optimiser step."
+    caption = "Loss and norm of its gradient at every reported optimizer step."
     return Section("Loss", [Picture("loss", figure, caption)])
 
 
@@ -65,7 +65,7 @@ def sweeps(facts: Facts) -> Section | None:
     where = f"{facts.config.time.method}, {facts.config.time.n_slices} slices"
     serial = "" if facts.config.time.tracking is None else " 0: the step was serial."
     parts: list = [
-        Picture("sweeps", figure, f"Sweeps per reported optimiser step ({where}).{serial}")
+        Picture("sweeps", figure, f"Sweeps per reported optimizer step ({where}).{serial}")
     ]
     for name, meaning in _COUNTS.items():
         count = np.nansum(facts.columns.get(name, np.zeros(1)))
@@ -150,7 +150,7 @@ def draw_lines(
     legend: bool = True,
     first: int = 0,
 ) -> None:
-    """Lines told apart by style and marker as well as by colour; those of one point are seen too.
+    """Lines told apart by style and marker as well as by color; those of one point are seen too.
 
     A logarithmic axis is only taken for values above zero; zeros are then left out.
     """
@@ -169,19 +169,19 @@ def draw_lines(
 
 
 def draw_level(panel: Axes, x: np.ndarray, level: float, label: str) -> None:
-    """A line to compare with, dotted and grey, that the axis makes room for."""
-    panel.plot([0, x[-1]], [level, level], ":", color="grey", linewidth=1.6, label=label)
+    """A line to compare with, dotted and gray, that the axis makes room for."""
+    panel.plot([0, x[-1]], [level, level], ":", color="gray", linewidth=1.6, label=label)
     panel.legend(fontsize="small")
 
 
 def _panels(facts: Facts, n: int, *, height: float = 2.6) -> tuple[Figure, list[Axes]]:
-    """Panels one below the other over the optimiser steps."""
+    """Panels one below the other over the optimizer steps."""
     figure = Figure(figsize=(7.5, height * n + 0.6), layout="constrained")
     panels = list(figure.subplots(n, 1, sharex=True, squeeze=False)[:, 0])
     for panel in panels:
         panel.grid(alpha=0.3)
         panel.set_xlim(0, 1.02 * float(facts.steps[-1]))
-    panels[-1].set_xlabel("optimiser step")
+    panels[-1].set_xlabel("optimizer step")
     return figure, panels
 
 

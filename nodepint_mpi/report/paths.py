@@ -99,7 +99,7 @@ def _along_time(seen: Predicted) -> Figure:
     lines = {"median sample": np.median(errors, axis=0), "worst sample": np.max(errors, axis=0)}
     draw_lines(panel, seen.times, lines)
     if seen.trained_until < seen.times[-1]:
-        panel.axvline(seen.trained_until, color="grey", linewidth=0.8, label="trained until here")
+        panel.axvline(seen.trained_until, color="gray", linewidth=0.8, label="trained until here")
     panel.set_xlabel("time")
     panel.set_ylabel("error relative to the state's r.m.s.")
     panel.grid(alpha=0.3)

@@ -22,7 +22,7 @@ LOOKS = {
     "wait": ("mistyrose", "..."),
     "other": ("white", ""),
 }
-"""Colour and hatching, so that neighbours are told apart in black and white."""
+"""Color and hatching, so that neighbors are told apart in black and white."""
 
 
 def phases(facts: Facts) -> Section | None:
@@ -43,7 +43,7 @@ def phases(facts: Facts) -> Section | None:
 def _caption(times: dict[str, Any]) -> str:
     steps = ", ".join(map(str, times["profiles"]["steps"]))
     return (
-        f"One optimiser step on every rank, by the shares of each phase in profiles of step {steps}"
+        f"One optimizer step on every rank, by the shares of each phase in profiles of step {steps}"
         f" and the median of {times['n_warm_steps']} steps that neither compiled nor were profiled."
         " Waiting is what a rank spends in a message beyond the briefest of those that take part."
     )

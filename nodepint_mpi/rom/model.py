@@ -163,7 +163,7 @@ class ReducedModel(eqx.Module):
             f"ReducedModel({self.origin.name!r}, {rank} of {size} directions, "
             f"energy {self.origin.energy:.9f}, field {type(self.processor).__name__} {how}, "
             f"t = {first:g} to {last:g}, {self.basis.dtype.name}, "
-            f"optimiser step {self.origin.optimiser_step})"
+            f"optimizer step {self.origin.optimiser_step})"
         )
 
 

@@ -1,4 +1,4 @@
-"""Enlarging the network between two optimiser steps."""
+"""Enlarging the network between two optimizer steps."""
 
 import logging
 
@@ -23,13 +23,13 @@ def grow(
 ) -> tuple[Experiment, TrainState]:
     """Experiment and state with the network that `step` is taken with. Collective over `comms`.
 
-    Weights and the optimiser's moments are carried over; new moments are zero. New directions of
+    Weights and the optimizer's moments are carried over; new moments are zero. New directions of
     a dense network are those in which the targets of `samples`, row numbers, lie outside the old
     ones. Interface states and the method's memory are those of another state: the next step starts
     anew.
 
     Raises:
-        ConfigError: on all ranks, if the optimiser keeps arrays of other shapes than parameters.
+        ConfigError: on all ranks, if the optimizer keeps arrays of other shapes than parameters.
     """
     control = comms.control
     with agreed(control):
@@ -38,7 +38,7 @@ def grow(
         old, directions = state.params, None
         if isinstance(old.encoder, LinearMap):
             n_new = fresh.params.encoder.matrix.shape[0] - old.encoder.matrix.shape[0]
-            if control.rank == 0:  # one factorisation, so that all ranks have the same bits
+            if control.rank == 0:  # one factorization, so that all ranks have the same bits
                 rows = np.asarray(old.encoder.matrix, float)
                 targets = experiment.train.take(samples)[1]  # (samples, observations, entries)
                 seen = np.asarray(targets, float).reshape(-1, rows.shape[1])

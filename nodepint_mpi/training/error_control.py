@@ -1,4 +1,4 @@
-"""Optimiser steps: solved anew each, or tracked with their gradient error under control.
+"""Optimizer steps: solved anew each, or tracked with their gradient error under control.
 
 A tracked step does one sweep each way and looks at the misfits. Where these promise a gradient
 error above the bound it sweeps again at the same parameters, and at last takes the serial gradient.
@@ -86,7 +86,7 @@ class Anew:
         self._step, self._relaxation = step, relaxation
 
     def take(self, state: TrainState, batch: Batch, step: int) -> Taken:
-        """Take optimiser step `step`. Collective over the grid."""
+        """Take optimizer step `step`. Collective over the grid."""
         weight = _weight(self._relaxation, step)
         stepped = self._step(state, batch.inputs, batch.targets, weight)
         report, tally = _on_host(stepped)
@@ -118,7 +118,7 @@ class Tracker:
         self._control = _Control.first()
 
     def take(self, state: TrainState, batch: Batch, step: int) -> Taken:
-        """Take optimiser step `step`. Collective over the grid."""
+        """Take optimizer step `step`. Collective over the grid."""
         weight = _weight(self._relaxation, step)
         rows, inputs, targets = batch
         if step < self._control.serial_until:
@@ -206,7 +206,7 @@ class Tracker:
 
 
 Stepper = Anew | Tracker
-"""What takes optimiser steps."""
+"""What takes optimizer steps."""
 
 
 def make_stepper(experiment: Experiment) -> Stepper:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from nodepint_mpi.build.model import build_model
-from nodepint_mpi.build.sections import build_optimiser, build_problem
+from nodepint_mpi.build.sections import build_optimizer, build_problem
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.core.partition import check_layout, owned_range
 from nodepint_mpi.data.datasets import open_split
@@ -62,7 +62,7 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
     require_network_fits(config, input_shape=shape, output_size=size, step=last, n_here=1)
     model = build_model(config, input_shape=shape, output_size=size, step=last)
     params, _ = split_model(model)
-    opt_state = jax.eval_shape(build_optimiser(config.optim).init, params)
+    opt_state = jax.eval_shape(build_optimizer(config.optim).init, params)
     batch = samples.section.batch_size or samples.n_rows
     shape = check_model(model, samples)
     state, n_samples = int(np.prod(shape)), share_batch(config, samples.n_rows, n_groups)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from nodepint_mpi.build.model import build_model
-from nodepint_mpi.build.sections import build_optimiser
+from nodepint_mpi.build.sections import build_optimizer
 from nodepint_mpi.config.experiment import Config, UserNetwork
 from nodepint_mpi.config.time import StepsSection, TimeSection
 from nodepint_mpi.errors import ConfigError, NodepintError
@@ -52,8 +52,8 @@ def plan_parameters(config: Config, params: PyTree) -> dict[str, int]:
         config: The experiment.
         params: Trainable arrays, or their shapes.
     """
-    moments = jax.eval_shape(build_optimiser(config.optim).init, _inexact(params))
-    return {"parameters and gradient": 2 * tree_bytes(params), "the optimiser": tree_bytes(moments)}
+    moments = jax.eval_shape(build_optimizer(config.optim).init, _inexact(params))
+    return {"parameters and gradient": 2 * tree_bytes(params), "the optimizer": tree_bytes(moments)}
 
 
 def plan_slices(section: TimeSection, state: jax.ShapeDtypeStruct, n_owned: int) -> dict[str, int]:

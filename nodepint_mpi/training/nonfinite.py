@@ -119,7 +119,7 @@ def raise_nonfinite(
         experiment: As the step was taken with.
         state: As it was before the step.
         batch: Of the step.
-        step: Optimiser steps done before it; the message counts from 1, as the log does.
+        step: Optimizer steps done before it; the message counts from 1, as the log does.
         report: Its numbers.
         history: Sentences on the steps before it and on what has been saved.
 

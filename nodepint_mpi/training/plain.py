@@ -1,6 +1,6 @@
 """The training step that a user of diffrax and optax writes, for comparison.
 
-The same model, data, loss, optimiser, solver and steps as a config asks of us, by one `diffeqsolve`
+The same model, data, loss, optimizer, solver and steps as a config asks of us, by one `diffeqsolve`
 over the whole horizon and `jax.grad`.
 """
 

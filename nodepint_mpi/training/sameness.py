@@ -1,6 +1,6 @@
 """What must be the same on all ranks: code, data and shapes once, parameters again and again.
 
-Ranks with other shapes than their neighbours would wait for messages that are never sent, or
+Ranks with other shapes than their neighbors would wait for messages that are never sent, or
 compute wrong numbers without a word. So the shapes are compared before the first message, and the
 values while the run goes on: a replica that has drifted is found before it is saved.
 """
@@ -81,8 +81,8 @@ def require_same_values(
 
     Args:
         control: The ranks.
-        trees: Parameters and optimiser state, by name.
-        step: Optimiser steps taken.
+        trees: Parameters and optimizer state, by name.
+        step: Optimizer steps taken.
         since: When they were last equal, or None at the start.
 
     Raises:

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class Resumed(NamedTuple):
-    """A run as it was when it was saved: `step` optimiser steps are done."""
+    """A run as it was when it was saved: `step` optimizer steps are done."""
 
     experiment: Experiment
     state: TrainState

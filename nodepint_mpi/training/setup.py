@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from mpi4py import MPI
 
 from nodepint_mpi.build.model import build_edges, build_integrator, build_model
-from nodepint_mpi.build.sections import build_loss, build_optimiser, build_time_solver
+from nodepint_mpi.build.sections import build_loss, build_optimizer, build_time_solver
 from nodepint_mpi.build.user_code import load_code
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.core.galerkin import AbstractReduction, Galerkin, ProjectedProcessor
@@ -42,7 +42,7 @@ from nodepint_mpi.training.step import LineProblem, TrainState, batched_field, s
 
 
 class Batch(NamedTuple):
-    """The samples of an optimiser step: all their numbers, and what this rank's group has of them.
+    """The samples of an optimizer step: all their numbers, and what this rank's group has of them.
 
     `inputs` (samples, ...) and `targets` (samples, times, ...) are of the group's own part.
     """
@@ -72,13 +72,13 @@ class Experiment(NamedTuple):
         return self.train_problem.solver.method
 
     def batch(self, step: int) -> Batch:
-        """The samples of optimiser step `step`. Local."""
+        """The samples of optimizer step `step`. Local."""
         rows = self.train.batch_rows(self.config.run.seed, step)
         return Batch(rows, *self.train.take(rows[own_part(self.comms.time, len(rows))]))
 
 
 def set_up(config: Config, comms: Comms) -> Experiment:
-    """Open the data and build model, solver and optimiser. Collective over `comms.control`.
+    """Open the data and build model, solver and optimizer. Collective over `comms.control`.
 
     Data that a function of the user's own makes are made first; the experiment's config then names
     their folder.
@@ -121,7 +121,7 @@ def needed_memory(experiment: Experiment) -> dict[str, int]:
 
 
 def at_step(experiment: Experiment, step: int) -> Experiment:
-    """The experiment with the network, freshly made, that optimiser step `step` is taken with.
+    """The experiment with the network, freshly made, that optimizer step `step` is taken with.
 
     Local. The same experiment unless its network grows.
     """
@@ -144,7 +144,7 @@ def _assemble(
     check_scores(config, model, train, shape)
     state = jax.ShapeDtypeStruct(shape, config.run.precision)
     train_problem.solver.method.carry_like(1, state)  # says if a basis does not fit the state
-    optimiser = build_optimiser(config.optim)
+    optimiser = build_optimizer(config.optim)
     return Experiment(
         config, model, train, test, train_problem, test_problem, optimiser, state, comms
     )
@@ -192,7 +192,7 @@ def _build(config: Config, train: Samples, step: int) -> EncodeProcessDecode:
     model = build_model(config, input_shape=shape, output_size=size, step=step)
     if config.growth is not None and isinstance(model.encoder, FlatLinear):
         raise ProblemError(
-            "`[growth]` adds directions of trajectories; a network 'mlp' of labelled samples does "
+            "`[growth]` adds directions of trajectories; a network 'mlp' of labeled samples does "
             "not grow: leave it out, or use 'conv'."
         )
     return model
@@ -240,7 +240,7 @@ def reduction_of(static: PyTree, field: Field) -> AbstractReduction:
 
 
 def fresh_state(experiment: Experiment) -> TrainState:
-    """Parameters and optimiser state before the first step. Local."""
+    """Parameters and optimizer state before the first step. Local."""
     params, _ = split_model(experiment.model)
     return TrainState(params, experiment.optimiser.init(params))
 

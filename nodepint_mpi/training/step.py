@@ -1,4 +1,4 @@
-"""One optimiser step and one evaluation, each a single jitted function per rank.
+"""One optimizer step and one evaluation, each a single jitted function per rank.
 
 The step walks: encode on the first rank - solve in parallel - loss where the observations fall -
 adjoint in parallel - encoder's pull-back on the first rank - one sum over ranks - update.
@@ -33,7 +33,7 @@ from nodepint_mpi.parallel.warm_start import follow
 
 
 class TrainState(NamedTuple):
-    """What the optimiser changes, equal on all ranks."""
+    """What the optimizer changes, equal on all ranks."""
 
     params: PyTree[Array]
     opt_state: PyTree

@@ -112,7 +112,7 @@ def test_one_rank_sends_nothing_whatever_a_message_costs():
         ("parareal", 2, 1, 1 + 1 + 2),
         ("parareal", 4, 1, 3 + 3 + 2 * 2),
         ("parareal", 4, 2, 3 + 3 + 2 * 3),
-        # Neighbours at once: states and cotangents, at the start and after the correction.
+        # Neighbors at once: states and cotangents, at the start and after the correction.
         ("picard", 4, 1, 4 + 2 * 2),
         # Besides, two coarse problems forward and one back, gathered and dealt out.
         ("tangent", 4, 1, 4 + 3 * (2 + 2) + 2 * 2),
@@ -224,7 +224,7 @@ def test_published_speed_ups_are_met_within_a_tenth():
     assert len(rows) == 34 and {row["cores"] for row in rows} >= {64, 128, 235, 256, 512}
     for row in rows:
         assert row["ratio"] == pytest.approx(1.0, abs=0.1), row
-    # The training of nearest neighbours, and not sweeps, is what makes these slower than serial.
+    # The training of nearest neighbors, and not sweeps, is what makes these slower than serial.
     slow = next(row for row in rows if row["problem"].endswith("1568") and row["sweeps"] == 20)
     assert slow["measured"] < 0.5 and slow["model"] < 0.5
     assert "model over measured: 0.9" in format_validation(rows)

@@ -144,7 +144,7 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def read_arrays(checkpoint: Path) -> dict[str, np.ndarray]:
-    """All numbers in a checkpoint: parameters, optimiser state, interface states."""
+    """All numbers in a checkpoint: parameters, optimizer state, interface states."""
     arrays = {}
 
     def keep(name, item):

@@ -148,7 +148,7 @@ CASES = {
     "missing column": Bad(train(data__times="time"), r"no column 'time'.*'t'"),
     "NaN in the data": Bad(train(data__source="holed"), "row 1 of column 'u' holds nan"),
     "unknown loss": Bad(train(loss__name="mean_square_error"), r"nearest.*'mean_squared_error'"),
-    "unknown optimiser": Bad(train(optim__name="adma"), r"`optim\.name` knows no 'adma'.*'adam'"),
+    "unknown optimizer": Bad(train(optim__name="adma"), r"`optim\.name` knows no 'adma'.*'adam'"),
     "unknown solver": Bad(train(time__fine__solver="rk5"), r"fine\.solver` knows no 'rk5'.*'rk4'"),
     "unknown network": Bad(own("mpl"), r"`network\.name` knows no 'mpl'.*'mlp'"),
     "unknown network with options": Bad(

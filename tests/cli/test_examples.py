@@ -82,7 +82,7 @@ def defaults():
 def test_the_field_is_trained_with_the_gradient_of_a_plain_solve(found):
     script = (EXAMPLES / "own_field.py").read_text()
     names: dict[str, Any] = {}  # those of the script, without its training loop
-    exec(compile(script[: script.index("optimiser = ")], "own_field.py", "exec"), names)
+    exec(compile(script[: script.index("optimizer = ")], "own_field.py", "exec"), names)
     params, static = eqx.partition(names["model"], eqx.is_array)
     flat, unravel = ravel_pytree(params)
 

@@ -48,7 +48,7 @@ def test_vortices_decay_as_they_should_and_keep_their_momentum(key):
 
 
 def test_settled_particles_begin_with_the_pressure_of_an_incompressible_flow(key):
-    # Of these vortices it is -(cos 4 pi x + cos 4 pi y) / 4, lowest in their centres.
+    # Of these vortices it is -(cos 4 pi x + cos 4 pi y) / 4, lowest in their centers.
     fluid = sph.Fluid(n_side=20, viscosity=0.01)
     particles = sph.begin(fluid, sph.grid(20), lambda x: sph.taylor_green(x, 0.0, 0.01))
     gap = jax.vmap(lambda x: sph.separation(x, particles.x.T))(particles.x)

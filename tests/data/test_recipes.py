@@ -28,7 +28,7 @@ def test_every_dataset_has_a_recipe_and_a_description():
     assert len(folders) > 1
     for folder in folders:
         text = (folder / "README.md").read_text().lower()
-        for word in ("source", "licence", "size", "checksum", "split", "columns", "units"):
+        for word in ("source", "license", "size", "checksum", "split", "columns", "units"):
             assert word in text, (folder.name, word)
 
 

@@ -53,7 +53,7 @@ def story(slurm, case, tmp_path_factory) -> Story:
     for name in LAUNCHERS:
         wait_for(lambda run=runs[name]: len(read_metrics(run)) >= 7)
         slurm.ask("scancel", *to_whom[name], "--signal=USR1", jobs[name])
-        note(f"{name} signalled")
+        note(f"{name} signaled")
     running, deadline, stopped_at = set(LAUNCHERS), time.monotonic() + 60, []
     while running:
         assert time.monotonic() < deadline, [places[name].log(jobs[name]) for name in running]

@@ -81,7 +81,7 @@ def test_a_dense_model_maps_images_to_classes(key):
 
 
 def test_networks_refuse_samples_of_another_kind(key):
-    with pytest.raises(ProblemError, match="grey images"):
+    with pytest.raises(ProblemError, match="gray images"):
         make_conv(key, input_shape=(3,), output_size=10, channels=4)
     with pytest.raises(ProblemError, match="observed vector itself"):
         make_dense(key, input_shape=(2,), output_size=3, positive=False, **DENSE)

@@ -24,7 +24,7 @@ from tests.training.small_config import small_config
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.timeout_s(300)]
 
 N, SAMPLES, STATE_BYTES = 7, 6, 6 * 2 * 8
-# Two sweeps forward propagate 7 and 6 slices, and all 7 once more to be linearised; two adjoint
+# Two sweeps forward propagate 7 and 6 slices, and all 7 once more to be linearized; two adjoint
 # sweeps pull back three times, the last to judge what they left. Corrections walk likewise.
 ANEW = 'stopping = { rule = "sweeps", sweeps = 2 }\nadjoint = { sweeps = 2 }\n'
 TRACKED = "tracking = { bound = 1e9, check_every = 0 }\n"

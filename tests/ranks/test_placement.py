@@ -180,7 +180,7 @@ def test_fewer_gpus_than_ranks_are_an_error_that_says_what_to_do():
 
 @ONE_RANK
 @pytest.mark.parametrize("n_ranks, n_gpus", [(4, 1), (5, 2), (8, 4), (7, 3)])
-def test_shared_gpus_are_dealt_evenly_to_neighbours(n_ranks, n_gpus):
+def test_shared_gpus_are_dealt_evenly_to_neighbors(n_ranks, n_gpus):
     seen = [Seen("n0", r, gpus(*range(n_gpus))) for r in range(n_ranks)]
     found = taken(seen, share=True)
     counts = [found.count(gpu) for gpu in range(n_gpus)]

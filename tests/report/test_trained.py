@@ -20,7 +20,7 @@ def model_of(predicted: Predicted) -> Model:
     return Model(no_run, predicted, None)
 
 
-def labelled(wanted, guesses, inputs):
+def labeled(wanted, guesses, inputs):
     """Logits that give these labels, the first ones most surely."""
     sure = np.linspace(9, 1, len(guesses))
     logits = sure[:, None] * (np.arange(3) == np.array(guesses)[:, None])
@@ -46,7 +46,7 @@ def parts_of(section, kind) -> list[Any]:
 
 
 def test_labels_are_counted_class_by_class():
-    seen = labelled([0, 0, 0, 1, 2, 2], [0, 0, 2, 1, 2, 1], np.zeros((6, 4, 4)))
+    seen = labeled([0, 0, 0, 1, 2, 2], [0, 0, 2, 1, 2, 1], np.zeros((6, 4, 4)))
     section = labels(model_of(seen))
     assert section is not None
     totals, classes = parts_of(section, Table)
@@ -65,11 +65,11 @@ def test_labels_are_counted_class_by_class():
 
 
 def test_labels_without_images_or_mistakes():
-    section = labels(model_of(labelled([0, 1, 2], [0, 1, 2], np.zeros((3, 5)))))
+    section = labels(model_of(labeled([0, 1, 2], [0, 1, 2], np.zeros((3, 5)))))
     assert section is not None
     names = [part.name for part in parts_of(section, Picture)]
     assert names == ["confusion", "class_scores", "confidence"]
-    seen = labelled([0, 1, 2], [0, 1, 2], np.zeros((3, 4, 4)))
+    seen = labeled([0, 1, 2], [0, 1, 2], np.zeros((3, 4, 4)))
     section = labels(model_of(seen))
     assert section is not None
     assert [part.name for part in parts_of(section, Picture)][3:] == ["images"]

@@ -1,4 +1,4 @@
-"""A method of a user's own works wherever one of the package does: see tests/parallel/relaxed.py."""
+"""A user's own method works wherever one of the package does; see tests/parallel/relaxed.py."""
 
 from pathlib import Path
 
@@ -63,11 +63,12 @@ def test_solution_and_gradient_are_those_of_diffrax(comms):
     def loss(solve):
         return lambda u0, args: jnp.sum(solve(u0, args) ** 2)
 
-    ours = jax.grad(
-        loss(lambda u0, args: swept(comms.time, Relaxed(coarse()), tight, u0, args).interface), (0, 1)
-    )(jnp.asarray(U0), jnp.asarray(2.0))
-    wanted = jax.grad(loss(exact), (0, 1))(jnp.asarray(U0), jnp.asarray(2.0))
-    for found, right in zip(ours, wanted, strict=True):
+    def ours(u0, args):
+        return swept(comms.time, Relaxed(coarse()), tight, u0, args).interface
+
+    at = jnp.asarray(U0), jnp.asarray(2.0)
+    found_bars, bars = (jax.grad(loss(solve), (0, 1))(*at) for solve in (ours, exact))
+    for found, right in zip(found_bars, bars, strict=True):
         np.testing.assert_allclose(found, right, rtol=1e-9)
 
 

@@ -58,7 +58,7 @@ class Clocks:
         self.spent[part] = self.spent[part] + seconds
 
     def walk(self, part: str, seconds: Ranks, n_bytes: Number, *, rightwards: bool) -> None:
-        """From slice to slice: a rank begins its own when its neighbour's state has come."""
+        """From slice to slice: a rank begins its own when its neighbor's state has come."""
         turn: Callable[[Ranks], Ranks] = (lambda a: a) if rightwards else (lambda a: a[::-1])
         ready, took = turn(self.now), turn(seconds)
         message_s = self._network.message_s(n_bytes)

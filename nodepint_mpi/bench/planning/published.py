@@ -45,32 +45,32 @@ def _rows(
 
 
 _PARAREAL = "parareal"
-_NEIGHBOURS = "nearest-neighbour GParareal"
+_NEIGHBORS = "nearest-neighbor GParareal"
 _NETWORKS = "RandNet-Parareal"
 
 WITH_COSTS: tuple[TimedRun, ...] = (
     *_rows(
         "[RN] Table 1", "Burgers, d = 128", 128, _s(13, 5),
         (_PARAREAL, 90, 0, 0, _s(8, 54), 1.47),
-        (_NEIGHBOURS, 14, 0, _s(0, 12), _s(1, 39), 7.90),
+        (_NEIGHBORS, 14, 0, _s(0, 12), _s(1, 39), 7.90),
         (_NETWORKS, 10, 0, 1, _s(1, 2), 12.61),
     ),
     *_rows(
         "[RN] Table 1", "Burgers, d = 1128", 128, _s(18, 52),
         (_PARAREAL, 91, 0, 0, _s(12, 57), 1.41),
-        (_NEIGHBOURS, 6, 2, _s(1, 25), _s(2, 17), 8.26),
+        (_NEIGHBORS, 6, 2, _s(1, 25), _s(2, 17), 8.26),
         (_NETWORKS, 4, 2, 1, _s(0, 38), 29.98),
     ),
     *_rows(
         "[RN] Table 8", "diffusion-reaction, d = 722", 64, _s(2, 2),
         (_PARAREAL, 53, 0, 0, _s(1, 40), 1.22),
-        (_NEIGHBOURS, 16, 0, _s(0, 40), _s(1, 11), 1.72),
+        (_NEIGHBORS, 16, 0, _s(0, 40), _s(1, 11), 1.72),
         (_NETWORKS, 12, 0, 1, _s(0, 23), 5.36),
     ),
     *_rows(
         "[RN] Table 8", "diffusion-reaction, d = 1568", 128, _s(4, 21),
         (_PARAREAL, 93, 0, 0, _s(3, 3), 1.42),
-        (_NEIGHBOURS, 20, 0, _s(10, 32), _s(11, 12), 0.39),
+        (_NEIGHBORS, 20, 0, _s(10, 32), _s(11, 12), 0.39),
         (_NETWORKS, 12, 0, 4, _s(0, 25), 10.26),
     ),
     *_rows(

@@ -150,7 +150,7 @@ def _anew(clocks: Clocks, costs: Costs, sizes: Sizes, shape: StepShape) -> None:
     """`training.step.loss_and_gradient`, without what an earlier step has left."""
     clocks.reduce(NUMBERS)  # what iteration 0 had to guard
     solve(clocks, costs, sizes, shape)
-    clocks.work(FINE, costs.fine_s * clocks.owned)  # once more, to be linearised
+    clocks.work(FINE, costs.fine_s * clocks.owned)  # once more, to be linearized
     clocks.reduce(NUMBERS)
     _solve_adjoint(clocks, costs, sizes, shape)
     clocks.reduce(NUMBERS)  # the number of observations

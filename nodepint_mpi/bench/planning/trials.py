@@ -16,7 +16,7 @@ from nodepint_mpi.errors import ConfigError, NodepintError
 from nodepint_mpi.io.directory import config_text
 
 N_STEPS = 20
-"""Optimiser steps of a trial."""
+"""Optimizer steps of a trial."""
 
 
 class Trial(NamedTuple):

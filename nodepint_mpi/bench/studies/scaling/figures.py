@@ -19,12 +19,12 @@ LOOKS = {
     "idle": ("mistyrose", "..."),
     "other": ("white", ""),
 }
-"""Colour and hatching, so that neighbours are told apart in black and white."""
+"""Color and hatching, so that neighbors are told apart in black and white."""
 Look = dict[str, Any]
 MEASURED: Look = {"linestyle": "-", "linewidth": 1.4, "markersize": 5}
 MODEL: Look = {"linestyle": "--", "linewidth": 1.2}
 COUNTED: Look = {"linestyle": "none", "markersize": 9, "markerfacecolor": "white"}
-IDEAL: Look = {"linestyle": "-", "linewidth": 0.9, "color": "grey"}
+IDEAL: Look = {"linestyle": "-", "linewidth": 0.9, "color": "gray"}
 
 MOST_TICKS = 11
 WIDE = 24
@@ -136,7 +136,7 @@ def _line(
 
 
 def _of_curve(i: int, look: Look) -> Look:
-    """The look of a kind of number in the colour, and with the marker, of a curve."""
+    """The look of a kind of number in the color, and with the marker, of a curve."""
     marker = {"marker": MARKERS[i % len(MARKERS)]} if "markersize" in look else {}
     return look | marker | {"color": COLORS[i % len(COLORS)]}
 

@@ -75,7 +75,7 @@ def make_report(
         sections.append(Section("Break-even", [_break_even_table(known)]))
         tables.append(("Break-even", _break_even_table(known)))
     sections.append(Section("All points", [_points_table(rows)]))
-    subtitle = f"{source}: {scaling.config}, {scaling.n_steps} optimiser steps a point"
+    subtitle = f"{source}: {scaling.config}, {scaling.n_steps} optimizer steps a point"
     files = write_page(page, sections, title=f"Scaling: {Path(source).stem}", subtitle=subtitle)
     return {
         "text": "\n\n".join(f"{title}\n\n{format_markdown(table)}" for title, table in tables),
@@ -240,7 +240,7 @@ def _serial_name(row: Row) -> str:
 
 
 def _plain(point: Judged) -> Mapping[str, Any]:
-    """A judgement as JSON takes it, by the name of its point."""
+    """A judgment as JSON takes it, by the name of its point."""
     fields = point._asdict()
     fields["row"] = point.row["point"]
     fields["model"] = point.model and point.model._asdict()
