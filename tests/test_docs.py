@@ -151,7 +151,7 @@ def test_no_built_page_shows_a_marker_of_an_include(site):
 
 def test_the_picture_of_a_step_is_drawn(site):
     text = (site / "architecture.html").read_text()
-    assert '<svg class="flow"' in text and ">training/track_store.py</text>" in text
+    assert '<svg class="flow"' in text and ">training/warm_starts.py</text>" in text
     assert "-&gt; training/step.py" not in text
 
 

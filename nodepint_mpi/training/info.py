@@ -15,6 +15,7 @@ from nodepint_mpi.data.samples import Samples, check_batch, check_samples, count
 from nodepint_mpi.errors import ConfigError, LayoutError
 from nodepint_mpi.io.checkpoint_file import checkpoint_bytes
 from nodepint_mpi.parallel.dealing import part_of
+from nodepint_mpi.parallel.methods.base import ENDS, LEFTS
 from nodepint_mpi.training.check_model import check_model
 from nodepint_mpi.training.memory import kept_states, require_network_fits, show_bytes, tree_bytes
 from nodepint_mpi.training.setup import check_scores, share_batch
@@ -79,7 +80,7 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
         most = part_of(n_tracked, n_groups, 0).stop
         plan["tracks_bytes_per_rank"] = most * bytes_each(max(owned), sample)
         states = jax.ShapeDtypeStruct((section.n_slices, n_tracked, state), config.run.precision)
-        rows = {"tracks": states, "cotracks": states}
+        rows = {ENDS: states, LEFTS: states}
     replicated = {"params": params, "opt_state": opt_state}
     return plan | {
         "n_train": samples.n_rows,

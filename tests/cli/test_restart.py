@@ -99,7 +99,7 @@ def test_after_a_kill_the_run_goes_on_from_the_newest_good_checkpoint(
     assert first["step"] == 1 and first["gradient_error"] >= 0
     *_, before, last = checkpoints(run)
     step = int(last.stem.removeprefix("step-"))
-    kept = {"rows/tracks", "rows/cotracks", "rows/tangents", "replicated/tracking/basis"}
+    kept = {"rows/ends", "rows/lefts", "rows/tangents", "replicated/tracking/basis"}
     assert kept < read_arrays(last).keys()
     uninterrupted = tmp_path / "uninterrupted.h5"
     shutil.copy(last, uninterrupted)

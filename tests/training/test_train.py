@@ -151,11 +151,11 @@ def test_samples_are_tracked_in_mini_batches(comms, on_one_rank, source):
         emulated, _ = on_one_rank(lambda: emulate(text, 30))
         np.testing.assert_allclose(losses_of(taken), emulated, rtol=1e-9)
     _, rows = stepper.kept()
-    assert rows["tracks"].shape[1:] == (6, 2) and np.all(np.any(rows["tracks"], axis=(0, 2)))
+    assert rows["defects"].shape[1:] == (6, 2) and np.all(np.any(rows["defects"], axis=(0, 2)))
     # As much as half of the samples take; the others start from the coarse solution.
     half = 2 * 7 * 3 * 16 / 1e6
     short, stepper = train(comms, text.replace("store_mb = 1.0", f"store_mb = {half}"), 30)
-    assert stepper.kept()[1]["tracks"].shape[1:] == (3, 2)
+    assert stepper.kept()[1]["defects"].shape[1:] == (3, 2)
 
     def n_sweeps(steps):
         return sum(int(step.report.sweeps) for step in steps[2:])  # the first epoch knows nothing
@@ -189,12 +189,22 @@ def test_a_field_that_blows_up_off_the_solution_is_solved_serially(comms, source
     batch = experiment.batch(0)
     assert isinstance(stepper, Tracker)
     _, kept = stepper.kept()
-    stepper._store.restore({}, kept | {"tracks": np.full_like(kept["tracks"], np.nan)})
+    stepper._store.restore({}, kept | {"defects": np.full_like(kept["defects"], np.nan)})
     broken = stepper.take(state, batch, 0)
     assert broken.serial and broken.report.finite
     after = stepper.take(broken.state, batch, 1)
     assert after.report.finite and not after.serial
     assert after.estimate is not None and after.estimate <= 1e-2
+
+
+def test_rows_of_older_checkpoints_have_their_names_of_today(comms, source):
+    experiment = set_up(parse_config(small_config(source, EXACT + "tracking = {}")), comms)
+    stepper, state = make_stepper(experiment), fresh_state(experiment)
+    stepper.take(state, experiment.batch(0), 0)
+    replicated, rows = stepper.kept()
+    other = make_stepper(experiment)
+    other.restore(replicated, {"tracks": rows["defects"], "cotracks": rows["codefects"]})
+    jax.tree.map(np.testing.assert_array_equal, other.kept(), (replicated, rows))
 
 
 def relaxed_loss(experiment):
