@@ -1,4 +1,4 @@
-"""A user's own method works wherever one of the package does; see tests/parallel/relaxed.py."""
+"""A user's own method works wherever one of the package does; see docs/examples."""
 
 from pathlib import Path
 
@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 
 import nodepint_mpi as nm
+from nodepint_mpi.build.imports import import_file
 from nodepint_mpi.config.experiment import parse_config
 from nodepint_mpi.errors import ConfigError, ProblemError
 from nodepint_mpi.training.error_control import make_stepper
 from nodepint_mpi.training.saving import resume_run, save_run
 from nodepint_mpi.training.setup import fresh_state, set_up
-from tests.parallel.relaxed import Relaxed
 from tests.training.small_config import small_config
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.timeout_s(300)]
 
-OWN = f"{Path(__file__).parents[1] / 'parallel' / 'relaxed.py'}:make_method"
+SCRIPT = Path(__file__).parents[2] / "docs" / "examples" / "relaxed_parareal.py"
+OWN = f"{SCRIPT}:make_method"
+Relaxed = import_file(SCRIPT, "time.method").Relaxed
 EDGES = np.array([0.0, 0.3, 0.5, 0.9, 1.2, 1.4, 1.9, 2.0])
 U0 = np.array([1.0, 0.5])
 
