@@ -13,7 +13,7 @@ import click
 
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.errors import OutputError
-from nodepint_mpi.ranks.guard import together
+from nodepint_mpi.ranks.agreement import together
 
 
 def check_file(context: Any, option: Any, file: Path | None) -> Path | None:

@@ -16,8 +16,7 @@ from nodepint_mpi.models.networks import EncodeProcessDecode
 from nodepint_mpi.pages.figures import draw_labels, draw_trajectories, save_figure
 from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.dealing import own_part
-from nodepint_mpi.ranks.agreement import agreed
-from nodepint_mpi.ranks.guard import together
+from nodepint_mpi.ranks.agreement import together
 from nodepint_mpi.training.setup import Experiment, at_step, make_whole_problem, set_up, slice_rows
 from nodepint_mpi.training.step import make_evaluation, make_prediction
 from nodepint_mpi.training.tracking import kept_like
@@ -98,7 +97,7 @@ def open_run(folder: Path, comms: Comms, *, trust: bool = False) -> TrainedRun:
     Raises:
         NodepintError: on all ranks, if the run, its data or a checkpoint cannot be read.
     """
-    with agreed(comms.control):
+    with together(comms.control):
         config = read_run(folder)
         require_trust(config, folder, trust=trust)
     if comms.control.bcast(bool(named_code(config))):

@@ -29,7 +29,7 @@ from nodepint_mpi.models.networks import EncodeProcessDecode, FlatLinear
 from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.dealing import own_part
 from nodepint_mpi.parallel.methods import AbstractMethod
-from nodepint_mpi.ranks.guard import together
+from nodepint_mpi.ranks.agreement import together
 from nodepint_mpi.training.check_model import check_gradient, check_losses, check_model
 from nodepint_mpi.training.memory import (
     plan_parameters,

@@ -29,8 +29,8 @@ from nodepint_mpi.pages.figures import plot_losses
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.profiling.record import record_times, write_times
 from nodepint_mpi.profiling.timers import CompileClock, Timers
+from nodepint_mpi.ranks.agreement import together
 from nodepint_mpi.ranks.devices import own_cores
-from nodepint_mpi.ranks.guard import together
 from nodepint_mpi.ranks.machine import peak_bytes
 from nodepint_mpi.ranks.signals import StopFlag
 from nodepint_mpi.ranks.watchdog import Watchdog
