@@ -17,7 +17,7 @@ from nodepint_mpi.pages.figures import draw_labels, draw_trajectories, save_figu
 from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.dealing import own_part
 from nodepint_mpi.ranks.agreement import together
-from nodepint_mpi.training.setup import Experiment, at_step, make_whole_problem, set_up, slice_rows
+from nodepint_mpi.training.setup import Experiment, at_step, make_problem, set_up, slice_rows
 from nodepint_mpi.training.step import make_evaluation, make_prediction
 from nodepint_mpi.training.tracking import kept_like
 
@@ -36,7 +36,9 @@ def evaluate(
     samples, problem = experiment.test, experiment.test_problem
     if split == "train":
         samples = experiment.train
-        problem = make_whole_problem(experiment.config, comms.time, experiment.model, samples)
+        problem = make_problem(
+            experiment.config, comms.time, experiment.model, samples, relaxed=False
+        )
     run, totals = make_evaluation(problem), {}
     for own, counted in deal_rows(comms.time, samples.n_rows, BATCH):
         for name, mean in run(params, *samples.take(own), counted).items():

@@ -15,6 +15,7 @@ import jax
 
 from nodepint_mpi.build.user_code import load_code
 from nodepint_mpi.config.experiment import Config
+from nodepint_mpi.data.own import share_own_data
 from nodepint_mpi.io.directory import (
     DONE,
     check_directory,
@@ -103,8 +104,8 @@ def train(
                         opened.enter_context(writing_in(folder, resume=True))
                     if config.output.tensorboard:
                         require_tensorboard()
+            config = share_own_data(control, config)
             experiment = set_up(config, comms)
-            config = experiment.config
             state, start, stepper = fresh_state(experiment), 0, None
             if resume is not None:
                 experiment, state, start, stepper = resume_run(experiment, folder, resume, make)
