@@ -42,10 +42,10 @@ def train(
     Raises:
         NodepintError: on all ranks, for anything the user can mend.
     """
-    comms, config = _start(lambda: read_config(Path(config_file), settings))
+    config = _start(lambda: read_config(Path(config_file), settings))
     folder = Path(config.output.dir) / config.run.name if out is None else Path(out)
-    grid = comms if config.run.data_ranks == 1 else _world_comms(config.run.data_ranks)
-    return training.train(config, folder, grid, StopFlag(), resume=resume)
+    comms = _world_comms(config.run.data_ranks)
+    return training.train(config, folder, comms, StopFlag(), resume=resume)
 
 
 def export_rom(
@@ -73,19 +73,18 @@ def export_rom(
     Raises:
         NodepintError: on all ranks, for anything the user can mend.
     """
-    comms, _ = _start(lambda: read_run(Path(run_directory)))
+    _start(lambda: read_run(Path(run_directory)))
     return rom_export.export_rom(
-        Path(run_directory), Path(out), comms, rank=rank, energy=energy, trust=trust
+        Path(run_directory), Path(out), _world_comms(1), rank=rank, energy=energy, trust=trust
     )
 
 
-def _start(read: Callable[[], Config]) -> tuple[Comms, Config]:
-    """Communicators and config; what a rank computes on is settled by the first. Collective."""
-    is_first = not _world_comms.cache_info().currsize
-    comms = _world_comms(1)
-    return comms, begin(comms.control, read, placed=not is_first)
+def _start(read: Callable[[], Config]) -> Config:
+    """The config; what a rank computes on is settled by the first. Collective over the world."""
+    return begin(world(), read, placed=_world_comms.cache_info().currsize > 0)
 
 
 @functools.cache
 def _world_comms(n_groups: int) -> Comms:
+    """The communicators of all runs with so many groups, made by the first. Collective."""
     return make_comms(world(), n_groups=n_groups)

@@ -285,7 +285,7 @@ def on_one_rank(comms):
 
     `on_one_rank(lambda: solve(alone()))`. Collective; what is called must not communicate.
     """
-    from nodepint_mpi.ranks.guard import together
+    from nodepint_mpi.ranks.agreement import together
 
     def call(work):
         result = None

@@ -19,7 +19,7 @@ from mpi4py import MPI
 
 from nodepint_mpi.errors import OutputError
 from nodepint_mpi.io.checkpoint import load_checkpoint, save_checkpoint
-from nodepint_mpi.ranks.guard import together
+from nodepint_mpi.ranks.agreement import together
 
 N_OWNED = 16
 """Rows of each rank."""

@@ -39,6 +39,7 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
     from nodepint_mpi.bench.peers import Torch
     from nodepint_mpi.bench.planning.network import measure_network
     from nodepint_mpi.config.experiment import parse_config
+    from nodepint_mpi.data.own import share_own_data
     from nodepint_mpi.parallel.comms import make_comms, world
     from nodepint_mpi.training.error_control import make_stepper, relative_error
     from nodepint_mpi.training.evaluate import evaluate
@@ -48,6 +49,7 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
     config = parse_config(request["config"])
     jax.config.update("jax_enable_x64", config.run.precision == "float64")
     comms = make_comms(world(), n_groups=config.run.data_ranks if request["kind"] == "ours" else 1)
+    config = share_own_data(comms.control, config)
     experiment = set_up(config, comms)
     state = fresh_state(experiment)
     ours = request["kind"] == "ours"

@@ -20,7 +20,7 @@ from nodepint_mpi.cli.common import (
 )
 from nodepint_mpi.cli.table import table
 from nodepint_mpi.config.experiment import read_config
-from nodepint_mpi.ranks.guard import together
+from nodepint_mpi.ranks.agreement import together
 
 
 @click.group()

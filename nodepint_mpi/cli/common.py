@@ -13,7 +13,7 @@ import click
 
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.errors import OutputError
-from nodepint_mpi.ranks.guard import together
+from nodepint_mpi.ranks.agreement import together
 
 
 def check_file(context: Any, option: Any, file: Path | None) -> Path | None:
@@ -73,34 +73,40 @@ config_argument = click.argument("config_file", metavar="CONFIG", type=click.Pat
 
 
 def start_ranks() -> Any:
-    """Start MPI, make the run's communicators, give each rank its GPU or cores."""
+    """Start MPI, give each rank its GPU or cores, make the communicators of a command."""
+    from nodepint_mpi.parallel.comms import make_comms
     from nodepint_mpi.ranks.devices import settle
 
-    comms = _connect()
-    settle(comms.control)
-    return comms
+    ranks = _connect()
+    settle(ranks)
+    return make_comms(ranks)
 
 
-def start_run(read: Callable[[], Config]) -> tuple[Any, Config]:
-    """The same for a command with a config, which is shared and says what ranks may take."""
+def start_run(read: Callable[[], Config], *, in_groups: bool = False) -> tuple[Any, Config]:
+    """The same for a command with a config, which is shared and says what ranks may take.
+
+    If `in_groups`, as many groups of ranks share the samples of a step as the config says.
+    """
+    from nodepint_mpi.parallel.comms import make_comms
     from nodepint_mpi.training.start import begin
 
-    comms = _connect()
-    return comms, begin(comms.control, read)
+    ranks = _connect()
+    config = begin(ranks, read)
+    return make_comms(ranks, n_groups=config.run.data_ranks if in_groups else 1), config
 
 
 def _connect() -> Any:
-    """Start MPI and make the run's communicators; ranks other than 0 only speak to warn."""
-    from nodepint_mpi.parallel.comms import make_comms, world
+    """Start MPI: all ranks, started with the same options. Those but 0 only speak to warn."""
+    from nodepint_mpi.parallel.comms import world
 
-    comms = make_comms(world())
-    rank = comms.control.rank
+    ranks = world()
+    rank = ranks.Get_rank()
     if rank > 0:
         logger = logging.getLogger("nodepint_mpi")
         logger.setLevel(max(logger.level, logging.WARNING))
         logger.handlers[0].setFormatter(logging.Formatter(f"r{rank:03d} %(message)s"))
-    _require_same_options(comms.control)
-    return comms
+    _require_same_options(ranks)
+    return ranks
 
 
 def _require_same_options(control: Any) -> None:

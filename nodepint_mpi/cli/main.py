@@ -84,16 +84,12 @@ def train(
         config = read_config(config_file, overrides)
         return plain_config(config) if plain else config
 
-    comms, config = start_run(read)
+    comms, config = start_run(read, in_groups=True)
     if plain and comms.control.size > 1:
         raise ConfigError("`--plain` is serial: start it without mpirun; it takes all cores.")
     folder = out if out is not None else Path(config.output.dir) / config.run.name
-    from nodepint_mpi.parallel.comms import free_comms, make_comms, world
     from nodepint_mpi.training.train import train as run
 
-    if config.run.data_ranks > 1:
-        free_comms(comms)
-        comms = make_comms(world(), n_groups=config.run.data_ranks)
     finish(comms.control, run(config, folder, comms, flag, resume=resume, plain=plain), json_file)
     flag.ignore()
 

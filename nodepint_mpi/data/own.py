@@ -11,7 +11,7 @@ from nodepint_mpi.config.embedded import code_of
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.data.made import make_own_data
 from nodepint_mpi.errors import ConfigError
-from nodepint_mpi.ranks.agreement import agreed
+from nodepint_mpi.ranks.agreement import together
 
 KEY = "data.source"
 
@@ -42,7 +42,7 @@ def share_own_data(control: MPI.Intracomm, config: Config) -> Config:
     if config.data is None or not config.data.is_made:
         return config
     made = config
-    with agreed(control):
+    with together(control):
         if control.rank == 0:
             made = with_own_data(config)
     return control.bcast(made)

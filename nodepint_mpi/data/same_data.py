@@ -8,8 +8,7 @@ from mpi4py import MPI
 
 from nodepint_mpi.data.datasets import Split
 from nodepint_mpi.errors import AgreementError
-from nodepint_mpi.ranks.agreement import find_difference
-from nodepint_mpi.ranks.guard import together
+from nodepint_mpi.ranks.agreement import find_difference, together
 
 WHOLE_BYTES = 16 * 2**20
 """A column up to this size is compared whole, of a larger one so much in evenly spread rows."""

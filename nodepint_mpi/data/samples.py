@@ -11,7 +11,7 @@ from nodepint_mpi.core.observations import place_observations
 from nodepint_mpi.data.datasets import Split, batch_indices, check_finite, open_split_together
 from nodepint_mpi.data.same_data import require_same_data
 from nodepint_mpi.errors import ConfigError, DataError
-from nodepint_mpi.ranks.guard import together
+from nodepint_mpi.ranks.agreement import together
 
 
 class Samples(NamedTuple):

@@ -61,7 +61,7 @@ from nodepint_mpi.io.seal import (
     read_format,
     write_seal,
 )
-from nodepint_mpi.ranks.agreement import agreed
+from nodepint_mpi.ranks.agreement import together
 
 _log = logging.getLogger(__name__)
 _BCAST_BYTES = 2**30  # MPI counts are 32 bit
@@ -116,14 +116,14 @@ def save_checkpoint(
     """
     path = checkpoint_path(folder, step)
     partial = partial_path(path)
-    with agreed(control):
+    with together(control):
         leaves = take_leaves(replicated)
         blocks = {name: take_array(name, rows[name]) for name in sorted(rows)}
         sums = {name: sum_rows(block, name) for name, block in blocks.items()}
     specs = describe_rows(control, blocks, row_start=row_start, n_rows=n_rows)
     try:
         places = {}
-        with agreed(control):
+        with together(control):
             if control.rank == 0:
                 remove_partials(folder)
                 places = lay_out(
@@ -138,16 +138,16 @@ def save_checkpoint(
         places: dict[str, Place] = control.bcast(places)
         if specs:
             write_all_rows(control, partial, blocks, sums, row_start=row_start)
-        with agreed(control):
+        with together(control):
             _check_written(partial, places, specs, sums, row_start=row_start)
             if control.rank == 0:
                 _check_leaves(partial)
         seal = _make_seal(control, partial, places, specs)
-        with agreed(control):
+        with together(control):
             if control.rank == 0:
                 _write_seal(partial, seal)
             flush_file(partial)
-        with agreed(control):
+        with together(control):
             if control.rank == 0:
                 publish(partial, path)
                 prune(folder, step=step, keep=keep)
@@ -187,7 +187,7 @@ def load_checkpoint(
         CheckpointError: on all ranks, if there is none, the one asked for is damaged, or it
             belongs to another experiment or another model.
     """
-    with agreed(control):
+    with together(control):
         listed = _candidates(where) if control.rank == 0 else None
     candidates, is_folder = control.bcast(listed)
     tried = []
@@ -221,11 +221,11 @@ def require_fingerprint(control: MPI.Intracomm, where: Path, fingerprint: str) -
         CheckpointError: on all ranks, if there is none or it belongs to another experiment.
     """
     for path in control.bcast(find_checkpoints(where) if control.rank == 0 else None):
-        with agreed(control):
+        with together(control):
             if control.rank == 0:
                 _check_format(path)
         damage = find_damage(control, path)
-        with agreed(control):
+        with together(control):
             if control.rank == 0 and not damage:
                 try:
                     _check_belongs(path, read_head(path), fingerprint=fingerprint, config=None)
@@ -278,7 +278,7 @@ def _make_seal(
     control: MPI.Intracomm, path: Path, places: Mapping[str, Place], specs: Mapping[str, LeafSpec]
 ) -> Seal:
     n_bytes = 0
-    with agreed(control):
+    with together(control):
         if control.rank == 0:
             try:
                 n_bytes = path.stat().st_size
@@ -319,14 +319,14 @@ def _load_one(
     config: str | None,
 ) -> Checkpoint | str:
     """Load a file, or say what is damaged; the same on all ranks."""
-    with agreed(control):
+    with together(control):
         if control.rank == 0:
             _check_format(path)
     damage = find_damage(control, path)
     if damage:
         return damage
     head, leaves = None, {}
-    with agreed(control):
+    with together(control):
         if control.rank == 0:
             try:
                 head = read_head(path)
@@ -336,7 +336,7 @@ def _load_one(
     head, damage = control.bcast((head, damage))
     if damage:
         return damage
-    with agreed(control):
+    with together(control):
         like = like_at(head.step)
         differences = list_differences(head.replicated, describe_leaves(like))
         if differences:

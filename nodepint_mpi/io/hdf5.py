@@ -20,7 +20,7 @@ from mpi4py import MPI
 
 from nodepint_mpi.errors import CheckpointError, NodepintError, OutputError
 from nodepint_mpi.io.errno_text import error_text
-from nodepint_mpi.ranks.agreement import agreed
+from nodepint_mpi.ranks.agreement import together
 from nodepint_mpi.ranks.guard import abort
 
 LIBVER = ("v110", "v110")
@@ -87,7 +87,7 @@ def open_parallel(
         CheckpointError, OutputError: for reading and for writing; on all ranks, if a rank cannot
             reach the file; on a single rank, also if the system fails later.
     """
-    with agreed(control):
+    with together(control):
         _check_access(path, mode)
     try:
         file = h5py.File(path, mode, driver="mpio", comm=control, libver=LIBVER)

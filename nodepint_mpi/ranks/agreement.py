@@ -1,7 +1,9 @@
 """What all ranks must agree on: one failure as everybody's, and the same things held by all.
 
-Rank 0 makes, names and removes files for all, so its error is everybody's and keeps its class;
-`ranks.guard.together` would make it one rank's.
+A rank that raises alone leaves the others waiting in their next collective call for ever. So a step
+that all ranks take is wrapped in `together`, which raises on all ranks or on none.
+
+Importing this module starts no MPI: ranks get their devices before that.
 """
 
 import contextlib
@@ -10,12 +12,12 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
-
-import numpy as np
-from mpi4py import MPI
+from typing import TYPE_CHECKING, NamedTuple
 
 from nodepint_mpi.errors import NodepintError, RankError
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 _log = logging.getLogger(__name__)
 NOTHING = "nothing"
@@ -23,29 +25,38 @@ _MOST_NAMED = 4
 
 
 @contextlib.contextmanager
-def agreed(control: MPI.Intracomm) -> Iterator[None]:
-    """Raise on all ranks what the lowest failing rank raises in the body.
+def together(control: "MPI.Intracomm") -> Iterator[None]:
+    """Raise on all ranks what the lowest failing rank raises in the body, or on none.
 
-    Collective over `control`, at the end of the body. The body itself must be local.
+    Collective over `control`, once, at the end of the body. The body itself must be local: a rank
+    that fails in it does not reach a collective call in which the others would wait for it.
+
+    An explained error keeps its class. Its message names the rank unless that is rank 0: what all
+    ranks do alike fails there as well, and what rank 0 does alone, such as to read a config, it
+    does for all.
 
     Raises:
-        NodepintError: of the class and with the message of the lowest rank that failed; the
-            message names the rank if it is not rank 0.
-        RankError: for any other kind of exception.
+        NodepintError: of the class and with the message of the lowest rank that failed.
+        RankError: for any other kind of exception, with rank, host and kind. That rank's traceback
+            goes to its debug log.
     """
+    error: Exception | None = None
     mine: tuple[type[NodepintError], str] | None = None
     who = f"rank {control.rank} on {socket.gethostname()}: "
     try:
         yield
-    except NodepintError as error:
-        mine = type(error), f"{who if control.rank else ''}{error}"
-    except Exception as error:
-        mine = RankError, f"{who}{type(error).__name__}: {error}"
-        _log.debug("failed in a step of all ranks", exc_info=True)
+    except NodepintError as caught:
+        error = caught
+        mine = type(caught), f"{who if control.rank else ''}{caught}"
+    except Exception as caught:
+        error = caught
+        mine = RankError, f"{who}{type(caught).__name__}: {caught}"
+    if error is not None:
+        _log.debug("failed in a step of all ranks", exc_info=error)
     first = next((one for one in control.allgather(mine) if one is not None), None)
     if first is not None:
         kind, message = first
-        raise kind(message)
+        raise kind(message) from error
 
 
 class Odd(NamedTuple):
@@ -65,12 +76,15 @@ class Difference(NamedTuple):
     odd: Odd
 
 
-def find_difference(control: MPI.Intracomm, held: Mapping[str, str]) -> Difference | None:
+def find_difference(control: "MPI.Intracomm", held: Mapping[str, str]) -> Difference | None:
     """Whether all ranks hold the same named values; if not, the first that differs.
 
     Collective over `control`: one reduction of 16 bytes as long as all is well. The same on all
     ranks.
     """
+    import numpy as np
+    from mpi4py import MPI
+
     text = repr(list(held.items())).encode()
     digest = int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
     most = np.array([digest, -digest])

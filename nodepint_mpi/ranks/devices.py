@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nodepint_mpi.errors import PlacementError
-from nodepint_mpi.ranks.guard import together
+from nodepint_mpi.ranks.agreement import together
 from nodepint_mpi.ranks.launcher import launched_size, local_rank
 from nodepint_mpi.ranks.libmpi import is_cuda_aware
 from nodepint_mpi.ranks.placement import (

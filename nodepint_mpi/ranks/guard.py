@@ -1,8 +1,7 @@
 """What happens when something goes wrong on one rank: everybody learns of it, and nobody waits.
 
-A rank that raises leaves the others waiting in their next collective call for ever. So a step that
-all ranks take together is wrapped in `together`, which raises on all ranks or on none; whatever
-escapes on one rank alone ends the whole job in `run_guarded`.
+Steps that all ranks take together raise on all of them or on none (`ranks.agreement.together`);
+whatever escapes on one rank alone ends the whole job in `run_guarded`.
 
 Importing this file does not start MPI: `nodepint --help` runs through `run_guarded` too.
 """
@@ -15,10 +14,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
 
-from nodepint_mpi.errors import NodepintError, RankError
+from nodepint_mpi.errors import NodepintError
 
 if TYPE_CHECKING:
     import mpi4py.MPI
@@ -32,49 +31,6 @@ MEETING_S = 5.0  # how long a rank that leaves with an explanation waits for the
 ABORT_S = 3.0  # how long an abort by MPI may take before the process just exits
 
 _before_abort: list[Callable[[], None]] = []
-
-
-class _Failure(NamedTuple):
-    """What the other ranks need to know about a failure."""
-
-    host: str
-    kind: str
-    message: str
-    explained: bool
-
-
-@contextlib.contextmanager
-def together(control: "mpi4py.MPI.Intracomm") -> Iterator[None]:
-    """Turn a failure on any rank into an exception on every rank.
-
-    Collective over `control`, once, at the end of the body. The body itself must be local: a rank
-    that fails in it does not reach a collective call in which the others would wait for it.
-
-    Raises:
-        NodepintError: the rank's own error, if all ranks raise the same class and message.
-        RankError: on all ranks, if only some fail or their reasons differ. Names the lowest rank
-            that failed, its host and its reason; that rank's traceback goes to its debug log.
-    """
-    error: Exception | None = None
-    failure: _Failure | None = None
-    try:
-        yield
-    except Exception as caught:
-        error = caught
-        failure = _Failure(
-            socket.gethostname(), type(error).__name__, str(error), isinstance(error, NodepintError)
-        )
-        logger.debug("failed in a step of all ranks", exc_info=True)
-    failures: list[_Failure | None] = control.allgather(failure)
-    first = next((rank for rank, other in enumerate(failures) if other is not None), None)
-    if first is None:
-        return
-    reasons = {other and other[1:] for other in failures}
-    if error is not None and isinstance(error, NodepintError) and len(reasons) == 1:
-        raise error
-    host, kind, message, explained = failures[first] or _Failure("", "", "", True)
-    reason = message if explained else f"{kind}: {message}"
-    raise RankError(f"rank {first} on {host}: {reason}") from error
 
 
 def before_abort(callback: Callable[[], None]) -> Callable[[], None]:

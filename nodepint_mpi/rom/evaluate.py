@@ -20,7 +20,7 @@ from nodepint_mpi.io.directory import read_run
 from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
 from nodepint_mpi.pages.figures import draw_reduced, save_figure
 from nodepint_mpi.parallel.comms import Comms
-from nodepint_mpi.ranks.agreement import agreed
+from nodepint_mpi.ranks.agreement import together
 from nodepint_mpi.rom.file import read_rom
 from nodepint_mpi.rom.load import load_rom
 from nodepint_mpi.rom.model import ReducedModel, Stepper
@@ -59,11 +59,11 @@ def evaluate_rom(file: Path, folder: Path, comms: Comms, *, trust: bool = False)
         NodepintError: on all ranks, if file, run or data cannot be read or do not belong together.
     """
     control = comms.control
-    with agreed(control):
+    with together(control):
         rom = load_rom_of(folder, file, trust=trust)
     trained = open_run(folder, comms, trust=trust)
     result: dict[str, Any] = {}
-    with agreed(control):
+    with together(control):
         if control.rank == 0:
             result, figure = compare_models(rom, trained, file)
             result["figure"] = str(save_figure(figure, file.with_suffix(".png")))

@@ -24,7 +24,7 @@ from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.differentiate import solve_block
 from nodepint_mpi.parallel.directions import leading_directions
 from nodepint_mpi.parallel.line import Line
-from nodepint_mpi.ranks.agreement import agreed
+from nodepint_mpi.ranks.agreement import together
 from nodepint_mpi.rom.file import PARTS, RomFile
 from nodepint_mpi.rom.load import origin_of, stepper_of
 from nodepint_mpi.rom.model import reduce_model
@@ -73,7 +73,7 @@ def export_rom(
             checkpoint, the rank is larger than the state, or the file cannot be written.
     """
     control = comms.control
-    with agreed(control):
+    with together(control):
         if control.rank == 0:
             check_target(out)
     experiment, step, params, _ = open_run(folder, comms, trust=trust)
@@ -98,7 +98,7 @@ def export_rom(
     rom = reduce_model(model, basis, energies, stepper=stepper, origin=origin)
     leaves = take_leaves({name: getattr(rom, name) for name in PARTS})
     n_bytes = 0
-    with agreed(control):
+    with together(control):
         if control.rank == 0:
             arrays = np.asarray(basis), np.asarray(energies)
             n_bytes = save_rom(out, RomFile(*arrays, leaves, meta))

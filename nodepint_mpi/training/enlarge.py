@@ -11,7 +11,7 @@ from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.models.growth import enlarge, sample_directions
 from nodepint_mpi.models.networks import LinearMap
 from nodepint_mpi.parallel.comms import Comms
-from nodepint_mpi.ranks.agreement import agreed
+from nodepint_mpi.ranks.agreement import together
 from nodepint_mpi.training.setup import Experiment, at_step, fresh_state
 from nodepint_mpi.training.step import TrainState
 
@@ -32,7 +32,7 @@ def grow(
         ConfigError: on all ranks, if the optimizer keeps arrays of other shapes than parameters.
     """
     control = comms.control
-    with agreed(control):
+    with together(control):
         grown = at_step(experiment, step)
         fresh = fresh_state(grown)
         old, directions = state.params, None
@@ -45,7 +45,7 @@ def grow(
                 key = jax.random.fold_in(jax.random.key(experiment.config.run.seed), step)
                 directions = sample_directions(rows, seen, n_new, key)
     directions = control.bcast(directions)
-    with agreed(control):
+    with together(control):
         new = None if directions is None else jnp.asarray(directions)
         params, places = enlarge(old, fresh.params, new)
         moments = optax.tree.map_params(

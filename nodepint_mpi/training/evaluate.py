@@ -16,10 +16,9 @@ from nodepint_mpi.models.networks import EncodeProcessDecode
 from nodepint_mpi.pages.figures import draw_labels, draw_trajectories, save_figure
 from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.dealing import own_part
-from nodepint_mpi.ranks.agreement import agreed
-from nodepint_mpi.ranks.guard import together
 from nodepint_mpi.training.error_control import kept_like
-from nodepint_mpi.training.setup import Experiment, at_step, make_whole_problem, set_up, slice_rows
+from nodepint_mpi.ranks.agreement import together
+from nodepint_mpi.training.setup import Experiment, at_step, make_problem, set_up, slice_rows
 from nodepint_mpi.training.step import make_evaluation, make_prediction
 
 BATCH = 500
@@ -37,7 +36,9 @@ def evaluate(
     samples, problem = experiment.test, experiment.test_problem
     if split == "train":
         samples = experiment.train
-        problem = make_whole_problem(experiment.config, comms.time, experiment.model, samples)
+        problem = make_problem(
+            experiment.config, comms.time, experiment.model, samples, relaxed=False
+        )
     run, totals = make_evaluation(problem), {}
     for own, counted in deal_rows(comms.time, samples.n_rows, BATCH):
         for name, mean in run(params, *samples.take(own), counted).items():
@@ -98,7 +99,7 @@ def open_run(folder: Path, comms: Comms, *, trust: bool = False) -> TrainedRun:
     Raises:
         NodepintError: on all ranks, if the run, its data or a checkpoint cannot be read.
     """
-    with agreed(comms.control):
+    with together(comms.control):
         config = read_run(folder)
         require_trust(config, folder, trust=trust)
     if comms.control.bcast(bool(named_code(config))):

@@ -20,7 +20,7 @@ from nodepint_mpi.parallel.ivp import Solution, solve
 from nodepint_mpi.parallel.methods.base import AbstractMethod
 from nodepint_mpi.parallel.methods.serial import Serial
 from nodepint_mpi.parallel.outlook import make_forecast
-from nodepint_mpi.ranks.guard import together
+from nodepint_mpi.ranks.agreement import together
 from nodepint_mpi.ranks.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)

@@ -12,8 +12,7 @@ from mpi4py import MPI
 from nodepint_mpi.build.user_code import LoadedCode
 from nodepint_mpi.errors import AgreementError
 from nodepint_mpi.io.leaves import checksum, describe_leaves, take_leaves
-from nodepint_mpi.ranks.agreement import find_difference
-from nodepint_mpi.ranks.guard import together
+from nodepint_mpi.ranks.agreement import find_difference, together
 
 
 def require_same_code(control: MPI.Intracomm, code: LoadedCode) -> None:

@@ -22,14 +22,13 @@ from nodepint_mpi.core.partition import check_layout, own_slices
 from nodepint_mpi.core.relaxation import edge_weights, relax
 from nodepint_mpi.core.resolution import check_field_resolution
 from nodepint_mpi.core.types import Field
-from nodepint_mpi.data.own import share_own_data
 from nodepint_mpi.data.samples import Samples, count_outputs, open_samples
 from nodepint_mpi.errors import ConfigError, ProblemError
 from nodepint_mpi.models.networks import EncodeProcessDecode, FlatLinear
 from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.dealing import own_part
 from nodepint_mpi.parallel.methods.base import AbstractMethod
-from nodepint_mpi.ranks.guard import together
+from nodepint_mpi.ranks.agreement import together
 from nodepint_mpi.training.check_model import check_gradient, check_losses, check_model
 from nodepint_mpi.training.memory import (
     plan_parameters,
@@ -80,8 +79,7 @@ class Experiment(NamedTuple):
 def set_up(config: Config, comms: Comms) -> Experiment:
     """Open the data and build model, solver and optimizer. Collective over `comms.control`.
 
-    Data that a function of the user's own makes are made first; the experiment's config then names
-    their folder.
+    Data that a function of the user's own makes are made before (`data.own.share_own_data`).
 
     Raises:
         NodepintError: on all ranks, for anything in the config that does not fit, and if code, data
@@ -89,7 +87,6 @@ def set_up(config: Config, comms: Comms) -> Experiment:
     """
     check_layout(config.time.n_slices, comms.time.size)
     require_same_code(comms.control, load_code(config))
-    config = share_own_data(comms.control, config)
     assert config.data is not None or config.network is None  # open_samples explains
     train = open_samples(comms.control, config, config.data.train_split if config.data else "")
     test = open_samples(comms.control, config, config.data.test_split if config.data else "")
@@ -136,8 +133,8 @@ def _assemble(
 ) -> Experiment:
     """Everything that depends on the network. Local."""
     model = _build(config, train, step)
-    train_problem = make_problem(config, comms.time, model, train)
-    test_problem = make_whole_problem(config, comms.time, model, test)
+    train_problem = make_problem(config, comms.time, model, train, relaxed=True)
+    test_problem = make_problem(config, comms.time, model, test, relaxed=False)
     n_samples = share_batch(config, train.n_rows, comms.time.n_groups)
     shape = (n_samples, *check_model(model, train))
     check_times(config, model, shape)
@@ -199,28 +196,28 @@ def _build(config: Config, train: Samples, step: int) -> EncodeProcessDecode:
 
 
 def make_problem(
-    config: Config, comm: TimeComm, model: EncodeProcessDecode, samples: Samples
+    config: Config,
+    comm: TimeComm,
+    model: EncodeProcessDecode,
+    samples: Samples,
+    *,
+    relaxed: bool,
 ) -> LineProblem:
-    """What a line of ranks computes with for one split. Local."""
+    """What a line of ranks computes with for one split. Local.
+
+    Continuity is as `relaxed` as the config says, or not at all: a split is scored as whole
+    trajectories.
+    """
     _, static = split_model(model)
     field = batched_field(static.processor)
     loss, metrics = build_loss(config)
     edges = build_edges(config.time)
     observations = place_observations(samples.times, edges, comm.size, comm.rank)
     solver = build_time_solver(config, field, reduction_of(static.processor, field), n_batch_axes=1)
-    if config.time.relaxation is None:
+    if config.time.relaxation is None or not relaxed:
         return LineProblem(comm, static, solver, observations, loss, metrics)
     weights = edge_weights(samples.times, edges)
-    relaxed = relax(solver)
-    return LineProblem(comm, static, relaxed, observations, loss, metrics, weights)
-
-
-def make_whole_problem(
-    config: Config, comm: TimeComm, model: EncodeProcessDecode, samples: Samples
-) -> LineProblem:
-    """The same without relaxation: a split is scored as whole trajectories. Local."""
-    time = config.time.model_copy(update={"relaxation": None})
-    return make_problem(config.model_copy(update={"time": time}), comm, model, samples)
+    return LineProblem(comm, static, relax(solver), observations, loss, metrics, weights)
 
 
 def check_times(config: Config, model: EncodeProcessDecode, shape: tuple[int, ...]) -> None:

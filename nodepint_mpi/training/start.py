@@ -9,7 +9,7 @@ from mpi4py import MPI
 
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.errors import ConfigError
-from nodepint_mpi.ranks.agreement import agreed, find_difference
+from nodepint_mpi.ranks.agreement import find_difference, together
 from nodepint_mpi.ranks.devices import settle
 
 
@@ -28,7 +28,7 @@ def begin(control: MPI.Intracomm, read: Callable[[], Config], *, placed: bool = 
         NodepintError: on all ranks.
     """
     config = None
-    with agreed(control):
+    with together(control):
         if control.rank == 0:
             config = read()
     config = control.bcast(config)

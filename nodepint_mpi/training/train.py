@@ -16,6 +16,7 @@ import jax
 
 from nodepint_mpi.build.user_code import load_code
 from nodepint_mpi.config.experiment import Config
+from nodepint_mpi.data.own import share_own_data
 from nodepint_mpi.io.directory import (
     DONE,
     check_directory,
@@ -30,8 +31,8 @@ from nodepint_mpi.pages.figures import plot_losses
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.profiling.record import record_times, write_times
 from nodepint_mpi.profiling.timers import CompileClock, Timers
+from nodepint_mpi.ranks.agreement import together
 from nodepint_mpi.ranks.devices import own_cores
-from nodepint_mpi.ranks.guard import together
 from nodepint_mpi.ranks.machine import peak_bytes
 from nodepint_mpi.ranks.signals import StopFlag
 from nodepint_mpi.ranks.watchdog import Watchdog
@@ -104,8 +105,8 @@ def train(
                         opened.enter_context(writing_in(folder, resume=True))
                     if config.output.tensorboard:
                         require_tensorboard()
+            config = share_own_data(control, config)
             experiment = set_up(config, comms)
-            config = experiment.config
             state, start, stepper = fresh_state(experiment), 0, None
             if resume is not None:
                 experiment, state, start, stepper = resume_run(experiment, folder, resume, make)

@@ -6,7 +6,8 @@ import jax, jax.numpy as jnp, mpi4jax
 from mpi4py import MPI
 from nodepint_mpi.errors import DataError, NodepintError
 from nodepint_mpi.parallel.comms import make_comms, world
-from nodepint_mpi.ranks.guard import run_guarded, together
+from nodepint_mpi.ranks.agreement import together
+from nodepint_mpi.ranks.guard import run_guarded
 from nodepint_mpi.ranks.signals import StopFlag
 from nodepint_mpi.ranks.watchdog import Watchdog
 

@@ -7,55 +7,9 @@ import sys
 
 import pytest
 
-from nodepint_mpi.errors import DataError, NodepintError, RankError
-from nodepint_mpi.ranks.guard import run_guarded, together
+from nodepint_mpi.errors import DataError
+from nodepint_mpi.ranks.guard import run_guarded
 from nodepint_mpi.ranks.signals import StopFlag
-
-
-def test_nothing_happens_where_no_rank_fails(comm):
-    with together(comm):
-        done = comm.rank
-    assert done == comm.rank
-
-
-def test_the_error_of_all_ranks_is_raised_as_it_is(comm):
-    with pytest.raises(DataError, match="^no such file$"), together(comm):
-        raise DataError("no such file")
-
-
-@pytest.mark.mpi(min_size=2)
-def test_a_failure_on_one_rank_is_raised_on_all(comm):
-    guilty = comm.size - 1
-    with pytest.raises(RankError) as caught, together(comm):
-        if comm.rank == guilty:
-            raise DataError("no such file")
-    assert str(caught.value).startswith(f"rank {guilty} on ")
-    assert str(caught.value).endswith(": no such file")
-    assert len(set(comm.allgather(str(caught.value)))) == 1
-
-
-@pytest.mark.mpi(min_size=2)
-def test_different_reasons_name_the_lowest_rank(comm):
-    with pytest.raises(RankError, match="^rank 1 on .*: ValueError: rank 1$"), together(comm):
-        if comm.rank >= 1:
-            raise ValueError(f"rank {comm.rank}")
-
-
-def test_an_unexplained_error_of_all_ranks_names_its_class(comm):
-    with pytest.raises(RankError, match="^rank 0 on .*: KeyError: 'x'$"), together(comm):
-        raise KeyError("x")
-
-
-def test_steps_of_all_ranks_may_be_nested(comm):
-    with pytest.raises(NodepintError) as caught, together(comm), together(comm):
-        if comm.rank == 0:
-            raise DataError("inner")
-    assert "inner" in str(caught.value)
-
-
-def test_an_interrupt_is_not_turned_into_an_error(comm):
-    with pytest.raises(KeyboardInterrupt), together(comm):
-        raise KeyboardInterrupt
 
 
 def test_an_explained_error_is_printed_once_and_gives_2(comm, capsys):
