@@ -18,7 +18,7 @@ from nodepint_mpi.cli.common import (
     start_ranks,
     write_json,
 )
-from nodepint_mpi.cli.table import table
+from nodepint_mpi.cli.studies import table
 from nodepint_mpi.config.experiment import read_config
 from nodepint_mpi.ranks.guard import together
 
