@@ -215,7 +215,7 @@ def make_lines(folder: Path, foreign: Path) -> Subject:
 
 def make_table(folder: Path, foreign: Path) -> Subject:
     """A list of problems for the benchmark table, and the note beside a run of it."""
-    from nodepint_mpi.bench.studies.series.kept import KeptRun
+    from nodepint_mpi.bench.studies.kept import KeptRun
     from nodepint_mpi.config.table import read_table_list
 
     good = folder / "list.toml"

@@ -6,18 +6,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int
 
-from nodepint_mpi.bench.cases import SWEEP_CASES, SweepCase, make_methods
+from nodepint_mpi.bench.accuracy import Exact, choose, format_rescues, relative_error, set_up_trial
+from nodepint_mpi.bench.cases import SWEEP_CASES, SweepCase
 from nodepint_mpi.bench.costs import (
     DEFINITION,
     Cost,
     fine_equivalents,
     method_cost,
 )
-from nodepint_mpi.build.model import unknown_name
-from nodepint_mpi.core.partition import OwnedSlices, own_slices
+from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.propagators import Propagator, SliceResult
 from nodepint_mpi.core.sensitivity import tangent_passes
 from nodepint_mpi.core.stopping import FixedSweeps
@@ -26,6 +25,7 @@ from nodepint_mpi.core.transposed import linearise_block
 from nodepint_mpi.core.types import Block, Params, State
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.parallel.adjoint import Coiterate, Linear, pull_back_walk, solve_adjoint
+from nodepint_mpi.core.types import Params, State
 from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.counters import Tally
 from nodepint_mpi.parallel.exchange import bcast_from, max_over_ranks, sum_over_ranks
@@ -37,15 +37,6 @@ from nodepint_mpi.parallel.methods.serial import walk_linearized
 from nodepint_mpi.parallel.methods.tangent import Tangent
 from nodepint_mpi.parallel.shared_basis import count_in_use
 from nodepint_mpi.parallel.solve import solve_interface
-
-
-class Exact(NamedTuple):
-    """The serial solution on the owned slices, the loss read there, and its whole gradient."""
-
-    starts: Block
-    ends: Block
-    sources: Block
-    gradient: tuple[Params, State]
 
 
 class Sweeps(NamedTuple):
@@ -81,29 +72,20 @@ def run_sweeps(
         methods: Some of the methods, by the names of `make_methods`; all if empty.
         report: Told about each method as it ends.
     """
-    if name not in SWEEP_CASES:
-        raise ConfigError(unknown_name("bench sweeps", name, SWEEP_CASES))
-    case = SWEEP_CASES[name]
-    every = make_methods(case)
-    for label in methods:
-        if label not in every:
-            raise ConfigError(unknown_name("bench sweeps --method", label, every))
-    edges = np.linspace(*case.problem.span, case.n_slices + 1)
-    owned = own_slices(edges, comms.time.size, comms.time.rank)
-    numbers = jax.tree.map(jnp.asarray, (case.problem.args, case.problem.initial))
-    exact = jax.jit(lambda *numbers: solve_exactly(comms.time, case, owned, *numbers))(*numbers)
+    choose("bench sweeps", [name], SWEEP_CASES)
+    trial = set_up_trial(comms, SWEEP_CASES[name], methods, "sweeps")
+    case = trial.case
     steps = (case.fine, case.coarse, case.cheap)
     weights = comms.control.bcast([fine_equivalents(case, some) for some in steps])
     weigh = dict(zip(steps, weights, strict=True))
     rows = []
-    for label in methods or every:
-        method = every[label]
+    for label, method in trial.methods.items():
         sweep = jax.jit(
             lambda *numbers, method=method: sweep_method(
-                comms.time, case, method, owned, *numbers, tol=tol
+                comms.time, case, method, trial.owned, *numbers, tol=tol
             )
         )
-        result = sweep(*numbers, exact)
+        result = sweep(*trial.numbers, trial.exact)
         costs = [method_cost(some, weigh) for some in (method, method.fallback())]
         rows.append({"method": label, **judge_sweeps(case, costs, result, tol)})
         report(f"{name}: {label} done")
@@ -117,19 +99,6 @@ def run_sweeps(
         "definition": DEFINITION,
         "methods": rows,
     }
-
-
-def solve_exactly(
-    comm: TimeComm, case: SweepCase, owned: OwnedSlices, params: Params, initial: State
-) -> Exact:
-    """The serial solution and the gradient of half its mean square. Collective, inside jit."""
-    line = Line(comm, owned, params)
-    walked = walk_linearized(line, Propagator(case.problem.field, case.fine), initial)
-    ends = walked.states.ends
-    sources = ends / (owned.n_slices * initial.size)
-    gradient = pull_back_walk(line, walked, SliceResult(walked.result.saves, sources))
-    whole = sum_over_ranks(comm, gradient.params), bcast_from(comm, gradient.initial, 0)
-    return Exact(walked.states.starts, ends, sources, whole)
 
 
 class _Seen(NamedTuple):
@@ -233,12 +202,6 @@ def _adjoint_errors(
     return found[1]
 
 
-def relative_error(ours: Any, wanted: Any) -> Float[Array, ""]:
-    """Distance of two trees relative to the second. Local."""
-    ours, wanted = ravel_pytree(ours)[0], ravel_pytree(wanted)[0]
-    return jnp.linalg.norm(ours - wanted) / jnp.linalg.norm(wanted)
-
-
 def judge_sweeps(
     case: SweepCase, costs: Sequence[Cost], sweeps: Sweeps, tol: float
 ) -> dict[str, Any]:
@@ -307,10 +270,10 @@ def format_sweeps(result: dict[str, Any]) -> str:
             done = row[direction]
             reached = ["-" if done[key] is None else f"{done[key]:.{digits}f}" for key, digits in
                        (("sweeps", 0), ("work_to_tol", 2), ("path_to_tol", 2))]  # fmt: skip
-            notes = [f"{row[key]} {key}" for key in ("damped", "fallbacks") if row[key]]
+            rescues = format_rescues(row) if direction == "forward" else ""
             lines.append(
                 f"  {row['method']:32} {reached[0]:>6} {reached[1]:>7} {reached[2]:>7} "
-                f"{done['errors'][-1]:10.1e}  {', '.join(notes) if direction == 'forward' else ''}"
+                f"{done['errors'][-1]:10.1e}  {rescues}"
             )
     return "\n".join([*lines, result["definition"], *_cheapest(result)])
 

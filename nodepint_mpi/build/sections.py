@@ -106,17 +106,26 @@ def build_method(
     )
     if not is_import_path(section.method):
         return METHODS[section.method].of(parts)
-    make = import_object(section.method, "time.method")
+    return make_own_method(section.method, "time.method", parts)
+
+
+def make_own_method(path: str, key: str, parts: Parts) -> AbstractMethod:
+    """A method by the user's own function of `Parts`. Local.
+
+    Raises:
+        ConfigError: in the name of `key`, if the function fails or returns something else.
+    """
+    make = import_object(path, key)
     try:
         method = make(parts)
     except Exception as error:
         raise ConfigError(
-            f'`time.method = "{section.method}"` failed: {type(error).__name__}: {error}'
+            f'`{key} = "{path}"` failed: {type(error).__name__}: {error}'
         ) from error
     if not isinstance(method, AbstractMethod):
         raise ConfigError(
-            f'`time.method = "{section.method}"` returned a {type(method).__name__}; it takes '
-            "`parts` (see `nodepint_mpi.Parts`) and returns an `AbstractMethod`."
+            f'`{key} = "{path}"` returned a {type(method).__name__}; it takes `parts` (see '
+            "`nodepint_mpi.Parts`) and returns an `AbstractMethod`."
         )
     return method
 

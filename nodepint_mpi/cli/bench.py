@@ -18,7 +18,7 @@ from nodepint_mpi.cli.common import (
     start_ranks,
     write_json,
 )
-from nodepint_mpi.cli.table import table
+from nodepint_mpi.cli.studies import table
 from nodepint_mpi.config.experiment import read_config
 from nodepint_mpi.ranks.agreement import together
 
@@ -42,7 +42,7 @@ def published(names: tuple[str, ...], method: str, json_file: Path | None) -> No
     """
     comms = start_ranks()
     set_float64()
-    from nodepint_mpi.bench.published import format_published, run_published
+    from nodepint_mpi.bench.accuracy import format_published, run_published
 
     result = run_published(
         comms, names, method=method, report=lambda line: say(comms.control, line)
@@ -59,7 +59,7 @@ def gradients(json_file: Path | None) -> None:
     """Compare the training gradient with `jax.grad` of serial diffrax."""
     comms = start_ranks()
     set_float64()
-    from nodepint_mpi.bench.gradients import format_gradients, run_gradients
+    from nodepint_mpi.bench.accuracy import format_gradients, run_gradients
 
     result = run_gradients(comms)
     say(comms.control, format_gradients(result))
@@ -202,7 +202,7 @@ def compare_methods(
     """
     comms = start_ranks()
     set_float64()
-    from nodepint_mpi.bench.methods import format_methods, run_methods
+    from nodepint_mpi.bench.accuracy import format_methods, run_methods
 
     result = run_methods(
         comms, problems, methods=methods, report=lambda line: say(comms.control, line)

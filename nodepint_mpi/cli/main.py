@@ -23,7 +23,7 @@ from nodepint_mpi.cli.common import (
 )
 from nodepint_mpi.cli.plan import plan, train_as_advised
 from nodepint_mpi.cli.report import compare, report
-from nodepint_mpi.cli.scaling import scaling
+from nodepint_mpi.cli.studies import scaling
 from nodepint_mpi.config.experiment import Config, read_config
 from nodepint_mpi.config.plain import plain_config
 from nodepint_mpi.errors import ConfigError, NodepintError

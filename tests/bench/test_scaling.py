@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from nodepint_mpi.bench.studies.scaling.measures import (
+from nodepint_mpi.bench.studies import kept
+from nodepint_mpi.bench.studies.measures import (
     Predicted,
     break_even,
     judge,
     make_curves,
     shares_of,
 )
-from nodepint_mpi.bench.studies.scaling.model import make_model, measured_network
-from nodepint_mpi.bench.studies.scaling.points import plan_points
-from nodepint_mpi.bench.studies.scaling.report import make_report
-from nodepint_mpi.bench.studies.series import kept
+from nodepint_mpi.bench.studies.model import make_model, measured_network
+from nodepint_mpi.bench.studies.report import make_report
+from nodepint_mpi.bench.studies.scaling import plan_points
 from nodepint_mpi.config.experiment import read_config
 from nodepint_mpi.config.scaling import Scaling, read_scaling
 from tests.report.page_reader import Page

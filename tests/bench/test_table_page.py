@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nodepint_mpi.bench.studies.table.page import format_table, read_page, write_page
+from nodepint_mpi.bench.studies.table import format_table, read_page, write_page
 from nodepint_mpi.config.table import read_table_list
 from nodepint_mpi.errors import OutputError
 

@@ -12,12 +12,11 @@ from typing import NamedTuple
 
 import pytest
 
-from nodepint_mpi.bench.studies.series import kept
-from nodepint_mpi.bench.studies.series.launch import make_launch, sole_use
-from nodepint_mpi.bench.studies.table.cells import plan_cells
-from nodepint_mpi.bench.studies.table.page import format_table
-from nodepint_mpi.bench.studies.table.rows import read_rows
-from nodepint_mpi.bench.studies.table.work import do_cells
+from nodepint_mpi.bench.studies import kept
+from nodepint_mpi.bench.studies.launch import make_launch, sole_use
+from nodepint_mpi.bench.studies.rows import read_rows
+from nodepint_mpi.bench.studies.table import TABLE, format_table, plan_cells
+from nodepint_mpi.bench.studies.work import at_work, do_runs
 from nodepint_mpi.config.table import TableList, read_table_list
 from nodepint_mpi.errors import DataError, NodepintError, OutputError
 from tests.cli.small_case import (
@@ -70,16 +69,11 @@ class Place(NamedTuple):
         cells, said = plan_cells(table, self.out, **options), []
         most = max(cell.n_cores for cell in cells)
         launch = make_launch(LAUNCHER, n_ranks=1, n_cores=most)
-        with sole_use(self.out) as held:
-            n_failed = do_cells(
-                cells,
-                launch,
-                held=held,
-                timeout_s=60.0,
-                report=said.append,
-                after_each=lambda: None,
+        with at_work(TABLE, self.out, cells) as held:
+            n_failed = do_runs(
+                TABLE, cells, launch, self.out, held=held, timeout_s=60.0, report=said.append
             )
-        rows = read_rows(cells)
+        rows = read_rows(TABLE, cells)
         return n_failed, said, {f"{r['problem']}/{r['method']}": r["state"] for r in rows}
 
 
@@ -142,7 +136,7 @@ def test_a_finished_run_that_cannot_be_read_is_named(place):
     place.do(table)
     (place.out / "one" / "ranks-1" / "DONE").write_text("{}")
     with pytest.raises(DataError, match=r"one/ranks-1 is damaged \(KeyError: 'n_parameters'\)"):
-        read_rows(plan_cells(table, place.out))
+        read_rows(TABLE, plan_cells(table, place.out))
 
 
 def test_serial_training_has_as_many_cores_as_the_most_ranks(place):
@@ -165,7 +159,7 @@ def test_one_that_fails_does_not_keep_the_others(place):
         "two/serial": "finished", "two/ranks-1": "finished",
     }  # fmt: skip
     assert "all is well" in (place.out / "one" / "serial.log").read_text()
-    table_text = format_table(read_rows(plan_cells(table, place.out)), place.folder)
+    table_text = format_table(read_rows(TABLE, plan_cells(table, place.out)), place.folder)
     assert "| One | plain diffrax, 1 core | failed: exit status 2: the reason | - |" in table_text
     place.order()
     place.calls()
@@ -181,7 +175,7 @@ def test_slices_that_never_join_have_no_serial_training(place):
     edit(place.folder / "two.toml", "n_slices = 7\n", text.replace("15", "21"))
     _, _, states = place.do(place.listed("one", "two"))
     assert states["one/serial"] == "finished" and states["two/serial"] == "left out"
-    rows = read_rows(plan_cells(place.listed("one", "two"), place.out))
+    rows = read_rows(TABLE, plan_cells(place.listed("one", "two"), place.out))
     lines = format_table(rows, place.folder).splitlines()
     assert lines[2].startswith("| One | plain diffrax, 1 core, without relaxation | 12.3 |")
     assert lines[4].startswith(

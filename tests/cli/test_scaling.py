@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import pytest
 
-from nodepint_mpi.bench.studies.scaling import rows
-from nodepint_mpi.bench.studies.scaling.points import Point, plan_points
-from nodepint_mpi.bench.studies.scaling.rows import read_rows
-from nodepint_mpi.bench.studies.scaling.submit import TEMPLATE, submit_jobs, write_jobs
-from nodepint_mpi.bench.studies.scaling.work import do_points
-from nodepint_mpi.bench.studies.series import kept
-from nodepint_mpi.bench.studies.series.launch import make_launch, sole_use
+from nodepint_mpi.bench.studies import kept, rows
+from nodepint_mpi.bench.studies.launch import make_launch, sole_use
+from nodepint_mpi.bench.studies.rows import read_rows
+from nodepint_mpi.bench.studies.runs import Run
+from nodepint_mpi.bench.studies.scaling import SCALING, plan_points
+from nodepint_mpi.bench.studies.submit import TEMPLATE, submit_jobs, write_jobs
+from nodepint_mpi.bench.studies.work import at_work, do_runs
 from nodepint_mpi.config.scaling import read_scaling
 from nodepint_mpi.errors import ConfigError, DataError, NodepintError, OutputError
 from tests.cli.small_case import (
@@ -51,7 +51,7 @@ class Place(NamedTuple):
         named = {k.replace("__", "/").replace("_", "-"): v for k, v in orders.items()}
         (self.folder / "orders").write_text(json.dumps(named))
 
-    def points(self, *studies: str, **options) -> list[Point]:
+    def points(self, *studies: str, **options) -> list[Run]:
         """Of these studies, written to study.toml."""
         (self.folder / "study.toml").write_text(HEAD + "".join(studies))
         return plan_points(read_scaling("study.toml"), "study.toml", self.out, **options)
@@ -60,8 +60,11 @@ class Place(NamedTuple):
         """How many failed, what was said, and the state of each point."""
         points, said = self.points(*studies, **options), []
         launch = make_launch(LAUNCHER, n_ranks=2, n_cores=1)
-        n_failed = do_points(points, launch, self.out, timeout_s=60.0, report=said.append)
-        return n_failed, said, {row["point"]: row["state"] for row in read_rows(points)}
+        with at_work(SCALING, self.out, points) as held:
+            n_failed = do_runs(
+                SCALING, points, launch, self.out, held=held, timeout_s=60.0, report=said.append
+            )
+        return n_failed, said, {row["point"]: row["state"] for row in read_rows(SCALING, points)}
 
     def calls(self) -> list[str]:
         """What was started since the last time; without the folder of the runs."""
@@ -93,7 +96,7 @@ def test_a_strong_study_is_one_problem(place):
     ]  # fmt: skip
     assert [p.n_ranks for p in (serial, one, two, four)] == [1, 1, 2, 4]
     assert serial.is_plain and serial.config.time.method == "serial"
-    assert one.serial == four.serial == "s, serial"
+    assert one.facts["serial"] == four.facts["serial"] == "s, serial"
     assert four.config.run.data_ranks == 2 and four.config.time == one.config.time
     assert one.config.run.n_steps == 12 and one.config.output.log_every == 1
     assert four.folder == place.out / "s" / "ranks-4-data-2"
@@ -113,8 +116,9 @@ def test_a_weak_study_grows(place):
     assert two.config.time.horizon == [-0.5, 3.5] and four.config.time.horizon == [-0.5, 7.5]
     assert (two.config.data.batch_size, four.config.data.batch_size) == (2, 2)
     assert four.config.optim.learning_rate == 2 * two.config.optim.learning_rate
-    assert four.settings["time.n_slices"] == 14 and four.settings["data.batch_size"] == 2
-    assert (two.serial, four.serial) == ("w, serial-2", "w, serial-4")
+    assert four.facts["settings"]["time.n_slices"] == 14
+    assert four.facts["settings"]["data.batch_size"] == 2
+    assert (two.facts["serial"], four.facts["serial"]) == ("w, serial-2", "w, serial-4")
 
 
 def test_a_study_over_values_has_a_curve_for_each(place):
@@ -123,14 +127,14 @@ def test_a_study_over_values_has_a_curve_for_each(place):
     assert len(points) == 4 * 3
     assert points[-1].label == 's, time.n_slices = 5, optim.name = "sgd", ranks-2'
     assert points[-1].folder.parent == place.out / "s" / "time.n_slices=5,optim.name=_sgd_"
-    assert points[-1].serial == points[-3].label
+    assert points[-1].facts["serial"] == points[-3].label
     assert points[-1].config.time.n_slices == 5 and points[-1].config.optim.name == "sgd"
     assert len({point.folder for point in points}) == 12
     section = 'set = { "time.basis" = { kind = "pod", rank = 2 } }\n'
     points = place.points(STRONG + section + 'over = { "time.basis.rank" = [1, 2] }\n')
     ranks = [p.config.time.basis.rank for p in points if p.config.time.basis]
     assert ranks == [1, 1, 2, 2] and len(points) == 5  # plain training knows of no basis
-    assert {point.serial for point in points[1:]} == {points[0].label}
+    assert {point.facts["serial"] for point in points[1:]} == {points[0].label}
 
 
 BAD = {
@@ -216,9 +220,7 @@ def test_what_is_finished_is_left_alone_and_what_changed_is_done_anew(place):
     assert place.do(STRONG, WEAK)[:2] == (0, []) and place.calls() == []
     assert listing(place.out) == before
     changed = WEAK + 'set = { "optim.learning_rate" = 0.5 }\n'
-    assert [p.kept.state() for p in place.points(STRONG, changed)] == ["finished"] * 3 + [
-        "stale"
-    ] * 2
+    assert [p.state() for p in place.points(STRONG, changed)] == ["finished"] * 3 + ["stale"] * 2
     _, said, states = place.do(STRONG, changed, only_ranks=[2])
     assert said[0] == "w, ranks-2: stale, its config has changed"
     assert states["w, ranks-1"] == "stale" and states["w, ranks-2"] == "finished"
@@ -241,7 +243,7 @@ def test_a_finished_run_that_cannot_be_read_is_named(place):
     place.do(STRONG)
     (place.out / "s" / "ranks-1" / "phases.json").write_text("{}")
     with pytest.raises(DataError, match=r"s/ranks-1 is damaged \(KeyError: 'phases_s'\)"):
-        read_rows(place.points(STRONG))
+        read_rows(SCALING, place.points(STRONG))
 
 
 def test_one_that_fails_does_not_keep_the_others(place):
@@ -281,7 +283,7 @@ def test_interrupted_it_begins_the_point_anew(place):
     assert process.returncode == 130 and messages(err) == ["nodepint: interrupted"]
     place.calls()
     place.order()
-    assert [p.kept.state() for p in place.points(STRONG)] == ["finished", "begun", "missing"]
+    assert [p.state() for p in place.points(STRONG)] == ["finished", "begun", "missing"]
     assert place.do(STRONG)[0] == 0
     assert place.calls() == [
         "1 1 train s/ranks-1.toml --out s/ranks-1", "2 1 train s/ranks-2.toml --out s/ranks-2",

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import nodepint_mpi as nm
-from nodepint_mpi.bench.gradients import CASES, GradientCase, gradient_error
+from nodepint_mpi.bench.accuracy import gradient_error
+from nodepint_mpi.bench.cases import GRADIENT_CASES, GradientCase
 from nodepint_mpi.core.problems import PROBLEMS
 
 LV = PROBLEMS["lotka_volterra"]
@@ -18,7 +19,7 @@ FEW_RANKS = pytest.mark.mpi(max_size=2)
 ON_ANY_RANKS = ("end state", "fixed", "parareal"), ("trajectory", "adaptive", "parareal")
 TESTED = [
     pytest.param(case, marks=[FEW_RANKS] * (tuple(case) not in ON_ANY_RANKS), id="-".join(case))
-    for case in CASES
+    for case in GRADIENT_CASES
     if case.method == "parareal" or case[:2] == ("trajectory", "fixed")
 ]
 

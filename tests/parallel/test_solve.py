@@ -187,9 +187,10 @@ def test_problems_that_do_not_fit_are_refused(comms, change, error, message):
 @pytest.mark.timeout_s(240)  # many programs to compile
 def test_published_counts_and_updates_of_lorenz(comms):
     """Gattiglio et al. (2024): 15 sweeps, and the largest change by each of them."""
-    from nodepint_mpi.bench.published import RUNS, repeat_run
+    from nodepint_mpi.bench.accuracy import repeat_run
+    from nodepint_mpi.bench.cases import PUBLISHED_RUNS
 
-    run = repeat_run(comms, RUNS["lorenz"])
+    run = repeat_run(comms, PUBLISHED_RUNS["lorenz"])
     assert run["sweeps"] == 15
     published = [1.656, 1.549, 1.632, 1.552, 1.427, 1.792, 1.438, 0.8874, 0.3717, 0.1537,
                  2.742e-2, 2.904e-3, 1.891e-4, 8.325e-6, 2.118e-7]  # fmt: skip
@@ -200,9 +201,10 @@ def test_published_counts_and_updates_of_lorenz(comms):
 @pytest.mark.timeout_s(240)
 @pytest.mark.parametrize("name", ["fitzhugh_nagumo", "fitzhugh_nagumo_start", "burgers"])
 def test_published_counts(comms, name):
-    from nodepint_mpi.bench.published import RUNS, repeat_run
+    from nodepint_mpi.bench.accuracy import repeat_run
+    from nodepint_mpi.bench.cases import PUBLISHED_RUNS
 
-    run = RUNS[name]
+    run = PUBLISHED_RUNS[name]
     if run.problem == "fitzhugh_nagumo":  # the count does not move down to 40 steps a slice
         run = run._replace(fine=nm.FixedSteps(nm.RK4(), 40))
     assert repeat_run(comms, run)["sweeps"] == run.sweeps
@@ -213,9 +215,10 @@ def test_published_counts(comms, name):
 @pytest.mark.parametrize("name", ["fitzhugh_nagumo", "lorenz", "burgers"])
 def test_tangents_need_fewer_sweeps_than_learned_corrections(comms, name):
     """With the published fine solves and stopping rule, and a smaller true error than parareal."""
-    from nodepint_mpi.bench.published import RUNS, repeat_run
+    from nodepint_mpi.bench.accuracy import repeat_run
+    from nodepint_mpi.bench.cases import PUBLISHED_RUNS
 
-    run = repeat_run(comms, RUNS[name], "tangent")
+    run = repeat_run(comms, PUBLISHED_RUNS[name], "tangent")
     assert run["status"] == "converged" and run["sweeps"] < min(run["published_learned"])
     assert run["error"] <= 1e-6
 

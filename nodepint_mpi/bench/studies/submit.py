@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nodepint_mpi.bench.studies.scaling.points import Point
+from nodepint_mpi.bench.studies.runs import Run
 from nodepint_mpi.errors import ConfigError, OutputError
 from nodepint_mpi.io.directory import write_text
 
@@ -20,7 +20,7 @@ ASKING_S = 60.0
 
 
 def write_jobs(
-    points: Sequence[Point], study_file: Path, out: Path, template: Path, options: Sequence[str]
+    points: Sequence[Run], study_file: Path, out: Path, template: Path, options: Sequence[str]
 ) -> dict[int, Path]:
     """A job file for each number of ranks of which a point is to be done. Local.
 
@@ -43,7 +43,7 @@ def write_jobs(
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"Cannot read the template {template}: {reason}.") from error
-    todo = {p.n_ranks: p.n_cores for p in points if p.chosen and p.kept.state() != "finished"}
+    todo = {p.n_ranks: p.n_cores for p in points if p.chosen and p.state() != "finished"}
     folder, files = out / JOBS, {}
     try:
         folder.mkdir(parents=True, exist_ok=True)

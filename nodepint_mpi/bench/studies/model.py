@@ -8,7 +8,7 @@ from nodepint_mpi.bench.planning.clocks import WAIT
 from nodepint_mpi.bench.planning.costs import read_costs, step_shape, step_sizes
 from nodepint_mpi.bench.planning.network import Network
 from nodepint_mpi.bench.planning.step import Costs, Layout, simulate_step
-from nodepint_mpi.bench.studies.scaling.measures import (
+from nodepint_mpi.bench.studies.measures import (
     Curve,
     Model,
     Predicted,

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from nodepint_mpi.bench.studies.scaling.measures import SHARES, Curve, Judged
+from nodepint_mpi.bench.studies.measures import SHARES, Curve, Judged
 from nodepint_mpi.pages.figures import COLORS, MARKERS
 
 LOOKS = {

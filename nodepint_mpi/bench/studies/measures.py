@@ -4,10 +4,10 @@ Times of ranks that had to share cores are times of something else, so they are 
 what such a run counted is as good as any.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from nodepint_mpi.bench.studies.scaling import describe
 from nodepint_mpi.core.scopes import COARSE, FINE_ADJOINT, FINE_FORWARD, MESSAGES, TANGENTS
 from nodepint_mpi.profiling.trace import OTHER
 from nodepint_mpi.profiling.waits import WAIT
@@ -102,7 +102,7 @@ def make_curves(rows: Sequence[Row]) -> list[Curve]:
     curves: dict[tuple[str, str], Curve] = {}
     plain = {r["point"]: r for r in rows if r["is_plain"] and r["state"] == "finished"}
     for row in (row for row in rows if not row["is_plain"]):
-        label = ", ".join(f"{key} = {json.dumps(value)}" for key, value in row["over"].items())
+        label = ", ".join(describe(row["over"]))
         where = row["study"], label
         curve = curves.setdefault(where, Curve(row["study"], row["kind"], label, [], {}))
         if row["state"] == "finished":

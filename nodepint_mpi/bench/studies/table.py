@@ -1,19 +1,35 @@
-"""The table in Markdown, and its place between two marks in a page. All of it is local.
+"""The benchmark table: its cells, the table in Markdown, and its place between marks of a page.
 
-Importing this module loads neither MPI nor JAX.
+A cell is a run directory, OUT/NAME/METHOD, and a note beside it, METHOD.json. Importing this module
+loads neither MPI nor JAX.
 """
 
+import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from nodepint_mpi.errors import OutputError
+from nodepint_mpi.bench.studies.kept import QUIET, check_run
+from nodepint_mpi.bench.studies.rows import read_scores
+from nodepint_mpi.bench.studies.runs import Row, Run, Series
+from nodepint_mpi.config.experiment import Config, read_config
+from nodepint_mpi.config.plain import plain_config
+from nodepint_mpi.config.table import TableList, TableProblem
+from nodepint_mpi.errors import ConfigError, OutputError
 from nodepint_mpi.io.directory import write_text
 
+TABLE = Series(
+    results="table.jsonl",
+    lock=".lock",
+    rows_lock=None,
+    resumes=True,
+    begins="training",
+    changed="its config or its cores have changed",
+    numbers=read_scores,
+    noted=("machine", "date", "commit", "busy_share", "load_average", "n_starts"),
+)
+
 BEGIN, END = "<!-- table -->", "<!-- /table -->"
-QUIET = 0.05
-"""The largest share of the cores that others may have kept busy on a quiet machine."""
 
 _HEAD = (
     "dataset", "method", "training, s", "score", "train", "test", "peak memory of a rank, MB",
@@ -21,7 +37,88 @@ _HEAD = (
 )  # fmt: skip
 
 
-def format_table(rows: Sequence[dict[str, Any]], home: Path) -> str:
+def plan_cells(
+    table: TableList, out: Path, *, only: Sequence[str] = (), ranks: Sequence[int] = ()
+) -> list[Run]:
+    """All cells in the order of rows; those to be done are `chosen`. Local; writes nothing.
+
+    Args:
+        table: The list.
+        out: Where the cells are.
+        only: Names of the problems to do; all if there are none.
+        ranks: Numbers of ranks for these instead of those of the list.
+
+    Raises:
+        NodepintError: for names that nobody knows, configs and numbers of ranks that cannot be,
+            and data that are not prepared.
+    """
+    names = [problem.name for problem in table.problem]
+    for name in only:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names)}."
+            raise ConfigError(f"`--only {name}`: there is no such problem in the list; {hint}")
+    cells = []
+    for problem in table.problem:
+        chosen = not only or problem.name in only
+        if chosen and ranks:
+            problem = problem.model_copy(update={"ranks": list(ranks)})
+        cells += _cells_of(problem, out, chosen)
+    return cells
+
+
+def _cells_of(problem: TableProblem, out: Path, chosen: bool) -> list[Run]:
+    config, most = read_config(problem.config), max(problem.ranks)
+    if chosen:
+        check_run(config, most, problem.config)
+    cells = [_make_cell(problem, f"ranks-{n}", n, 1, config, out) for n in problem.ranks]
+    if problem.serial:
+        differs = "" if config.time.relaxation is None else "without relaxation"
+        try:
+            plain, why = plain_config(config), ""
+        except ConfigError as error:
+            plain, why, differs = None, str(error), ""
+        serial = _make_cell(problem, "serial", 1, most, plain, out, differs=differs)
+        cells = [serial._replace(is_plain=True, left_out=why), *cells]
+    return [cell._replace(chosen=chosen) for cell in cells]
+
+
+def _make_cell(
+    problem: TableProblem,
+    method: str,
+    n_ranks: int,
+    n_cores: int,
+    config: Config | None,
+    out: Path,
+    *,
+    differs: str = "",
+) -> Run:
+    """One training: of a problem, by one method.
+
+    `differs` says what plain training cannot do as the config asks.
+    """
+    return Run(
+        label=f"{problem.name}, {method}",
+        folder=out / problem.name / method,
+        config=config,
+        n_ranks=n_ranks,
+        n_cores=n_cores,
+        facts={
+            "problem": problem.name,
+            "dataset": problem.dataset,
+            "config": problem.config,
+            "method": method,
+            "n_ranks": n_ranks,
+            "cores_of_a_rank": n_cores,
+            "differs": differs,
+            "note": problem.note or "",
+        },
+        config_file=problem.config,
+        scored=problem.scored,
+    )
+
+
+def format_table(rows: Sequence[Row], home: Path) -> str:
     """The table, and under it the machines, the dates, and notes.
 
     Args:
@@ -65,7 +162,7 @@ def write_page(path: Path, table: str) -> None:
     write_text(path, f"{before}{BEGIN}\n{table}\n{END}{after}")
 
 
-def _cells(row: dict[str, Any], home: Path) -> list[str]:
+def _cells(row: Row, home: Path) -> list[str]:
     config = Path(row["config"])
     link = f"[{config.name}]({Path(os.path.relpath(config, home)).as_posix()})"
     first = [row["dataset"], _method(row)]
@@ -75,14 +172,14 @@ def _cells(row: dict[str, Any], home: Path) -> list[str]:
     return [*first, seconds, *_score(row), peak, f"{row['n_parameters']:,}", link, _quiet(row)]
 
 
-def _method(row: dict[str, Any]) -> str:
+def _method(row: Row) -> str:
     if row["method"] == "serial":
         n_cores, differs = row["cores_of_a_rank"], row["differs"] and f", {row['differs']}"
         return f"plain diffrax, {n_cores} {'core' if n_cores == 1 else 'cores'}{differs}"
     return f"nodepint_mpi, {row['n_ranks']} {'rank' if row['n_ranks'] == 1 else 'ranks'}"
 
 
-def _why_empty(row: dict[str, Any]) -> str:
+def _why_empty(row: Row) -> str:
     match row["state"]:
         case "failed":
             return f"failed: {row['reason']}"
@@ -92,7 +189,7 @@ def _why_empty(row: dict[str, Any]) -> str:
             return "not measured"
 
 
-def _score(row: dict[str, Any]) -> list[str]:
+def _score(row: Row) -> list[str]:
     """The name of the first metric, or the loss where there is none, and both its values."""
     scores = row["scores"]
     if not scores:
@@ -109,13 +206,13 @@ def _two_digits(value: float) -> str:
     return f"{digits}e{int(exponent)}" if value < 1e-3 else f"{value:.2g}"
 
 
-def _quiet(row: dict[str, Any]) -> str:
+def _quiet(row: Row) -> str:
     busy = row["busy_share"]
     said = "quiet" if busy <= QUIET else f"{100 * busy:.0f} % busy"
     return said if row["n_starts"] == 1 else f"{said}; {row['n_starts']} starts"
 
 
-def _machines(rows: Sequence[dict[str, Any]]) -> list[str]:
+def _machines(rows: Sequence[Row]) -> list[str]:
     """On what, and when, it was measured."""
     done = [row for row in rows if row["state"] == "finished"]
     if not done:

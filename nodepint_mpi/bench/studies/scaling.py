@@ -1,18 +1,21 @@
-"""The points of scaling studies: what is to be run, and what of it is there already.
+"""The points of scaling studies: a config on some ranks, with some values of its keys.
 
 A point is a run directory, OUT/STUDY/POINT, with its resolved config, POINT.toml, and a note,
 POINT.json, beside it. Importing this module loads neither MPI nor JAX.
 """
 
+import functools
 import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from nodepint_mpi.bench.studies.series.kept import KeptRun, check_run, make_digest
+from nodepint_mpi.bench.studies.kept import check_run, make_digest
+from nodepint_mpi.bench.studies.rows import read_times
+from nodepint_mpi.bench.studies.runs import Run, Series
 from nodepint_mpi.config.experiment import Config, read_config
 from nodepint_mpi.config.plain import plain_config
 from nodepint_mpi.config.scaling import Scaling, StudySection
@@ -22,32 +25,16 @@ NEVER = 10**9
 """Steps between checkpoints: only the last one is saved."""
 
 
-class Point(NamedTuple):
-    """One run: of a study, with some values of the keys it goes over, on some ranks.
-
-    `settings` are all keys that differ from the studies' config, `over` those that tell curves
-    apart. `serial` is the point that takes the same steps by plain diffrax, if there is one; it is
-    `is_plain`, has none itself, and may be that of several curves.
-    """
-
-    study: str
-    kind: str
-    over: dict[str, Any]
-    settings: dict[str, Any]
-    n_ranks: int
-    data_ranks: int
-    n_cores: int
-    config: Config
-    folder: Path
-    label: str
-    chosen: bool = True
-    is_plain: bool = False
-    serial: str | None = None
-
-    @property
-    def kept(self) -> KeptRun:
-        """Its run. Local."""
-        return KeptRun(self.folder, make_digest(self.config, self.n_ranks, self.n_cores))
+SCALING = Series(
+    results="points.jsonl",
+    lock=".lock-{ranks}",
+    rows_lock=".lock-points",
+    resumes=False,  # times of half a run are of no use
+    begins="runs",
+    changed="its config has changed",
+    numbers=read_times,
+    noted=("machine", "date", "commit", "busy_share", "load_average"),
+)
 
 
 def plan_points(
@@ -57,7 +44,7 @@ def plan_points(
     *,
     only: Sequence[str] = (),
     only_ranks: Sequence[int] = (),
-) -> list[Point]:
+) -> list[Run]:
     """All points, study after study; those to be done are `chosen`. Local; writes nothing.
 
     Args:
@@ -89,7 +76,8 @@ def plan_points(
                 "ranks."
             )
     chosen = [
-        (not only or point.study in only) and (not only_ranks or point.n_ranks in only_ranks)
+        (not only or point.facts["study"] in only)
+        and (not only_ranks or point.n_ranks in only_ranks)
         for point in points
     ]
     if not any(chosen):
@@ -99,9 +87,9 @@ def plan_points(
     ]
 
 
-def _points_of(study: StudySection, scaling: Scaling, folder: Path) -> Iterator[Point]:
+def _points_of(study: StudySection, scaling: Scaling, folder: Path) -> Iterator[Run]:
     """The points of one study, in the order of values and ranks; serial ones where first needed."""
-    plain: dict[str, Point] = {}
+    plain: dict[str, Run] = {}
     grid = study.grid()
     for values in itertools.product(*study.over.values()):
         over = dict(zip(study.over, values, strict=True))
@@ -113,23 +101,60 @@ def _points_of(study: StudySection, scaling: Scaling, folder: Path) -> Iterator[
             grown = _grow(study.grows, scaling.config, settings, (n_ranks, data_ranks), grid[0])
             config = read_config(scaling.config, settings | grown | {"run.data_ranks": data_ranks})
             check_run(config, n_ranks, f"{scaling.config} for {n_ranks} ranks")
-            name = f"ranks-{n_ranks}" + (f"-data-{data_ranks}" if data_ranks > 1 else "")
-            point = Point(
-                study.name, study.kind, over, study.set | over | grown, n_ranks, data_ranks,
-                scaling.cores, config, place / name, _label(study.name, over, name),
-            )  # fmt: skip
+            make = functools.partial(
+                _make_point, study, over, study.set | over | grown, scaling.cores, place
+            )
+            serial = None
             if study.serial:
                 alone = _without_sweeps(config)
                 digest = make_digest(alone, 1, scaling.cores)
-                name = "serial" if study.kind == "strong" else f"serial-{n_ranks}"
                 if digest not in plain:
-                    plain[digest] = point._replace(
-                        n_ranks=1, data_ranks=1, config=alone, folder=place / name, is_plain=True,
-                        label=_label(study.name, over, name),
-                    )  # fmt: skip
+                    name = "serial" if study.kind == "strong" else f"serial-{n_ranks}"
+                    plain[digest] = make(name, alone, 1, is_plain=True)
                     yield plain[digest]
-                point = point._replace(serial=plain[digest].label)
-            yield point
+                serial = plain[digest].label
+            name = f"ranks-{n_ranks}" + (f"-data-{data_ranks}" if data_ranks > 1 else "")
+            yield make(name, config, n_ranks, serial=serial)
+
+
+def _make_point(
+    study: StudySection,
+    over: dict[str, Any],
+    settings: dict[str, Any],
+    n_cores: int,
+    place: Path,
+    name: str,
+    config: Config,
+    n_ranks: int,
+    *,
+    is_plain: bool = False,
+    serial: str | None = None,
+) -> Run:
+    """One point: of a study, with some values of the keys it goes over, on some ranks.
+
+    `settings` are all keys that differ from the studies' config, `over` those that tell curves
+    apart. `serial` is the point that takes the same steps by plain diffrax, if there is one; it is
+    `is_plain`, has none itself, and may be that of several curves.
+    """
+    assert config.data is not None  # else there is no such point
+    label, folder = ", ".join([study.name, *describe(over), name]), place / name
+    facts = {
+        "study": study.name,
+        "kind": study.kind,
+        "over": over,
+        "settings": settings,
+        "point": label,
+        "is_plain": is_plain,
+        "serial": serial,
+        "n_ranks": n_ranks,
+        "data_ranks": config.run.data_ranks,
+        "n_cores": n_cores,
+        "n_slices": config.time.n_slices,
+        "batch_size": config.data.batch_size,
+        "method": config.time.method,
+        "run": str(folder),
+    }
+    return Run(label, folder, config, n_ranks, n_cores, facts, is_plain)
 
 
 def _without_sweeps(config: Config) -> Config:
@@ -175,11 +200,6 @@ def _grow(
             case _:
                 grown[key] = value * float(times)
     return grown
-
-
-def _label(study: str, over: Mapping[str, Any], name: str) -> str:
-    """What a point is called on the command line."""
-    return ", ".join([study, *describe(over), name])
 
 
 def describe(settings: Mapping[str, Any]) -> list[str]:

@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nodepint_mpi.bench.studies.scaling.figures import (
+from nodepint_mpi.bench.studies.figures import (
     Judgement,
     draw_scaling,
     draw_shares,
     ranks_label,
 )
-from nodepint_mpi.bench.studies.scaling.measures import (
+from nodepint_mpi.bench.studies.kept import QUIET
+from nodepint_mpi.bench.studies.measures import (
     BreakEven,
     Curve,
     Judged,
@@ -25,8 +26,6 @@ from nodepint_mpi.pages.page import check_page, write_page
 from nodepint_mpi.pages.parts import Picture, Section, Table, number
 
 PAGE = "report.html"
-QUIET = 0.05
-"""The largest share of the cores that others may have kept busy on a quiet machine."""
 NONE = "-"
 
 _HEAD = (

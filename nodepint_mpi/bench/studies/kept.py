@@ -25,6 +25,9 @@ State = Literal["finished", "failed", "begun", "stale", "missing"]
 
 Note = dict[str, Any]
 
+QUIET = 0.05
+"""The largest share of the cores that others may have kept busy on a quiet machine."""
+
 
 class KeptRun(NamedTuple):
     """A run directory, and beside it NAME.json with what the run itself does not know.

@@ -1,1 +1,0 @@
-"""Runs that one command starts, one after the other; each is kept, and not made again."""
