@@ -1,5 +1,7 @@
 """What is said of scaling points, by hand-made ones: speed-up, efficiency, break-even, the page."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -228,6 +230,19 @@ def test_the_studies_in_the_repository(monkeypatch):
         assert len({point.folder for point in points}) == len(points) > 2
         page = (ROOT / "docs" / "scaling.md").read_text()
         assert f"configs/scaling/{file.name}" in page
+
+
+@pytest.mark.parametrize(
+    "module", ["kept", "launch", "runs", "rows", "work", "submit", "scaling", "table"]
+)
+def test_what_starts_runs_loads_neither_mpi_nor_jax(module):
+    """The command would take a core of its runs, and in a batch job be taken for a rank."""
+    code = f"import sys, nodepint_mpi.bench.studies.{module}\n"
+    code += "print([name for name in ('mpi4py', 'h5py', 'jax') if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "[]\n"
 
 
 def test_another_way_to_solve_the_coarse_problem_is_another_run_of_the_same_experiment():
