@@ -46,8 +46,8 @@ from nodepint_mpi.parallel.adjoint import pull_back_walk
 from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.differentiate import linearize_solve
 from nodepint_mpi.parallel.exchange import bcast_from, max_over_ranks, sum_over_ranks
-from nodepint_mpi.parallel.ivp import solve
 from nodepint_mpi.parallel.iterate import TimeSolver
+from nodepint_mpi.parallel.ivp import solve
 from nodepint_mpi.parallel.line import Line
 from nodepint_mpi.parallel.methods.base import AbstractMethod
 from nodepint_mpi.parallel.methods.serial import walk_linearized

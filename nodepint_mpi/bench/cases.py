@@ -24,17 +24,17 @@ from nodepint_mpi.core.propagators import (
     Propagator,
 )
 from nodepint_mpi.core.runge_kutta import RK4, chebyshev
-from nodepint_mpi.parallel.methods.base import AbstractMethod, Parts
-from nodepint_mpi.parallel.methods.parareal import Parareal
-from nodepint_mpi.parallel.methods.reduced import Reduced
-from nodepint_mpi.parallel.methods.tangent import Tangent
-from nodepint_mpi.parallel.shared_basis import SharedBasis
 from nodepint_mpi.core.stopping import JumpTolerance
 from nodepint_mpi.models.networks import EncodeProcessDecode, make_dense
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.iterate import TimeSolver
+from nodepint_mpi.parallel.methods.base import AbstractMethod, Parts
+from nodepint_mpi.parallel.methods.parareal import Parareal
 from nodepint_mpi.parallel.methods.picard import Picard
+from nodepint_mpi.parallel.methods.reduced import Reduced
 from nodepint_mpi.parallel.methods.serial import Serial
+from nodepint_mpi.parallel.methods.tangent import Tangent
+from nodepint_mpi.parallel.shared_basis import SharedBasis
 from nodepint_mpi.training.setup import reduction_of
 from nodepint_mpi.training.step import LineProblem, batched_field
 

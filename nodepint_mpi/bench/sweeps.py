@@ -22,10 +22,8 @@ from nodepint_mpi.core.sensitivity import tangent_passes
 from nodepint_mpi.core.stopping import FixedSweeps
 from nodepint_mpi.core.sweeps import slice_distance
 from nodepint_mpi.core.transposed import linearise_block
-from nodepint_mpi.core.types import Block, Params, State
-from nodepint_mpi.errors import ConfigError
-from nodepint_mpi.parallel.adjoint import Coiterate, Linear, pull_back_walk, solve_adjoint
 from nodepint_mpi.core.types import Params, State
+from nodepint_mpi.parallel.adjoint import Coiterate, Linear, solve_adjoint
 from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.counters import Tally
 from nodepint_mpi.parallel.exchange import bcast_from, max_over_ranks, sum_over_ranks
@@ -33,7 +31,6 @@ from nodepint_mpi.parallel.iterate import TimeSolver
 from nodepint_mpi.parallel.judge import Iterate
 from nodepint_mpi.parallel.line import Line
 from nodepint_mpi.parallel.methods.base import AbstractMethod
-from nodepint_mpi.parallel.methods.serial import walk_linearized
 from nodepint_mpi.parallel.methods.tangent import Tangent
 from nodepint_mpi.parallel.shared_basis import count_in_use
 from nodepint_mpi.parallel.solve import solve_interface

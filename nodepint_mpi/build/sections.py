@@ -119,9 +119,7 @@ def make_own_method(path: str, key: str, parts: Parts) -> AbstractMethod:
     try:
         method = make(parts)
     except Exception as error:
-        raise ConfigError(
-            f'`{key} = "{path}"` failed: {type(error).__name__}: {error}'
-        ) from error
+        raise ConfigError(f'`{key} = "{path}"` failed: {type(error).__name__}: {error}') from error
     if not isinstance(method, AbstractMethod):
         raise ConfigError(
             f'`{key} = "{path}"` returned a {type(method).__name__}; it takes `parts` (see '
