@@ -57,14 +57,14 @@ def run_methods(
     """
     for name in names:
         if name not in SWEEP_CASES:
-            raise ConfigError(unknown_name("bench methods", name, SWEEP_CASES))
+            raise ConfigError(unknown_name("nodepint bench methods", name, SWEEP_CASES))
     rows = []
     for name in names or SWEEP_CASES:
         case = SWEEP_CASES[name]
         every = make_methods(case)
         for label in methods:
             if label not in every:
-                raise ConfigError(unknown_name("bench methods --method", label, every))
+                raise ConfigError(unknown_name("--method", label, every))
         edges = np.linspace(*case.problem.span, case.n_slices + 1)
         owned = own_slices(edges, comms.time.size, comms.time.rank)
         numbers = jax.tree.map(jnp.asarray, (case.problem.args, case.problem.initial))

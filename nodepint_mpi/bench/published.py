@@ -109,7 +109,7 @@ def run_published(
     """
     for name in names:
         if name not in RUNS:
-            raise ConfigError(unknown_name("bench published", name, RUNS))
+            raise ConfigError(unknown_name("nodepint bench published", name, RUNS))
     rows = []
     for name in names or RUNS:
         rows.append({"name": name, **repeat_run(comms, RUNS[name], method)})

@@ -77,12 +77,12 @@ def run_sweeps(
         report: Told about each method as it ends.
     """
     if name not in SWEEP_CASES:
-        raise ConfigError(unknown_name("bench sweeps", name, SWEEP_CASES))
+        raise ConfigError(unknown_name("nodepint bench sweeps", name, SWEEP_CASES))
     case = SWEEP_CASES[name]
     every = make_methods(case)
     for label in methods:
         if label not in every:
-            raise ConfigError(unknown_name("bench sweeps --method", label, every))
+            raise ConfigError(unknown_name("--method", label, every))
     edges = np.linspace(*case.problem.span, case.n_slices + 1)
     owned = own_slices(edges, comms.time.size, comms.time.rank)
     numbers = jax.tree.map(jnp.asarray, (case.problem.args, case.problem.initial))

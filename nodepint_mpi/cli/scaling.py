@@ -22,31 +22,31 @@ from nodepint_mpi.ranks.launcher import in_job
 @click.argument("study_file", metavar="STUDY", type=click.Path(path_type=Path))
 @click.option(
     "--out", type=click.Path(path_type=Path),
-    help="Where points, points.jsonl and the page are [runs/scaling/NAME].",
+    help="Folder for points, points.jsonl and the page [runs/scaling/NAME].",
 )  # fmt: skip
-@click.option("--only", multiple=True, metavar="NAME", help="Do only this study (again).")
+@click.option("--only", multiple=True, metavar="NAME", help="Only this study; may be repeated.")
 @click.option(
     "--only-ranks", default="", metavar="N,...", callback=parse_ranks,
-    help="Do only the points on so many ranks, and no report.",
+    help="Only the points on these numbers of ranks, without a report.",
 )  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Only say what is there and what would be done.")
-@click.option("--report", "only_report", is_flag=True, help="Only report what is there.")
+@click.option("--dry-run", is_flag=True, help="Show what exists and what would be run.")
+@click.option("--report", "only_report", is_flag=True, help="Only report on finished points.")
 @click.option(
     "--launcher", metavar="WORDS",
-    help="What starts ranks, such as 'srun -n {ranks} -c {cores}' [mpirun, a core for each rank].",
+    help="Launcher, such as 'srun -n {ranks} -c {cores}' [mpirun, one core per rank].",
 )  # fmt: skip
 @click.option("--submit", is_flag=True, help="Submit a SLURM job for each number of ranks.")
 @click.option(
     "--template", default="jobs/scaling.sbatch", show_default=True,
-    type=click.Path(path_type=Path), help="What these jobs are made of.",
+    type=click.Path(path_type=Path), help="Template of these jobs.",
 )  # fmt: skip
 @click.option(
     "--timeout", "timeout_s", default=1800.0, show_default=True, type=click.FloatRange(1),
-    help="Seconds that one point may take.",
+    help="Time limit of one point, in seconds.",
 )  # fmt: skip
 @click.option(
     "--network", metavar="SECONDS,BYTES", callback=parse_network,
-    help="Latency and bandwidth per second for the model line [a message as dear as it was].",
+    help="Latency in s and bandwidth in bytes/s of the model [as measured].",
 )  # fmt: skip
 @json_option
 def scaling(
@@ -63,16 +63,16 @@ def scaling(
     network: tuple[float, float] | None,
     json_file: Path | None,
 ) -> None:
-    """Take the same few steps on more and more ranks, as the file STUDY says, and report.
+    """Run the scaling studies of the file STUDY and report.
 
-    Starts its own jobs: run it without mpirun, on a machine that does nothing else, in one
-    allocation (`--launcher`), or let it submit jobs (`--submit`). What is finished is not done
-    again. Exits with 1 if a point failed; the rest is done all the same.
+    Starts its own jobs: run it without mpirun, on an otherwise idle machine, in one allocation
+    (`--launcher`), or let it submit jobs (`--submit`). Finished points are skipped. Exits with 1 if
+    a point failed; the other points are still run.
     """
     if in_job():
         raise ConfigError("`nodepint scaling` starts its own jobs: run it without mpirun.")
     if only_report and (submit or dry_run):
-        raise ConfigError("`--report` does nothing else: leave out `--submit` and `--dry-run`.")
+        raise ConfigError("`--report` cannot be combined with `--submit` or `--dry-run`.")
     from nodepint_mpi.bench.studies.scaling.points import plan_points
     from nodepint_mpi.bench.studies.scaling.rows import read_rows, write_rows
 

@@ -27,29 +27,29 @@ def _check_page(context: Any, option: Any, page: Path | None) -> Path | None:
 @click.command()
 @click.option(
     "--list", "list_file", default=LIST, show_default=True, type=click.Path(path_type=Path),
-    help="What is in the table.",
+    help="The list of problems.",
 )  # fmt: skip
-@click.option("--only", multiple=True, metavar="NAME", help="Do only this problem (again).")
+@click.option("--only", multiple=True, metavar="NAME", help="Only this problem; may be repeated.")
 @click.option(
     "--ranks", default="", metavar="N,...", callback=parse_ranks,
-    help="Numbers of ranks for what is done, instead of the list's.",
+    help="Numbers of ranks, instead of those in the list.",
 )  # fmt: skip
 @click.option(
     "--out", default="runs/table", show_default=True, type=click.Path(path_type=Path),
-    help="Where runs are, NAME/METHOD, and table.jsonl.",
+    help="Folder for the runs, NAME/METHOD, and table.jsonl.",
 )  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Only say what is there and what would be done.")
+@click.option("--dry-run", is_flag=True, help="Show what exists and what would be run.")
 @click.option(
     "--write", "page", metavar="README.md", type=click.Path(path_type=Path), callback=_check_page,
-    help="Put the table between the marks of this page instead of printing it.",
+    help="Insert the table between the marks of this page instead of printing it.",
 )  # fmt: skip
 @click.option(
     "--launcher", metavar="WORDS",
-    help="What starts ranks, such as 'srun -n {ranks} -c {cores}' [mpirun, a core for each rank].",
+    help="Launcher, such as 'srun -n {ranks} -c {cores}' [mpirun, one core per rank].",
 )  # fmt: skip
 @click.option(
     "--timeout", "timeout_s", default=1800.0, show_default=True, type=click.FloatRange(1),
-    help="Seconds that one training may take.",
+    help="Time limit of one training, in seconds.",
 )  # fmt: skip
 @json_option
 def table(
@@ -63,11 +63,12 @@ def table(
     timeout_s: float,
     json_file: Path | None,
 ) -> None:
-    """Train every problem of a list to its end, by plain diffrax and by us, and make a table.
+    """Train all problems of a list to completion and make a table of times and scores.
 
-    Starts its own jobs: run it without mpirun, on a machine that does nothing else. What is there
-    is not done again, and what was interrupted goes on; a problem whose config has changed is done
-    anew. Exits with 1 if something failed; the rest is done all the same.
+    Each problem is trained with plain diffrax and with nodepint_mpi. Starts its own jobs: run it
+    without mpirun, on an otherwise idle machine. Finished runs are skipped, interrupted ones are
+    resumed, and a problem whose config has changed is trained again. Exits with 1 if a run failed;
+    the others are still run.
     """
     from nodepint_mpi.bench.studies.series.launch import make_launch, sole_use
     from nodepint_mpi.bench.studies.table.cells import plan_cells

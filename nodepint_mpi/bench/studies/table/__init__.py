@@ -1,1 +1,1 @@
-"""`nodepint bench table`: problems trained to their end, by plain diffrax and by us."""
+"""`nodepint bench table`: problems trained to their end, by plain diffrax and by nodepint_mpi."""

@@ -4,7 +4,6 @@ A cell is a run directory, OUT/NAME/METHOD, and a note beside it, METHOD.json. I
 loads neither MPI nor JAX.
 """
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,6 +13,7 @@ from nodepint_mpi.config.experiment import Config, read_config
 from nodepint_mpi.config.plain import plain_config
 from nodepint_mpi.config.table import TableList, TableProblem
 from nodepint_mpi.errors import ConfigError
+from nodepint_mpi.names import hint
 
 TRAIN_SCORES = "train_scores.json"
 """In the run directory: what `nodepint evaluate --split train --json` writes."""
@@ -85,9 +85,7 @@ def plan_cells(
     names = [problem.name for problem in table.problem]
     for name in only:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names)}."
-            raise ConfigError(f"`--only {name}`: there is no such problem in the list; {hint}")
+            raise ConfigError(f"`--only {name}`: unknown problem{hint(name, names)}")
     cells = []
     for problem in table.problem:
         chosen = not only or problem.name in only
