@@ -40,7 +40,7 @@ def train(
         Status, step, losses, test metrics, times, and `run_directory`. Equal on all ranks.
 
     Raises:
-        NodepintError: on all ranks, for anything the user can mend.
+        NodepintError: on all ranks, for anything the user can fix.
     """
     config = _start(lambda: read_config(Path(config_file), settings))
     folder = Path(config.output.dir) / config.run.name if out is None else Path(out)
@@ -71,7 +71,7 @@ def export_rom(
         Rank, energy, size of the file and of the state. Equal on all ranks.
 
     Raises:
-        NodepintError: on all ranks, for anything the user can mend.
+        NodepintError: on all ranks, for anything the user can fix.
     """
     _start(lambda: read_run(Path(run_directory)))
     return rom_export.export_rom(

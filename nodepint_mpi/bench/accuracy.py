@@ -94,14 +94,14 @@ class Trial(NamedTuple):
     exact: Exact
 
 
-def set_up_trial(comms: Comms, case: SweepCase, methods: Sequence[str], command: str) -> Trial:
+def set_up_trial(comms: Comms, case: SweepCase, methods: Sequence[str]) -> Trial:
     """Solve a case serially, to compare these methods with (all if empty). Collective.
 
     Raises:
-        ConfigError: for a method that there is not, in the words of `command`.
+        ConfigError: for an unknown method.
     """
     every = make_methods(case)
-    key = f"bench {command} --method"
+    key = "--method"
     every |= {path: own_method(case, path, key) for path in methods if is_import_path(path)}
     labels = choose(key, methods, every)
     edges = np.linspace(*case.problem.span, case.n_slices + 1)
@@ -162,8 +162,8 @@ def run_methods(
         report: Told a line of the table as each method ends.
     """
     rows = []
-    for name in choose("bench methods", names, SWEEP_CASES):
-        trial = set_up_trial(comms, SWEEP_CASES[name], methods, "methods")
+    for name in choose("nodepint bench methods", names, SWEEP_CASES):
+        trial = set_up_trial(comms, SWEEP_CASES[name], methods)
         for label, method in trial.methods.items():
             began = time.perf_counter()
             row = {"problem": name, "method": label, "n_ranks": comms.time.size}
@@ -314,7 +314,7 @@ def run_published(
         report: Told about each run as it ends.
     """
     rows = []
-    for name in choose("bench published", names, PUBLISHED_RUNS):
+    for name in choose("nodepint bench published", names, PUBLISHED_RUNS):
         rows.append({"name": name, **repeat_run(comms, PUBLISHED_RUNS[name], method)})
         report(f"{name}: {rows[-1]['sweeps']} sweeps, published {rows[-1]['published']}")
     return rows

@@ -171,7 +171,7 @@ class PublishedRun(NamedTuple):
 
     Steps are per slice. With a box the system is scaled to [-1, 1]^d, and so is `eps`. `learned`
     are the counts of parareal with learned corrections: by a Gaussian process on all data, and on
-    nearest neighbours. `tangents` and `basis` are what our own method takes instead of learning,
+    nearest neighbors. `tangents` and `basis` are what our own method takes instead of learning,
     with `tangents` for coarse propagator too.
     """
 

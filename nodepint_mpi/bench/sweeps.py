@@ -69,8 +69,8 @@ def run_sweeps(
         methods: Some of the methods, by the names of `make_methods`; all if empty.
         report: Told about each method as it ends.
     """
-    choose("bench sweeps", [name], SWEEP_CASES)
-    trial = set_up_trial(comms, SWEEP_CASES[name], methods, "sweeps")
+    choose("nodepint bench sweeps", [name], SWEEP_CASES)
+    trial = set_up_trial(comms, SWEEP_CASES[name], methods)
     case = trial.case
     steps = (case.fine, case.coarse, case.cheap)
     weights = comms.control.bcast([fine_equivalents(case, some) for some in steps])

@@ -1,6 +1,5 @@
 """Config sections to models and integrators, without MPI: what a reduced model is loaded by."""
 
-import difflib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -23,6 +22,7 @@ from nodepint_mpi.core.propagators import (
 from nodepint_mpi.core.runge_kutta import RK4, chebyshev, explicit_runge_kutta
 from nodepint_mpi.errors import ConfigError, ProblemError
 from nodepint_mpi.models.networks import EncodeProcessDecode, Identity, make_conv, make_dense
+from nodepint_mpi.names import hint
 
 _EXPLICIT = "euler heun midpoint ralston bosh3 tsit5 dopri5 dopri8"
 _IMPLICIT = "implicit_euler kvaerno3 kvaerno4 kvaerno5"
@@ -80,7 +80,7 @@ def build_integrator(
         if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
             raise ConfigError(
                 f"`{key}.solver` = {section.solver!r} has no error estimate to choose steps by: "
-                "give `n_steps`, or take another solver such as 'tsit5'."
+                "give `n_steps`, or use another solver such as 'tsit5'."
             )
         assert section.rtol is not None and section.atol is not None  # checked by the config
         return AdaptiveSteps(
@@ -136,10 +136,8 @@ def build_model(
 
 
 def unknown_name(key: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name nobody knows, with the nearest ones. Local."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
-    hint = f"; nearest are {', '.join(map(repr, close))}" if close else ""
-    return f"`{key}` knows no {name!r}{hint}."
+    """The message for an unknown name, with what may have been meant. Local."""
+    return f"Unknown `{key}` {name!r}{hint(name, known)}"
 
 
 def _own_model(

@@ -32,13 +32,13 @@ def bench() -> None:
 @click.argument("names", nargs=-1)
 @click.option(
     "--method", default="parareal", show_default=True, type=click.Choice(["parareal", "tangent"]),
-    help="As published, or our own with the same fine solves and stopping rule.",
+    help="parareal as published, or tangent with the same fine solves and stopping rule.",
 )  # fmt: skip
 @json_option
 def published(names: tuple[str, ...], method: str, json_file: Path | None) -> None:
     """Count the sweeps of published parareal runs (all, or those named).
 
-    Exits with 1 if parareal's counts are not the published ones.
+    Exits with 1 if parareal's counts differ from the published ones.
     """
     comms = start_ranks()
     set_float64()
@@ -80,7 +80,7 @@ def overhead(repeats: int, json_file: Path | None) -> None:
 
 
 def numbers_option(name: str, default: str, told: str) -> Callable[[Any], Any]:
-    """An option that takes some whole numbers."""
+    """An option that takes integers, separated by commas."""
     return click.option(
         name, default=default, show_default=True, metavar="N,...", callback=parse_ranks, help=told
     )
@@ -99,9 +99,9 @@ def coarse(
     repeats: int,
     json_file: Path | None,
 ) -> None:
-    """Time the coarse problem alone, in all ways of `time.basis.recurrence`.
+    """Time the coarse problem alone, for every value of `time.basis.recurrence`.
 
-    On the ranks it is started on, a core each, beside the fine solves of a sweep on one of them.
+    Runs on the ranks it is started on, one core each, and compares with the fine solves of a sweep.
     """
     comms = start_ranks()
     from nodepint_mpi.bench.coarse import format_coarse, run_coarse
@@ -116,11 +116,11 @@ def coarse(
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(1))
 @click.option(
     "--dir", "folder", default=".", show_default=True, type=click.Path(path_type=Path),
-    help="Where to write, and remove again.",
+    help="Folder for the temporary files.",
 )  # fmt: skip
 @json_option
 def checkpoint(megabytes: float, repeats: int, folder: Path, json_file: Path | None) -> None:
-    """Time a checkpoint's write and read beside plain parallel h5py and numpy.save."""
+    """Time writing and reading a checkpoint, compared with parallel h5py and numpy.save."""
     comms = start_ranks()
     from nodepint_mpi.bench.checkpoint import format_checkpoint, run_checkpoint
 
@@ -136,18 +136,20 @@ def checkpoint(megabytes: float, repeats: int, folder: Path, json_file: Path | N
 @set_option
 @click.option(
     "--ranks", default="1,2", show_default=True, metavar="N,...", callback=parse_ranks,
-    help="Numbers of ranks along time, a core each.",
+    help="Numbers of ranks along time, one core each.",
 )  # fmt: skip
 @click.option(
     "--data-ranks", default="", metavar="N,...", callback=parse_ranks,
-    help="Also numbers of ranks that share the samples instead.",
+    help="Also numbers of ranks that share the samples instead of time.",
 )  # fmt: skip
 @click.option("--steps", default=300, show_default=True, type=click.IntRange(10))
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(1))
-@click.option("--quick", is_flag=True, help="40 steps, once: minutes, and less certain.")
+@click.option(
+    "--quick", is_flag=True, help="40 steps, once: takes minutes, with less reliable numbers."
+)
 @click.option(
     "--timeout", "timeout_s", default=1200.0, show_default=True, type=click.FloatRange(1),
-    help="Seconds that one training may take.",
+    help="Time limit of one training, in seconds.",
 )  # fmt: skip
 @click.option(
     "--out", metavar="FIGURE.png", type=click.Path(path_type=Path), callback=check_file,
@@ -166,7 +168,7 @@ def compare_training(
     out: Path | None,
     json_file: Path | None,
 ) -> None:
-    """Train CONFIG by plain diffrax and optax and by us, in turn, to the same loss.
+    """Train CONFIG by plain diffrax and optax and by nodepint_mpi, in turn, to the same loss.
 
     Starts its own jobs: run it without mpirun, on a machine that does nothing else. Plain diffrax
     has one core, then all; ours one core for each rank; torchdiffeq one core, where it is
@@ -191,14 +193,16 @@ def compare_training(
 
 @bench.command(name="methods")
 @click.argument("problems", nargs=-1)
-@click.option("--method", "methods", multiple=True, metavar="NAME", help="Only this one (again).")
+@click.option(
+    "--method", "methods", multiple=True, metavar="NAME", help="Only this method; may be repeated."
+)
 @json_option
 def compare_methods(
     problems: tuple[str, ...], methods: tuple[str, ...], json_file: Path | None
 ) -> None:
-    """Bring every method to the serial solution and gradient of PROBLEMS (all, or those named).
+    """Check every method against the serial solution and gradient of PROBLEMS [all].
 
-    Exits with 1 if one is further than 1e-8 from either.
+    Exits with 1 if an error exceeds 1e-8.
     """
     comms = start_ranks()
     set_float64()
@@ -216,7 +220,7 @@ def compare_methods(
 @bench.command()
 @json_option
 def model(json_file: Path | None) -> None:
-    """Set the simulation of `nodepint plan` beside published times of parareal, 32 to 512 cores."""
+    """Compare the model of `nodepint plan` with published parareal times on 32 to 512 cores."""
     from nodepint_mpi.bench.planning.validation import format_validation, validate
 
     rows = validate()
@@ -227,9 +231,9 @@ def model(json_file: Path | None) -> None:
 @bench.command()
 @json_option
 def network(json_file: Path | None) -> None:
-    """Time messages between the ranks: what `nodepint plan --network` takes.
+    """Measure latency and bandwidth between ranks, as used by `nodepint plan --network`.
 
-    Start it on two ranks or more, on two nodes for the network between them.
+    Start it on at least two ranks; put them on two nodes to measure the network.
     """
     comms = start_ranks()
     from nodepint_mpi.bench.planning.network import measure_network
@@ -248,9 +252,11 @@ def network(json_file: Path | None) -> None:
 @click.argument("problem", default="burgers")
 @click.option(
     "--tol", default=1e-6, show_default=True, type=click.FloatRange(0, min_open=True),
-    help="Relative error that counts as solved.",
+    help="Relative error at which a problem counts as solved.",
 )  # fmt: skip
-@click.option("--method", "methods", multiple=True, metavar="NAME", help="Only this one (again).")
+@click.option(
+    "--method", "methods", multiple=True, metavar="NAME", help="Only this method; may be repeated."
+)
 @click.option(
     "--out", metavar="FIGURE.png", type=click.Path(path_type=Path), callback=check_file,
     help="Draw a figure.",
@@ -263,10 +269,10 @@ def sweeps(
 
     Work is counted in fine-solve equivalents: field evaluations per slice over those of one fine
     solve of a slice. A sweep costs a fine solve of every unfinished slice, a pass for every
-    direction pushed and one for every 8 of them, and its coarse passes, those from slice to slice
-    for unfinished slices only; what an implicit solver does is counted by measured time. A serial
-    solve has 1. The path is the same along the longest chain of passes with a rank for every slice;
-    a serial solve has the number of slices.
+    direction propagated and one for every 8 of them, and its coarse passes, those from slice to
+    slice for unfinished slices only; an implicit solver is counted by measured time. A serial solve
+    has 1. The path is the same along the longest chain of passes with a rank for every slice; a
+    serial solve has the number of slices.
     """
     comms = start_ranks()
     set_float64()

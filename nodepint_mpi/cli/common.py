@@ -37,7 +37,7 @@ def parse_ranks(context: Any, option: Any, text: str) -> tuple[int, ...]:
     except ValueError:
         ranks = ()
     if not ranks or min(ranks) < 1:
-        raise click.BadParameter(f"'{text}' is no list of numbers such as 1,2")
+        raise click.BadParameter(f"expected comma-separated integers such as 1,2, got '{text}'")
     return ranks
 
 
@@ -51,7 +51,8 @@ def parse_network(context: Any, option: Any, text: str | None) -> tuple[float, f
         latency_s = bandwidth = -1.0
     if not 0 <= latency_s < 1 or not bandwidth > 0:
         raise click.BadParameter(
-            f"'{text}' is no latency in seconds and bandwidth in bytes a second, such as 2e-6,1e10"
+            f"expected latency in seconds and bandwidth in bytes per second, such as 2e-6,1e10, "
+            f"got '{text}'"
         )
     return latency_s, bandwidth
 
@@ -67,7 +68,7 @@ set_option = click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the config."
 )
 trust_option = click.option(
-    "--trust", is_flag=True, help="Import the code that the run's config names, if any."
+    "--trust", is_flag=True, help="Import the code that the run's config names."
 )
 config_argument = click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
 

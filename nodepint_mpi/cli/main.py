@@ -39,7 +39,9 @@ def cli(log_level: str) -> None:
     """Train Neural ODEs parallel in time. Start under mpirun or srun for more than one rank."""
     level = logging.getLevelNamesMapping().get(log_level.upper())
     if level is None:
-        raise ConfigError(f"`--log-level {log_level}` is none of DEBUG, INFO, WARNING, ERROR.")
+        raise ConfigError(
+            f"Unknown `--log-level {log_level}`: expected DEBUG, INFO, WARNING or ERROR."
+        )
     logger = logging.getLogger("nodepint_mpi")
     logger.setLevel(level)
     logger.propagate = False
@@ -51,14 +53,14 @@ def cli(log_level: str) -> None:
 @config_argument
 @set_option
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory [runs/NAME].")
-@click.option("--resume", metavar="auto|PATH", help="Go on from the newest or a named checkpoint.")
+@click.option("--resume", metavar="auto|PATH", help="Resume from the newest or a named checkpoint.")
 @click.option(
     "--plain", is_flag=True,
-    help="By one diffrax solve, jax.grad and optax instead, on one rank: for comparison.",
+    help="Train with one diffrax solve, jax.grad and optax on one rank, for comparison.",
 )  # fmt: skip
 @click.option(
     "--auto", is_flag=True,
-    help="Started without mpirun: do as `nodepint plan` says, on the cores that are here.",
+    help="Without mpirun: start as `nodepint plan` recommends for the cores of this machine.",
 )  # fmt: skip
 @json_option
 def train(
@@ -74,8 +76,8 @@ def train(
     if auto:
         if plain or resume is not None:
             raise ConfigError(
-                "`--auto` chooses how to begin: leave out `--plain`, and resume a run by its own "
-                "RUN_DIR/config.toml, on as many ranks as you like."
+                "`--auto` chooses how to start a run: remove `--plain`, and resume an existing run "
+                "with its own RUN_DIR/config.toml, on any number of ranks."
             )
         train_as_advised(config_file, overrides, out, json_file)
     flag = StopFlag().install()
@@ -86,7 +88,7 @@ def train(
 
     comms, config = start_run(read, in_groups=True)
     if plain and comms.control.size > 1:
-        raise ConfigError("`--plain` is serial: start it without mpirun; it takes all cores.")
+        raise ConfigError("`--plain` is serial: start it without mpirun; it uses all cores.")
     folder = out if out is not None else Path(config.output.dir) / config.run.name
     from nodepint_mpi.training.train import train as run
 
@@ -98,14 +100,14 @@ def train(
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @click.option(
     "--split", default="test", show_default=True, type=click.Choice(["test", "train"]),
-    help="The samples to score it on.",
+    help="Samples to evaluate on.",
 )  # fmt: skip
 @trust_option
 @json_option
 def evaluate(
     run_dir: Path, split: Literal["test", "train"], trust: bool, json_file: Path | None
 ) -> None:
-    """Score the newest checkpoint of RUN_DIR."""
+    """Evaluate the newest checkpoint of RUN_DIR."""
     from nodepint_mpi.io.directory import read_run
 
     comms, _ = start_run(lambda: read_run(run_dir))
@@ -123,7 +125,7 @@ def evaluate(
 @click.option(
     "--forecast/--no-forecast",
     default=True,
-    help="First say how errors grow and how many sweeps to expect (the default).",
+    help="First forecast error growth and sweeps (the default).",
 )
 @json_option
 def solve(
@@ -148,7 +150,7 @@ def solve(
 @click.option("--ranks", default=1, show_default=True, type=click.IntRange(1))
 @json_option
 def info(config_file: Path, overrides: tuple[str, ...], ranks: int, json_file: Path | None) -> None:
-    """Print the plan of CONFIG without running it: slices, messages, memory, checkpoints."""
+    """Print what CONFIG would use without running it: slices, messages, memory, checkpoints."""
     config = read_config(config_file, overrides)
     from nodepint_mpi.training.info import format_plan, make_plan
     from nodepint_mpi.training.start import set_precision
@@ -160,10 +162,12 @@ def info(config_file: Path, overrides: tuple[str, ...], ranks: int, json_file: P
 
 
 @cli.command()
-@click.option("--mpi", is_flag=True, help="In a job: one table of all its ranks, and what differs.")
+@click.option(
+    "--mpi", is_flag=True, help="In a job: one table of all ranks, with differences marked."
+)
 @json_option
 def doctor(mpi: bool, json_file: Path | None) -> None:
-    """Check MPI, HDF5, mpi4jax, JAX and cores; say what is wrong and how to mend it.
+    """Check MPI, HDF5, mpi4jax, JAX and cores; report what is wrong and how to fix it.
 
     Under mpirun or srun the ranks of that job are checked as they are.
     """
@@ -193,7 +197,7 @@ def data() -> None:
 @data.command()
 @click.argument("name")
 @click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="Option of the recipe.")
-@click.option("--force", is_flag=True, help="Make it again, replacing what is there.")
+@click.option("--force", is_flag=True, help="Prepare again, replacing existing data.")
 @json_option
 def prepare(name: str, options: tuple[str, ...], force: bool, json_file: Path | None) -> None:
     """Prepare the dataset NAME, or that of a recipe file of your own."""
@@ -210,7 +214,7 @@ def prepare(name: str, options: tuple[str, ...], force: bool, json_file: Path | 
 
 @cli.group()
 def rom() -> None:
-    """Reduced models: one small file out of a trained run."""
+    """Reduced models: export a trained run to one small file."""
 
 
 @rom.command()
@@ -220,7 +224,7 @@ def rom() -> None:
 @click.option(
     "--energy",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Or keep as many as hold this share of the trajectories [0.999999].",
+    help="Or keep enough for this share of the energy [0.999999].",
 )
 @trust_option
 @json_option
@@ -232,9 +236,11 @@ def export(
     trust: bool,
     json_file: Path | None,
 ) -> None:
-    """Write a reduced model of the newest checkpoint of RUN_DIR."""
+    """Export a reduced model of the newest checkpoint of RUN_DIR."""
     if rank is not None and energy is not None:
-        raise ConfigError("`--rank` and `--energy` are two ways to say the same: give one.")
+        raise ConfigError(
+            "`--rank` and `--energy` both set the number of directions: give only one."
+        )
     from nodepint_mpi.io.directory import read_run
 
     comms, _ = start_run(lambda: read_run(run_dir))

@@ -23,19 +23,19 @@ from nodepint_mpi.ranks.launcher import in_job
 @set_option
 @click.option(
     "--ranks", default="", metavar="N,...", callback=parse_ranks,
-    help="Numbers of ranks to plan for [as many as there are cores here].",
+    help="Numbers of ranks to plan for [the number of cores of this machine].",
 )  # fmt: skip
 @click.option(
     "--network", metavar="SECONDS,BYTES", callback=parse_network,
-    help="Latency and bandwidth per second of the network to plan for [measured here].",
+    help="Latency in s and bandwidth in bytes/s of the target network [measured here].",
 )  # fmt: skip
 @click.option(
     "--seconds", "budget_s", default=60.0, show_default=True, type=click.FloatRange(0),
-    help="Variants are tried for so long, after what has to be.",
+    help="Time budget for optional trials, in seconds.",
 )  # fmt: skip
 @click.option(
     "--timeout", "timeout_s", default=300.0, show_default=True, type=click.FloatRange(1),
-    help="Seconds that one trial may take.",
+    help="Time limit of one trial, in seconds.",
 )  # fmt: skip
 @json_option
 def plan(
@@ -47,11 +47,11 @@ def plan(
     timeout_s: float,
     json_file: Path | None,
 ) -> None:
-    """Try CONFIG here for a minute and say how to train it: ranks, slices, or serially.
+    """Try CONFIG on this machine for a minute and recommend ranks and slices, or serial training.
 
-    Starts its own jobs: run it without mpirun, on a machine that does nothing else. Plain diffrax
-    and ours take a few steps each; what their parts cost goes into a simulation of other numbers of
-    ranks, whose error on two ranks is measured and told. `--network` plans for another machine.
+    Starts its own jobs: run it without mpirun, on an otherwise idle machine. Plain diffrax and
+    nodepint_mpi take a few steps each; their measured costs feed a model of other numbers of ranks,
+    whose error on two ranks is measured and reported. `--network` plans for another machine.
     """
     config = read_config(config_file, overrides)
     _without_mpi(config)

@@ -10,7 +10,7 @@ from nodepint_mpi.ranks.launcher import in_job
 
 page_option = click.option(
     "--out", "page", metavar="FILE.html", type=click.Path(path_type=Path),
-    help="The page to write; figures go beside it, into FILE_figures.",
+    help="The page to write; its figures go to FILE_figures.",
 )  # fmt: skip
 
 
@@ -19,7 +19,7 @@ page_option = click.option(
 @page_option
 @click.option(
     "--rom", "rom_file", metavar="FILE", type=click.Path(path_type=Path),
-    help="A reduced model of this run, to show beside the full one.",
+    help="A reduced model of this run, to compare with the full one.",
 )  # fmt: skip
 @click.option(
     "--model/--no-model", "with_model", default=True,
@@ -35,14 +35,14 @@ def report(
     trust: bool,
     json_file: Path | None,
 ) -> None:
-    """Show RUN_DIR on one HTML page, RUN_DIR/report.html, with figures beside it as PNG files.
+    """Report on RUN_DIR in one HTML page, RUN_DIR/report.html, with figures also as PNG files.
 
-    The page holds all figures itself and needs no other file. The run need not be finished.
+    The page embeds all figures. The run may be unfinished.
     """
     from nodepint_mpi.io.directory import read_run
 
     if rom_file is not None and not with_model:
-        raise ConfigError("`--rom` compares with the full model: leave `--no-model` out.")
+        raise ConfigError("`--rom` compares with the full model: remove `--no-model`.")
     if with_model:
         comms, _ = start_run(lambda: read_run(run_dir))
         _require_one(comms.control.size, "report")
@@ -63,7 +63,7 @@ def report(
 @page_option
 @json_option
 def compare(run_dirs: tuple[Path, ...], page: Path | None, json_file: Path | None) -> None:
-    """Put runs beside each other: config keys that differ, final numbers, times, ranks.
+    """Compare runs: config keys that differ, final numbers, times, ranks.
 
     Prints tables; `--out` writes a page with these and with the losses against steps and seconds.
     """
@@ -84,5 +84,5 @@ def _require_alone(command: str) -> None:
 def _require_one(n_ranks: int, command: str) -> None:
     if n_ranks > 1:
         raise ConfigError(
-            f"`nodepint {command}` got {n_ranks} ranks and takes one: start it without mpirun."
+            f"`nodepint {command}` got {n_ranks} ranks and needs one: start it without mpirun."
         )

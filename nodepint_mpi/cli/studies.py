@@ -23,12 +23,12 @@ from nodepint_mpi.ranks.launcher import in_job
 LIST = "configs/table/problems.toml"
 
 dry_run_option = click.option(
-    "--dry-run", is_flag=True, help="Only say what is there and what would be done."
+    "--dry-run", is_flag=True, help="Show what exists and what would be run."
 )
 launcher_option = click.option(
     "--launcher",
     metavar="WORDS",
-    help="What starts ranks, such as 'srun -n {ranks} -c {cores}' [mpirun, a core for each rank].",
+    help="Launcher, such as 'srun -n {ranks} -c {cores}' [mpirun, one core per rank].",
 )
 
 
@@ -36,7 +36,7 @@ def timeout_option(what: str) -> Callable[[Any], Any]:
     """How long one point, or one training, may take."""
     return click.option(
         "--timeout", "timeout_s", default=1800.0, show_default=True, type=click.FloatRange(1),
-        help=f"Seconds that one {what} may take.",
+        help=f"Time limit of one {what}, in seconds.",
     )  # fmt: skip
 
 
@@ -44,25 +44,25 @@ def timeout_option(what: str) -> Callable[[Any], Any]:
 @click.argument("study_file", metavar="STUDY", type=click.Path(path_type=Path))
 @click.option(
     "--out", type=click.Path(path_type=Path),
-    help="Where points, points.jsonl and the page are [runs/scaling/NAME].",
+    help="Folder for points, points.jsonl and the page [runs/scaling/NAME].",
 )  # fmt: skip
-@click.option("--only", multiple=True, metavar="NAME", help="Do only this study (again).")
+@click.option("--only", multiple=True, metavar="NAME", help="Only this study; may be repeated.")
 @click.option(
     "--only-ranks", default="", metavar="N,...", callback=parse_ranks,
-    help="Do only the points on so many ranks, and no report.",
+    help="Only the points on these numbers of ranks, without a report.",
 )  # fmt: skip
 @dry_run_option
-@click.option("--report", "only_report", is_flag=True, help="Only report what is there.")
+@click.option("--report", "only_report", is_flag=True, help="Only report on finished points.")
 @launcher_option
 @click.option("--submit", is_flag=True, help="Submit a SLURM job for each number of ranks.")
 @click.option(
     "--template", default="jobs/scaling.sbatch", show_default=True,
-    type=click.Path(path_type=Path), help="What these jobs are made of.",
+    type=click.Path(path_type=Path), help="Template of these jobs.",
 )  # fmt: skip
 @timeout_option("point")
 @click.option(
     "--network", metavar="SECONDS,BYTES", callback=parse_network,
-    help="Latency and bandwidth per second for the model line [a message as dear as it was].",
+    help="Latency in s and bandwidth in bytes/s of the model [as measured].",
 )  # fmt: skip
 @json_option
 def scaling(
@@ -79,16 +79,16 @@ def scaling(
     network: tuple[float, float] | None,
     json_file: Path | None,
 ) -> None:
-    """Take the same few steps on more and more ranks, as the file STUDY says, and report.
+    """Run the scaling studies of the file STUDY and report.
 
-    Starts its own jobs: run it without mpirun, on a machine that does nothing else, in one
-    allocation (`--launcher`), or let it submit jobs (`--submit`). What is finished is not done
-    again. Exits with 1 if a point failed; the rest is done all the same.
+    Starts its own jobs: run it without mpirun, on an otherwise idle machine, in one allocation
+    (`--launcher`), or let it submit jobs (`--submit`). Finished points are skipped. Exits with 1 if
+    a point failed; the other points are still run.
     """
     if in_job():
         raise ConfigError("`nodepint scaling` starts its own jobs: run it without mpirun.")
     if only_report and (submit or dry_run):
-        raise ConfigError("`--report` does nothing else: leave out `--submit` and `--dry-run`.")
+        raise ConfigError("`--report` cannot be combined with `--submit` or `--dry-run`.")
     from nodepint_mpi.bench.studies.launch import make_launch
     from nodepint_mpi.bench.studies.rows import read_rows, write_rows
     from nodepint_mpi.bench.studies.scaling import SCALING, plan_points
@@ -160,21 +160,21 @@ def _check_page(context: Any, option: Any, page: Path | None) -> Path | None:
 @click.command()
 @click.option(
     "--list", "list_file", default=LIST, show_default=True, type=click.Path(path_type=Path),
-    help="What is in the table.",
+    help="The list of problems.",
 )  # fmt: skip
-@click.option("--only", multiple=True, metavar="NAME", help="Do only this problem (again).")
+@click.option("--only", multiple=True, metavar="NAME", help="Only this problem; may be repeated.")
 @click.option(
     "--ranks", default="", metavar="N,...", callback=parse_ranks,
-    help="Numbers of ranks for what is done, instead of the list's.",
+    help="Numbers of ranks, instead of those in the list.",
 )  # fmt: skip
 @click.option(
     "--out", default="runs/table", show_default=True, type=click.Path(path_type=Path),
-    help="Where runs are, NAME/METHOD, and table.jsonl.",
+    help="Folder for the runs, NAME/METHOD, and table.jsonl.",
 )  # fmt: skip
 @dry_run_option
 @click.option(
     "--write", "page", metavar="README.md", type=click.Path(path_type=Path), callback=_check_page,
-    help="Put the table between the marks of this page instead of printing it.",
+    help="Insert the table between the marks of this page instead of printing it.",
 )  # fmt: skip
 @launcher_option
 @timeout_option("training")
@@ -190,11 +190,12 @@ def table(
     timeout_s: float,
     json_file: Path | None,
 ) -> None:
-    """Train every problem of a list to its end, by plain diffrax and by us, and make a table.
+    """Train all problems of a list to completion and make a table of times and scores.
 
-    Starts its own jobs: run it without mpirun, on a machine that does nothing else. What is there
-    is not done again, and what was interrupted goes on; a problem whose config has changed is done
-    anew. Exits with 1 if something failed; the rest is done all the same.
+    Each problem is trained with plain diffrax and with nodepint_mpi. Starts its own jobs: run it
+    without mpirun, on an otherwise idle machine. Finished runs are skipped, interrupted ones are
+    resumed, and a problem whose config has changed is trained again. Exits with 1 if a run failed;
+    the others are still run.
     """
     from nodepint_mpi.bench.studies.launch import make_launch
     from nodepint_mpi.bench.studies.rows import read_rows, write_rows

@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from nodepint_mpi.names import hint
+
 _TAGS = ("mlp", "conv", "own")
 
 
@@ -24,7 +26,7 @@ def _explain(finding: Mapping[str, Any], model: type[BaseModel]) -> str:
     given = _show(finding.get("input"))
     match finding["type"]:
         case "extra_forbidden":
-            return f"unknown key `{key}`{_nearest(path, finding['loc'], model)}"
+            return f"unknown key `{key}`{_did_you_mean(path, finding['loc'], model)}"
         case "missing":
             section = len(path) == 1
             return f"`[{key}]` is missing." if section else f"`{key}` is missing."
@@ -32,22 +34,23 @@ def _explain(finding: Mapping[str, Any], model: type[BaseModel]) -> str:
             reason = str(finding["ctx"]["error"])
             return f"`[{key}]` {reason}." if key else f"{reason}."
         case "union_tag_invalid":
-            return f"`{key}.name` {_unknown_tag(finding['ctx']['tag'])}"
+            return _unknown_tag(key, finding["ctx"]["tag"])
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"`{key}` is {given}; it must be a section `[{key}]`."
     message = finding["msg"].removeprefix("Input ")
     return f"`{key}` is {given}; it {message[:1].lower()}{message[1:]}."
 
 
-def _unknown_tag(name: str) -> str:
+def _unknown_tag(key: str, name: str) -> str:
     """What to say of a network that has neither a known name nor an import path."""
     known = [tag for tag in _TAGS if tag != "own"]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(map(repr, known))}."
-    return f"knows no {name!r}; {hint} One of your own is named `file.py:function`."
+    return (
+        f"unknown `{key}.name` {name!r}{hint(name, known)} "
+        "Your own network is named `file.py:function`."
+    )
 
 
-def _nearest(path: Sequence, loc: Sequence, model: type[BaseModel]) -> str:
+def _did_you_mean(path: Sequence, loc: Sequence, model: type[BaseModel]) -> str:
     """The valid key a mistyped one most likely meant: in its section, else anywhere."""
     section = _section(model, loc[:-1])
     known = sorted(section.model_fields) if section else []
@@ -59,9 +62,7 @@ def _nearest(path: Sequence, loc: Sequence, model: type[BaseModel]) -> str:
     close = difflib.get_close_matches(str(path[-1]), list(everywhere), n=1, cutoff=0.8)
     if close:
         return f"; did you mean `{everywhere[close[0]]}`?"
-    nearest = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.0)
-    hint = f", the nearest is `{nearest[0]}`" if nearest else ""
-    return f"; there is none like it here{hint}."
+    return f"; known keys here are {', '.join(f'`{one}`' for one in known)}." if known else "."
 
 
 def _section(model: type[BaseModel], loc: Sequence) -> type[BaseModel] | None:
@@ -102,7 +103,7 @@ def _all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def _show(value: Any) -> str:
     """A value as the user wrote it."""
-    names = {str: "the string", bool: "the truth value", int: "the integer", float: "the number"}
+    names = {str: "the string", bool: "the boolean", int: "the integer", float: "the number"}
     kind = names.get(type(value))
     if kind is None:
         return f"a {type(value).__name__}"

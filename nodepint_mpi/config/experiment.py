@@ -74,7 +74,7 @@ class DataSection(Section):
         printable = self.source.isprintable() and self.source.strip()
         if not printable or not any(part.strip(". ") for part in parts):
             raise ValueError(
-                f"`source = {self.source!r}` names nothing: give a dataset's name, the path of its "
+                f"`source = {self.source!r}` is empty: give a dataset's name, the path of its "
                 "folder, 'hub:OWNER/NAME' or 'file.py:function'"
             )
         return self
@@ -190,7 +190,9 @@ class OptimSection(Section):
     def _decay(self):
         if self.schedule == "constant":
             if self.decay_steps is not None or self.end_factor != 0:
-                raise ValueError("`schedule = 'constant'` takes no `decay_steps` or `end_factor`")
+                raise ValueError(
+                    "`schedule = 'constant'` does not take `decay_steps` or `end_factor`"
+                )
         elif self.decay_steps is None:
             raise ValueError(f"`schedule = '{self.schedule}'` needs `decay_steps`")
         elif self.decay_steps <= self.warmup_steps:

@@ -50,7 +50,7 @@ class StudySection(Section):
             raise ValueError("`data_ranks` has one number, or one for each number of `ranks`")
         for n_ranks, data_ranks in self.grid():
             if n_ranks % data_ranks:
-                raise ValueError(f"{n_ranks} ranks are no {data_ranks} lines of equal length")
+                raise ValueError(f"{n_ranks} ranks cannot form {data_ranks} lines of equal length")
         if self.kind == "weak" and not self.grows:
             raise ValueError('`kind = "weak"` needs `grows`, such as ["time.n_slices"]')
         if self.kind == "strong" and self.grows:

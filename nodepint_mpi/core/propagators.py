@@ -295,7 +295,7 @@ def _check_count(name: str, value: Any) -> None:
 def _check_adjoint(adjoint: Any, checkpoints: Any) -> None:
     if adjoint not in get_args(AdjointKind):
         known = ", ".join(map(repr, get_args(AdjointKind)))
-        raise ProblemError(f"`adjoint` is {adjoint!r}; choose among {known}.")
+        raise ProblemError(f"`adjoint` is {adjoint!r}; choose from {known}.")
     if checkpoints is not None:
         _check_count("checkpoints", checkpoints)
 

@@ -69,7 +69,7 @@ class ViewColumn(AbstractColumn):
                 at = f" at {entry}" if entry else ""
                 raise DataError(
                     f"row {start + row} of column {name!r} holds {view[(row, *entry)]}{at}, "
-                    "but all numbers must be finite: mend the data and prepare them again"
+                    "but all numbers must be finite: fix the data and prepare them again"
                 )
 
 

@@ -138,7 +138,7 @@ def _checksum(source: bytes, function: Callable[..., Any], recipe: Path) -> str:
             digest.update((recipe.parent / used).read_bytes())
         except OSError as error:
             raise DataError(
-                f"recipe {recipe} uses {used}, which cannot be read ({error}): put it there"
+                f"recipe {recipe} uses {used}, which cannot be read ({error}): add it"
             ) from error
     return digest.hexdigest()
 
@@ -230,7 +230,7 @@ def _check_same(target: Path, origin: Mapping[str, Any]) -> None:
         old_options, old_recipe = dict(record["options"]), record["recipe_sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{target} exists but has no sound {PROVENANCE}: `{command}` replaces it"
+            f"{target} exists but has no valid {PROVENANCE}: `{command}` replaces it"
         ) from error
     new_options = origin["options"]
     if old_options != new_options:

@@ -52,7 +52,7 @@ def save_prepared(
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise DataError(
-            f"cannot write {target} ({error}): make room or get the right to write there"
+            f"cannot write {target} ({error}): free some space or get write permission"
         ) from error
     return rows
 

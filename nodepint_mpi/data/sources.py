@@ -94,7 +94,7 @@ def find_folder(source: str | Path) -> Path:
             f"no data at {source}: they were made by the function that the config named as "
             "`data.source`, which makes them again, the same from the same code"
         )
-    raise DataError(f"no prepared data at {source}: type `nodepint data prepare {_name(given)}`")
+    raise DataError(f"no prepared data at {source}: run `nodepint data prepare {_name(given)}`")
 
 
 def verify_files(prepared: Path, *, limit_bytes: int | None = None) -> None:
@@ -138,9 +138,9 @@ def sha256_of(path: Path) -> str:
 def unknown(what: str, name: str, known: Iterable[Any]) -> str:
     """The words for a name that is not among those known. Local."""
     names = [str(k) for k in known]
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"no {what} {name!r} (there are {', '.join(map(repr, names)) or 'none'}{hint})"
+    close = difflib.get_close_matches(name, names, n=1)
+    meant = f"; did you mean {close[0]!r}?" if close else ""
+    return f"no {what} {name!r} (there are {', '.join(map(repr, names)) or 'none'}{meant})"
 
 
 def first_line(error: BaseException) -> str:
@@ -179,5 +179,5 @@ def _name(folder: Path) -> str:
 def _remake(folder: Path) -> str:
     """What to do when prepared data cannot be used."""
     if folder.name != PREPARED:
-        return "mend or replace that folder"
-    return f"type `nodepint data prepare {_name(folder)} --force`"
+        return "fix or replace that folder"
+    return f"run `nodepint data prepare {_name(folder)} --force`"

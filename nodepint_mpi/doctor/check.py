@@ -33,7 +33,7 @@ def format_checks(checks: list[Check]) -> str:
     for check in checks:
         lines.append(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<{width}}  {check.found}")
         if not check.ok and check.remedy:
-            lines.append(f"{'':{width + 6}}  to mend it: {check.remedy}")
+            lines.append(f"{'':{width + 6}}  fix: {check.remedy}")
     bad = sum(not check.ok for check in checks)
     lines.append("all good" if bad == 0 else f"{bad} of {len(checks)} checks failed")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Is this machine ready? Each finding with how to mend it.
+"""Is this machine ready? Each finding with how to fix it.
 
 Outside a job the stack is asked in a process of its own and two ranks are started for the real
 check; inside one (mpirun, srun) the ranks of that job are checked as they are. Importing this
@@ -100,14 +100,16 @@ def _check_space() -> Check:
         if not os.access(folder, os.W_OK):
             remedies.append(f"go to a folder you may write to instead of {folder}")
         elif free < LEAST_FREE_BYTES:
-            remedies.append(f"make room in {folder}, or go to or set TMPDIR to another file system")
+            remedies.append(
+                f"free some space in {folder}, or go to or set TMPDIR to another file system"
+            )
     return Check("scratch space", not remedies, ", ".join(found), "; ".join(remedies))
 
 
 def _check_launcher() -> Check:
     launcher, srun = find_launcher(), shutil.which("srun")
     if launcher is None and srun is None:
-        remedy = "load the MPI's module, or on Debian type 'apt-get install openmpi-bin'"
+        remedy = "load the MPI's module, or on Debian run 'apt-get install openmpi-bin'"
         return Check("mpirun", False, "neither mpirun nor srun is on the PATH", remedy)
     found = [f"{launcher[0]} ({launcher[1]})"] if launcher is not None else []
     found += [srun] if srun is not None else []
@@ -227,6 +229,6 @@ def how_to_start() -> str:
             "give srun `--mpi=pmix` (or pmi2; `srun --mpi=list` shows what there is)."
         )
     return (
-        "`nodepint doctor --mpi` looks at the ranks of a job, and this is none: type `mpirun -n 2 "
+        "`nodepint doctor --mpi` looks at the ranks of a job, and this is none: run `mpirun -n 2 "
         "nodepint doctor --mpi`, or in a SLURM job `srun --mpi=pmix nodepint doctor --mpi`."
     )

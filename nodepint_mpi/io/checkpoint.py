@@ -207,7 +207,7 @@ def load_checkpoint(
             raise CheckpointError(f"{path} is damaged: {loaded}; name another checkpoint")
         tried.append(f"{path.name}: {loaded}")
         if control.rank == 0:
-            _log.warning("passed over a damaged checkpoint: %s: %s", path, loaded)
+            _log.warning("skipped a damaged checkpoint: %s: %s", path, loaded)
     listing = "; ".join(tried) or "it holds no file step-*.h5"
     raise CheckpointError(f"no good checkpoint in {where}: {listing}")
 

@@ -41,7 +41,7 @@ def check_directory(folder: Path, *, resume: bool) -> None:
     occupied = _is_occupied(folder)
     if occupied and not resume:
         raise OutputError(
-            f"{folder} is not empty, and runs are never overwritten: go on with it by "
+            f"{folder} is not empty, and runs are never overwritten: resume it with "
             "`--resume auto`, choose another directory with `--out`, or remove it."
         )
     if resume and not occupied:
@@ -142,7 +142,7 @@ def read_run(folder: Path) -> Config:
         ConfigError: if it is no run directory.
     """
     if not (folder / CONFIG).is_file():
-        raise ConfigError(f"{folder} is no run directory: it has no {CONFIG}.")
+        raise ConfigError(f"{folder} is not a run directory: it has no {CONFIG}.")
     return read_config(folder / CONFIG)
 
 

@@ -202,7 +202,7 @@ def _check_free_space(path: Path, n_bytes: int) -> None:
     if n_bytes > free:
         raise OutputError(
             f"cannot write {path}: it needs {n_bytes / 2**20:.1f} MiB and {free / 2**20:.1f} MiB "
-            f"are free; make room or choose another folder"
+            f"are free; free some space or choose another folder"
         )
 
 

@@ -185,9 +185,9 @@ def declared_dtype(dataset: h5py.Dataset, name: str) -> np.dtype:
     except (TypeError, ValueError, SyntaxError):
         dtype = None
     if dtype is None or dtype.name != text or dtype.names or dtype.kind in "OSUMm":
-        raise ValueError(f"{name} is said to be {text!r}, expected a type of numbers")
+        raise ValueError(f"{name} is declared as {text!r}, expected a numeric type")
     if dataset.dtype.newbyteorder("=") != storable_dtype(dtype):
-        raise ValueError(f"{name} is said to be {text}, but {dataset.dtype} is stored")
+        raise ValueError(f"{name} is declared as {text}, but {dataset.dtype} is stored")
     return dtype
 
 

@@ -55,7 +55,11 @@ def locking(folder: Path) -> Iterator[None]:
                 ) from None
             if error.errno not in _NO_LOCKS:
                 raise OutputError(f"cannot lock {path}: {error_text(error)}") from error
-            _log.warning("%s: no locks here (%s); start one job only", path, error_text(error))
+            _log.warning(
+                "%s: this file system does not support locks (%s); start only one job",
+                path,
+                error_text(error),
+            )
         _write_holder(path, handle)
         yield
     finally:

@@ -94,7 +94,7 @@ class Records:
             raise OutputError(
                 f"{self.folder / JSON_LINES} holds {len(found)} records, {last}, expected the "
                 f"{len(self._steps)} that were made, up to step {max(self._steps, default=0)}: "
-                "something else wrote or removed that file. Check that one job only uses this "
+                "another process changed or removed that file. Check that one job only uses this "
                 "directory, and resume the run."
             )
         path = self.folder / TABLE
@@ -190,9 +190,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
                 raise ValueError("no record of a step")
             records.append(record)
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            _log.warning("%s: line %d is damaged and left out", path, number)
+            _log.warning("%s: line %d is damaged and was skipped", path, number)
     if lines[-1]:
-        _log.warning("%s: the last line is torn and left out", path)
+        _log.warning("%s: the last line is incomplete and was skipped", path)
     return records
 
 

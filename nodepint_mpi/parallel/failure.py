@@ -21,7 +21,7 @@ from nodepint_mpi.parallel.line import Line
 
 ADJOINT_FAILURE = (
     "The adjoint solve failed: the pull-back of a slice returned NaN or infinity, or ran out of "
-    "steps. Take smaller steps or raise `max_steps`; `throw=False` returns NaN."
+    "steps. Use smaller steps or raise `max_steps`; `throw=False` returns NaN."
 )
 
 DRIFT_TOL = 1e-6
@@ -157,7 +157,7 @@ def describe_failure(
     return (
         f"The fine propagator failed in slice {broken} (of 0 to {len(edges) - 2}; t from "
         f"{edges[broken]:.17g} to {edges[broken + 1]:.17g}), {where}: it returned NaN or infinity "
-        "from a solved start, or ran out of steps. Check the field, take smaller steps, or raise "
+        "from a solved start, or ran out of steps. Check the field, use smaller steps, or raise "
         "`max_steps`; `throw=False` returns the states before it, and NaN after."
     )
 

@@ -65,7 +65,7 @@ class Status(enum.StrEnum):
     )
     NON_FINITE = (
         "not finite: the fine propagator returned NaN or infinity from an exact start, or ran "
-        "out of steps; states are NaN from there on. Check the field, take smaller steps, or "
+        "out of steps; states are NaN from there on. Check the field, use smaller steps, or "
         "raise `max_steps`."
     )
 

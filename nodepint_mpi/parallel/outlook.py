@@ -48,7 +48,7 @@ class Forecast(NamedTuple):
     def _gain(self) -> str:
         if self.sweeps is None:
             return (
-                "the rehearsal did not converge: expect no gain; take a finer coarse propagator, "
+                "the trial solve did not converge: expect no gain; use a finer coarse propagator, "
                 "more slices, or a shorter horizon"
             )
         if self.sweeps >= self.n_ranks:

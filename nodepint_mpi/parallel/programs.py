@@ -81,7 +81,7 @@ def static_key(leaf: Any) -> Hashable:
     except TypeError:
         raise ProblemError(
             f"An argument holds a {type(leaf).__name__}, which is not an array and cannot be "
-            "hashed, so it cannot be told whether a compiled solve fits it: pass numbers as "
+            "hashed, so it is unknown whether a compiled solve fits it: pass numbers as "
             "arrays, and what else the field needs as hashable objects or in its closure."
         ) from None
     return type(leaf), leaf

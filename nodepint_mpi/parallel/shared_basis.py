@@ -53,12 +53,10 @@ class SharedBasis(eqx.Module):
     def __check_init__(self):
         if self.kind not in get_args(BasisKind):
             known = ", ".join(map(repr, get_args(BasisKind)))
-            raise ProblemError(f"A basis of kind {self.kind!r} is not known; choose among {known}.")
+            raise ProblemError(f"A basis of kind {self.kind!r} is unknown; choose from {known}.")
         if self.recurrence not in get_args(Recurrence):
             known = ", ".join(map(repr, get_args(Recurrence)))
-            raise ProblemError(
-                f"No recurrence is solved by {self.recurrence!r}; choose among {known}."
-            )
+            raise ProblemError(f"Unknown recurrence {self.recurrence!r}; choose from {known}.")
         if self.rank is None:
             if self.kind != "identity":
                 raise ProblemError(f"A basis of kind {self.kind!r} needs a rank.")

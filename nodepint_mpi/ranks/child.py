@@ -54,7 +54,7 @@ def cores_for(n_ranks: int) -> list[int]:
     if n_ranks > len(cores):
         raise ConfigError(
             f"`--ranks {n_ranks}`: this machine has {len(cores)} cores for this process, and "
-            "ranks that share one tell nothing."
+            "timings on shared cores are meaningless."
         )
     return cores
 

@@ -219,16 +219,16 @@ class Watchdog:
                 self._abort(
                     Finding(
                         rank,
-                        "is gone (killed, as the system does where memory runs out?); last heard "
-                        f"of in {report.describe()}",
+                        "is gone (killed, perhaps because memory ran out); last seen in "
+                        f"{report.describe()}",
                     )
                 )
         for rank, (heard, report) in self._reports.items():
             if now - heard > report.quiet_s:
                 return Finding(
                     rank,
-                    f"has given no sign of life for {now - heard:.0f} s (stopped, or its host is "
-                    f"gone); last heard of in {report.describe()}",
+                    f"has not responded for {now - heard:.0f} s (stopped, or its host is "
+                    f"gone); last seen in {report.describe()}",
                 )
         if self._rank != 0 and self._peers is not None:
             return None

@@ -37,7 +37,7 @@ def labels(model: Model) -> Section | None:
 
 
 _CONFIDENCE = (
-    "How sure the model is of the label it gives, and how often it is right when it is so sure; on "
+    "Confidence of the predicted labels, and how often they are right at that confidence; on "
     "the diagonal it would be as sure as it is right."
 )
 
@@ -49,7 +49,7 @@ def _images(seen: Predicted, guesses: np.ndarray, logits: np.ndarray) -> list[Pi
     surest = wrong[np.argsort(-_sureness(logits)[wrong], kind="stable")][: N_SHOWN["labels"]]
     kinds = {
         "images": ("The first test images.", first),
-        "mistakes": ("The mistakes the model was surest of.", surest),
+        "mistakes": ("The most confident mistakes.", surest),
     }
     return [
         Picture(name, draw_labels(seen.inputs[rows], wanted[rows], guesses[rows]), caption)
@@ -59,7 +59,7 @@ def _images(seen: Predicted, guesses: np.ndarray, logits: np.ndarray) -> list[Pi
 
 
 def _score_table(confusions: np.ndarray, scores: ClassScores) -> Table:
-    head = "class", "samples", "accuracy (recall)", "precision", "F1", "most often taken for"
+    head = "class", "samples", "accuracy (recall)", "precision", "F1", "most often confused with"
     rows = []
     for i, row in enumerate(confusions):
         others = np.where(np.arange(len(row)) == i, 0, row)

@@ -35,7 +35,7 @@ def compare_runs(folders: Sequence[Path], page: Path | None = None) -> dict[str,
         NodepintError: if there are fewer than two runs, or one cannot be read.
     """
     if len(folders) < 2:
-        raise ConfigError(f"`nodepint compare` got {len(folders)} run; it takes two or more.")
+        raise ConfigError(f"`nodepint compare` got {len(folders)} run; it needs at least two.")
     if page is not None:
         check_page(page)
     runs = [read_facts(folder) for folder in folders]

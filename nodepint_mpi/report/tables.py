@@ -23,7 +23,7 @@ def summary(facts: Facts) -> Section:
             "recorded. The page shows what there is.",
         )
     if facts.n_damaged > 0:
-        parts.append(f"{facts.n_damaged} of the lines in the metrics are damaged and left out.")
+        parts.append(f"{facts.n_damaged} of the lines in the metrics are damaged and were skipped.")
     return Section("Final numbers" if facts.done is not None else "So far", parts)
 
 

@@ -94,7 +94,7 @@ def compare_models(
     """Errors, speed and size of a reduced model and the full one, and a figure of both. Local."""
     if trained.step != rom.origin.optimiser_step:
         _log.warning(
-            "%s is from optimizer step %d, the newest checkpoint from %d: export it anew",
+            "%s is from optimizer step %d, the newest checkpoint from %d: export it again",
             file, rom.origin.optimiser_step, trained.step,
         )  # fmt: skip
     return _compare(full_model(trained, rom.stepper), rom, trained.experiment, file)

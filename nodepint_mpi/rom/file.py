@@ -168,7 +168,7 @@ def _check_seal(path: Path) -> None:
     head, content = whole[:HEAD_BYTES], whole[HEAD_BYTES:]
     if not head.startswith(_MAGIC):
         raise ReducedModelError(
-            f"{path} is no reduced model; `nodepint rom export RUN_DIR --out FILE` makes one."
+            f"{path} is not a reduced model; `nodepint rom export RUN_DIR --out FILE` makes one."
         )
     match = _HEAD.fullmatch(head)
     if match is not None and int(match[1]) != FORMAT:
@@ -179,5 +179,5 @@ def _check_seal(path: Path) -> None:
     if head != make_head(content):
         raise ReducedModelError(
             f"{path} is damaged: its {len(whole)} bytes are not those that were written. Copy it "
-            "again, or export it anew."
+            "again, or export it again."
         )

@@ -27,7 +27,7 @@ def check_target(path: Path) -> None:
     """
     try:
         if path.exists() and not (path.is_file() and is_rom(path)):
-            raise OutputError(f"{path} is there and no reduced model: choose another `--out`.")
+            raise OutputError(f"{path} exists and is not a reduced model: choose another `--out`.")
     except OSError as error:
         raise OutputError(f"Cannot write {path}: {error_text(error)}.") from error
     if not os.access(path.absolute().parent, os.W_OK):

@@ -38,7 +38,7 @@ def solve_problem(
         with_forecast: First say what to expect, where there is a coarse propagator.
 
     Raises:
-        NodepintError: on all ranks, for anything the user can mend.
+        NodepintError: on all ranks, for anything the user can fix.
     """
     if config.problem is None:
         raise ConfigError(

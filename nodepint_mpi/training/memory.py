@@ -120,7 +120,7 @@ def require_memory(needed: dict[str, int], n_here: int) -> None:
     )
     raise ConfigError(
         f"The run needs at least {show_bytes(total)} a rank{whole} ({parts}), but "
-        f"{'its GPU' if device is not None else 'the machine'} has {show_bytes(here)}. Take a "
+        f"{'its GPU' if device is not None else 'the machine'} has {show_bytes(here)}. Use a "
         "smaller `[network]`, a smaller `data.batch_size`, fewer `n_steps` or "
         "`time.fine.checkpoints`, or more machines; `nodepint info` shows all sizes."
     )

@@ -194,6 +194,6 @@ def _explain(looks: list[_Look], edges: np.ndarray) -> str:
     if bad is not None:
         return f"All states are finite; going back, cotangents first were not in {held(bad)}."
     return (
-        "The serial solution of this batch and its gradient are finite: it is the sweeps that "
-        'diverged. Take more steps in `time.coarse` or more slices, or `time.method = "serial"`.'
+        "The serial solution of this batch and its gradient are finite: the sweeps "
+        'diverged. Use more steps in `time.coarse` or more slices, or `time.method = "serial"`.'
     )

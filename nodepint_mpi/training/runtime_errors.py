@@ -26,7 +26,7 @@ def explained() -> Iterator[None]:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             reason = str(error).partition("RESOURCE_EXHAUSTED: ")[2] or "no memory is left"
             raise ProblemError(
-                f"Out of memory: {reason.splitlines()[0].rstrip('.')}. Take a smaller "
+                f"Out of memory: {reason.splitlines()[0].rstrip('.')}. Use a smaller "
                 "`data.batch_size` or `[network]`, fewer steps or `time.fine.checkpoints`, or more "
                 "ranks on more machines; `nodepint info` shows what a run needs."
             ) from error

@@ -97,9 +97,9 @@ def require_same_values(
         known = "" if since is None else f" They were equal at step {since}."
         raise AgreementError(
             f"Step {step}: {what}: {odd.who} holds other values of {difference.name} than "
-            f"{odd.usual_who}{f', and of {more} more arrays' if more else ''}.{known} Nothing of "
-            "it has been saved. Different machines or libraries, a network that depends on the "
-            f"rank, or broken memory do this. {_after_drift(since)}"
+            f"{odd.usual_who}{f', and of {more} more arrays' if more else ''}.{known} This "
+            "step has not been saved. Different machines or libraries, a network that depends on "
+            f"the rank, or faulty memory can cause this. {_after_drift(since)}"
         )
 
 

@@ -30,7 +30,7 @@ def require_tensorboard() -> None:
     except ImportError as error:
         raise ConfigError(
             "`output.tensorboard` needs the package tensorboardX, which is not installed "
-            f"({error}): type `pip install tensorboardX`, or leave the key out."
+            f"({error}): run `pip install tensorboardX`, or leave the key out."
         ) from error
 
 

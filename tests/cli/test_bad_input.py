@@ -129,7 +129,7 @@ CASES = {
     "latent space larger than the state": Bad(train(network__latent=3), "choose at most 2"),
     "missing data": Bad(
         train(data__source="nowhere"),
-        "no prepared data at nowhere: type `nodepint data prepare nowhere`",
+        "no prepared data at nowhere: run `nodepint data prepare nowhere`",
     ),
     "data function that fails": Bad(
         train(data__source="shape.py:data"), r"shape\.py:data failed: ValueError: the reason"
@@ -147,12 +147,18 @@ CASES = {
     "missing split": Bad(train(data__test_split="tst"), r"no split 'tst'.*did you mean 'test'"),
     "missing column": Bad(train(data__times="time"), r"no column 'time'.*'t'"),
     "NaN in the data": Bad(train(data__source="holed"), "row 1 of column 'u' holds nan"),
-    "unknown loss": Bad(train(loss__name="mean_square_error"), r"nearest.*'mean_squared_error'"),
-    "unknown optimizer": Bad(train(optim__name="adma"), r"`optim\.name` knows no 'adma'.*'adam'"),
-    "unknown solver": Bad(train(time__fine__solver="rk5"), r"fine\.solver` knows no 'rk5'.*'rk4'"),
-    "unknown network": Bad(own("mpl"), r"`network\.name` knows no 'mpl'.*'mlp'"),
+    "unknown loss": Bad(
+        train(loss__name="mean_square_error"), r"did you mean 'mean_squared_error'"
+    ),
+    "unknown optimizer": Bad(
+        train(optim__name="adma"), r"`optim\.name` 'adma'; did you mean .*'adam'"
+    ),
+    "unknown solver": Bad(
+        train(time__fine__solver="rk5"), r"fine\.solver` 'rk5'; did you mean 'rk4'"
+    ),
+    "unknown network": Bad(own("mpl"), r"`network\.name` 'mpl'; did you mean 'mlp'"),
     "unknown network with options": Bad(
-        train(network__name="mpl"), r"`network\.name` knows no 'mpl'.*'mlp'"
+        train(network__name="mpl"), r"`network\.name` 'mpl'; did you mean 'mlp'"
     ),
     "field of the wrong shape": Bad(
         own("shape.py:field"),
@@ -190,15 +196,15 @@ CASES = {
         train("--json", "gone/r.json"), r"Cannot write gone/r\.json: there is no folder"
     ),
     "result that is a folder": Bad(train("--json", "run"), "Cannot write run: it is a folder"),
-    "no run directory": Bad(["evaluate", "holed"], r"holed is no run directory"),
-    "report of no run": Bad(["report", "holed"], r"holed is no run directory"),
-    "report on two ranks": Bad(["report", "run"], "got 2 ranks and takes one: start it without"),
+    "no run directory": Bad(["evaluate", "holed"], r"holed is not a run directory"),
+    "report of no run": Bad(["report", "holed"], r"holed is not a run directory"),
+    "report on two ranks": Bad(["report", "run"], "got 2 ranks and needs one: start it without"),
     "comparison on two ranks": Bad(["compare", "run", "run"], "`nodepint compare` got 2 ranks"),
     "reduced model without the full one": Bad(
-        ["report", "run", "--no-model", "--rom", "r.h5"], "leave `--no-model` out"
+        ["report", "run", "--no-model", "--rom", "r.h5"], "remove `--no-model`"
     ),
     "unknown problem": Bad(
-        ["solve", "tiny.toml", *sets(problem__field="lorentz")], "no 'lorentz'.*'lorenz'"
+        ["solve", "tiny.toml", *sets(problem__field="lorentz")], "'lorentz'; did you mean 'lorenz'"
     ),
     "field to solve of the wrong shape": Bad(
         solve("shape.py:plain"), r"returned shape \(3,\) for a state of shape \(2,\)"

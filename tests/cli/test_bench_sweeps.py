@@ -35,9 +35,9 @@ def test_bench_sweeps(nodepint, tmp_path):
     assert "Least work to 1e-06, forward: " in said and "shortest path: " in said
 
 
-def test_bench_sweeps_of_an_unknown_problem_names_the_nearest(nodepint):
+def test_bench_sweeps_of_an_unknown_problem_suggests_a_known_one(nodepint):
     done = nodepint(1, "bench", "sweeps", "burger", code=2)
-    assert "knows no 'burger'; nearest are 'burgers'" in done.stderr
+    assert "'burger'; did you mean 'burgers'" in done.stderr
 
 
 def test_bench_methods(nodepint, tmp_path):

@@ -226,7 +226,7 @@ def test_a_job_that_a_kill_has_left_behind_is_waited_for(place, begin):
     process = begin()
     process.kill()
     process.communicate(timeout=60)
-    with pytest.raises(OutputError, match="Somebody is at work in .*table, perhaps a job"):
+    with pytest.raises(OutputError, match="Somebody is writing in .*table, perhaps a job"):
         place.do(place.listed("one"))
     (place.folder / "go").touch()
     wait_for((place.out / "one" / "ranks-1" / "DONE").exists, limit_s=60)
@@ -274,7 +274,7 @@ def test_data_that_are_missing_are_named_before_anything_is_done(place):
     table = place.listed("one", "two")
     text = re.sub('source = ".*"', 'source = "mnits"', (place.folder / "two.toml").read_text())
     (place.folder / "two.toml").write_text(text)
-    with pytest.raises(NodepintError, match="type `nodepint data prepare mnist`"):
+    with pytest.raises(NodepintError, match="run `nodepint data prepare mnist`"):
         place.do(table)
     assert place.do(table, only=["one"])[2]["two/serial"] == "missing"  # none of its business
 
@@ -306,7 +306,7 @@ def test_bad_words_on_the_command_line(place):
     place.listed("one")
     (place.folder / "README.md").write_text("no marks")
     for words, message in (
-        (["--only", "oen"], "no such problem in the list; did you mean 'one'?"),
+        (["--only", "oen"], "unknown problem; did you mean 'one'?"),
         (["--write", "README.md"], "README.md has no place for the table"),
         (["--write", "gone/README.md"], "Cannot write gone/README.md: there is no folder"),
     ):

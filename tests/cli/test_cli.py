@@ -168,9 +168,9 @@ def test_bench_repeats_the_published_counts(nodepint, tmp_path):
     assert all(row["published"] == row["sweeps"] for row in rows)
 
 
-def test_bench_of_an_unknown_problem_names_the_nearest(nodepint):
+def test_bench_of_an_unknown_problem_suggests_a_known_one(nodepint):
     done = nodepint(1, "bench", "published", "lorentz", code=2)
-    assert "knows no 'lorentz'; nearest are 'lorenz'" in done.stderr
+    assert "'lorentz'; did you mean 'lorenz'?" in done.stderr
 
 
 def test_set_takes_toml_and_plain_words(case, tmp_path):

@@ -135,7 +135,7 @@ def test_a_rank_that_is_stopped(job, n_ranks, guilty):
         """,
         n_ranks=n_ranks,
         guilty=guilty,
-        because="no sign of life",
+        because="not responded",
     )
     assert f"stacks of rank {1 - guilty} " in errors
 

@@ -60,7 +60,7 @@ def test_ranks_are_taken_where_a_step_is_then_faster(advised):
     data, said = advice_as_data(found), format_advice(found)
     assert data["n_ranks"] == 7 and not data["serial"] and data["network"]["from"] == "given"
     assert data["choices"][1]["efficiency"] == pytest.approx(0.9 / (7 * best.step_s))
-    assert found.reason.startswith("Take 7 ranks (7 along time x 1 along samples), 7 slices by par")
+    assert found.reason.startswith("Use 7 ranks (7 along time x 1 along samples), 7 slices by par")
     assert "the walk from slice to slice by coarse steps: 1.65 times as fast without" in said
 
 
@@ -135,9 +135,9 @@ def test_auto_follows_the_plan(case, tmp_path):
     result = read_json(tmp_path / "r.json")
     assert result["status"] == "finished" and result["step"] == 20
     serially = "Train serially" in done.stdout
-    assert serially or "Take " in done.stdout
+    assert serially or "Use " in done.stdout
     assert ("--plain" in done.stderr) == serially
-    taken = 1 if serially else int(done.stdout.split("Take ")[1].split()[0])
+    taken = 1 if serially else int(done.stdout.split("Use ")[1].split()[0])
     assert result["n_ranks"] == taken
     assert "| nodepint_mpi, 1 rank |" in done.stdout
     # On one core there are no two ranks to try.
@@ -148,9 +148,12 @@ def test_what_cannot_be_planned_is_refused(case, nodepint, tmp_path):
     nodepint(2, "plan", case.config, code=2)
     for arguments, message in (
         (("plan", case.config, *sets(time__method="serial")), "there is nothing to plan"),
-        (("plan", case.config, "--network", "1,x"), "is no latency in seconds and bandwidth"),
-        (("plan", case.config, "--ranks", "0"), "is no list of numbers"),
-        (("train", case.config, "--auto", "--plain"), "`--auto` chooses how to begin"),
+        (("plan", case.config, "--network", "1,x"), "expected latency in seconds and bandwidth"),
+        (
+            ("plan", case.config, "--ranks", "0"),
+            "expected comma-separated integers such as 1,2, got '0'",
+        ),
+        (("train", case.config, "--auto", "--plain"), "`--auto` chooses how to start"),
     ):
         done = alone(*arguments, cwd=tmp_path)
         assert done.returncode == 2, done.stderr

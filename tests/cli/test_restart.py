@@ -108,7 +108,7 @@ def test_after_a_kill_the_run_goes_on_from_the_newest_good_checkpoint(
 
     until = *warm, *sets(run__n_steps=step)
     done = nodepint(2, "train", case.config, "--out", run, "--resume", "auto", *until)
-    assert "passed over a damaged checkpoint" in done.stderr
+    assert "skipped a damaged checkpoint" in done.stderr
     assert f"resumed from {before} at step {step - 5}" in done.stderr
     assert_equal(last, uninterrupted)
     assert read_metrics(run)[-1]["step"] == step

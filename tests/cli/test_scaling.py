@@ -146,7 +146,7 @@ BAD = {
     "twice": (HEAD + STRONG + STRONG, r"`study` names 's' twice"),
     "no such config": (HEAD.replace("one", "gone") + STRONG, r"config file gone\.toml: No such"),
     "ranks in disorder": (HEAD + STRONG.replace("[1, 2]", "[2, 1]"), r"strictly increasing"),
-    "uneven grid": (HEAD + STRONG + "data_ranks = [2]", r"1 ranks are no 2 lines of equal"),
+    "uneven grid": (HEAD + STRONG + "data_ranks = [2]", r"1 ranks cannot form 2 lines of equal"),
     "more ranks than slices": (
         HEAD + STRONG.replace("2]", "8]"), r"study 's': one\.toml for 8 ranks: 8 ranks cannot shar"
     ),
@@ -191,7 +191,7 @@ def test_a_study_that_cannot_be(place, name):
 def test_bad_words_on_the_command_line(place):
     studies = STRONG, WEAK.replace("[1, 2]", "[1, 4]")
     for options, message in (
-        ({"only": ["t"]}, "`--only t`: study.toml has the studies s, w"),
+        ({"only": ["t"]}, "`--only t`: unknown study in study.toml; known names are 's', 'w'."),
         ({"only_ranks": [3]}, "`--only-ranks 3`: study.toml has points of 1, 2, 4 ranks"),
         ({"only": ["s"], "only_ranks": [4]}, "no point that is both of `--only` and of"),
     ):
@@ -200,7 +200,7 @@ def test_bad_words_on_the_command_line(place):
     before = listing(place.folder)
     done = alone("scaling", "study.toml", "--report", "--submit", cwd=place.folder)
     assert done.returncode == 2 and has_one_message(done.stderr), done.stderr
-    assert "`--report` does nothing else" in done.stderr and listing(place.folder) == before
+    assert "`--report` cannot be combined" in done.stderr and listing(place.folder) == before
 
 
 # ---- Runs, by a stand-in -----------------------------------------------------------------------
@@ -294,7 +294,7 @@ def test_interrupted_it_begins_the_point_anew(place):
 def test_jobs_for_other_numbers_of_ranks_work_in_the_same_folder(place, monkeypatch):
     with sole_use(place.out, ".lock-2"):
         assert place.do(STRONG, only_ranks=[1])[0] == 0
-        with pytest.raises(OutputError, match="Somebody is at work in .*scaling, perhaps a job"):
+        with pytest.raises(OutputError, match="Somebody is writing in .*scaling, perhaps a job"):
             place.do(STRONG, only_ranks=[2])
     turns = []
 

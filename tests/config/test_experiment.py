@@ -41,7 +41,7 @@ def test_every_config_in_the_repository_survives_being_written_out(path):
         ("run.seed=99999999999999999999", "`run.seed` is the integer 99999999999999999999"),
         ("time.n_slices=four", '`time.n_slices` is the string "four"; it should be'),
         ("time.n_slices=2.5", "is the number 2.5"),
-        ("run.seed=true", "is the truth value true"),
+        ("run.seed=true", "is the boolean true"),
         ("time=3", r"must be a section `\[time\]`"),
         ("time.method=paraeal", "'parareal', 'tangent', 'reduced', 'picard' or 'serial'"),
         ("time.stopping.rule=sweeps", "takes `sweeps` and nothing else"),

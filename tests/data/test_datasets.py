@@ -231,7 +231,7 @@ def test_missing_data_come_with_the_command_that_makes_them(tmp_path, monkeypatc
     known.mkdir(parents=True)
     (known / "prepare.py").touch()
     for source in ("my_waves", "my_wave", str(known), str(known / "prepared"), known):
-        with pytest.raises(DataError, match="type `nodepint data prepare my_waves`"):
+        with pytest.raises(DataError, match="run `nodepint data prepare my_waves`"):
             open_split(source, "train", ["u"])
     own = tmp_path / "elsewhere" / "mine"
     own.mkdir(parents=True)

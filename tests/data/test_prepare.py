@@ -84,7 +84,7 @@ def test_damage_is_found_before_saying_that_all_is_done(root):
     with pytest.raises(DataError, match="damaged.*prepare toy --force|damaged.*toy/prepare.py"):
         prepare_dataset("toy", root=root)
     (place / "provenance.json").unlink()
-    with pytest.raises(DataError, match="no sound provenance.json.*--force"):
+    with pytest.raises(DataError, match="no valid provenance.json.*--force"):
         prepare_dataset("toy", root=root)
     prepare_dataset("toy", root=root, force=True)
     assert open_split(folder, "train", ["u"], verify=True).n_rows == 4
@@ -127,7 +127,7 @@ def test_the_working_folders_data_come_first(root, monkeypatch):
     assert prepare_dataset("digits") == root / "digits" / "prepared"
 
 
-def test_an_unknown_name_comes_with_the_nearest(root):
+def test_an_unknown_name_comes_with_a_suggestion(root):
     with pytest.raises(DataError, match="no dataset 'lotka_voltera'.*mean 'lotka_volterra'"):
         prepare_dataset("lotka_voltera", root=root)
     with pytest.raises(DataError, match="no dataset ''"):
@@ -190,7 +190,7 @@ def test_a_write_that_fails_keeps_what_was_there(root, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(datasets.DatasetDict, "save_to_disk", full)
-    with pytest.raises(DataError, match="cannot write.*No space left.*make room"):
+    with pytest.raises(DataError, match="cannot write.*No space left.*free some space"):
         prepare_dataset("toy", root=root, force=True)
     assert snapshot(folder / "prepared") == before
     assert sorted(path.name for path in folder.iterdir()) == ["prepare.py", "prepared", "runs"]

@@ -31,14 +31,14 @@ def test_names_with_dots_are_names(tmp_path):
 
 @pytest.mark.parametrize("source", ["", ".", "..", "../..", "/", " ", "a\nb", "hub:", "hub:../.."])
 def test_a_source_names_something(source, tmp_path):
-    with pytest.raises(ConfigError, match="names nothing: give"):
+    with pytest.raises(ConfigError, match="is empty: give"):
         parse_config(small_config(tmp_path, 'method = "serial"'), {"data.source": source})
 
 
 def test_the_advice_for_missing_data_is_a_name(tmp_path, monkeypatch):
     (tmp_path / "set" / "x").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="type `nodepint data prepare set`"):
+    with pytest.raises(DataError, match="run `nodepint data prepare set`"):
         find_folder("set/x/..")
 
 

@@ -101,7 +101,7 @@ def test_a_torn_line_is_left_out_at_any_byte(tmp_path, caplog):
             assert len(read_records(tmp_path)) == n_whole
         torn = length not in (0, *ends)
         assert [record.getMessage() for record in caplog.records] == (
-            [f"{path}: the last line is torn and left out"] if torn else []
+            [f"{path}: the last line is incomplete and was skipped"] if torn else []
         )
         assert fill(tmp_path, range(n_whole + 1, 4), resume_step=n_whole) == whole
 
@@ -115,7 +115,7 @@ def test_a_damaged_line_in_the_middle_is_named_and_left_out(tmp_path, caplog):
         caplog.clear()
         with caplog.at_level(logging.WARNING, "nodepint_mpi"):
             assert [record["step"] for record in read_records(tmp_path)] == [1, 3]
-        assert "line 2 is damaged and left out" in caplog.text
+        assert "line 2 is damaged and was skipped" in caplog.text
 
 
 def test_a_damaged_table_is_made_anew(tmp_path):

@@ -57,7 +57,7 @@ def ends(slurm, tmp_path_factory):
     [
         ("raises", "ValueError: the reason"),
         ("is killed", None),  # srun may be quicker than we
-        ("is stopped", "no sign of life"),
+        ("is stopped", "not responded"),
         ("hangs", "has been in code outside any named phase after"),
     ],
 )

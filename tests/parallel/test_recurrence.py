@@ -245,5 +245,5 @@ def test_solutions_and_gradients_are_those_of_one_rank(comms, on_one_rank, name,
 
 def test_a_way_that_is_not_known_is_refused(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would refuse it, too
-    with pytest.raises(ProblemError, match="solved by 'tree'; choose among 'slices', 'blocks'"):
+    with pytest.raises(ProblemError, match="recurrence 'tree'; choose from 'slices', 'blocks'"):
         SharedBasis("identity", recurrence="tree")  # pyright: ignore[reportArgumentType]

@@ -232,7 +232,7 @@ def test_damaged_lines_are_left_out_and_counted(make_run):
     path.write_text("\n".join([lines[0], lines[1][:20], lines[2]]) + '\n{"step": 40, "lo')
     facts = read_facts(folder)
     np.testing.assert_array_equal(facts.steps, [10, 30])
-    assert "1 of the lines in the metrics are damaged and left out." in summary(facts).parts
+    assert "1 of the lines in the metrics are damaged and were skipped." in summary(facts).parts
 
 
 def test_the_table_stands_in_for_lost_lines(make_run):
@@ -256,7 +256,7 @@ def test_quantities_that_are_no_single_numbers_are_passed_over(make_run):
 
 
 BAD = {
-    "no config": (lambda f: (f / "config.toml").unlink(), ConfigError, "is no run directory"),
+    "no config": (lambda f: (f / "config.toml").unlink(), ConfigError, "is not a run directory"),
     "no metrics": (
         lambda f: (f / "metrics.jsonl").unlink(),
         DataError,
@@ -344,7 +344,7 @@ def test_runs_that_do_not_differ_and_single_ones(make_run):
     assert "The configs do not differ" in format_comparison(compare_runs([one, same]))
     with pytest.raises(ConfigError, match="got 1 run; it takes two or more"):
         compare_runs([one])
-    with pytest.raises(ConfigError, match="gone is no run directory"):
+    with pytest.raises(ConfigError, match="gone is not a run directory"):
         compare_runs([one, one.with_name("gone")])
 
 

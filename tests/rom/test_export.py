@@ -229,7 +229,7 @@ def test_bad_files_and_runs_are_refused_in_words(comms, make_run, shared_tmp_pat
     with pytest.raises(ReducedModelError, match="No such file"):
         load_rom(bad)
     bad.write_text("something else")
-    with pytest.raises(ReducedModelError, match="is no reduced model; `nodepint rom export"):
+    with pytest.raises(ReducedModelError, match="is not a reduced model; `nodepint rom export"):
         load_rom(bad)
     content = good.read_bytes()
     for damaged in (content[:-1], content[:700], content + b"x", flip(content, len(content) // 2)):

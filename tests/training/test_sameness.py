@@ -335,7 +335,7 @@ def test_a_training_that_diverges_names_its_losses_and_keeps_the_last_good_step(
          "processor/rate"),
         ("calm", "{own}:late_loss", "All states are finite, but not the loss of what is observed "
          "in slices 0 to 7"),
-        ("calm", "mean_squared_error", "finite: it is the sweeps that diverged"),
+        ("calm", "mean_squared_error", "finite: the sweeps diverged"),
     ],
 )  # fmt: skip
 def test_what_else_is_not_finite_is_told_apart(comms, source, own, network, loss, message):

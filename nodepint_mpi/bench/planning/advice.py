@@ -73,7 +73,7 @@ def advise(
         raise ConfigError("`nodepint plan` starts its own jobs: run it without mpirun.")
     if config.time.method == "serial":
         raise ConfigError(
-            "`time.method` is 'serial': there is nothing to plan. Choose a method of sweeps, and "
+            "`time.method` is 'serial': there is nothing to plan. Choose an iterative method, and "
             "the plan says whether it pays."
         )
     alone = config.model_copy(
@@ -248,13 +248,14 @@ def _reason(best: Choice, serial: Trial | None, error: float) -> str:
     how += f", {forward:.3g} + {back:.3g} sweeps a step"
     memory = f"about {best.memory_bytes / 1e6:.0f} MB a rank"
     if serial is None:
-        return f"Take {how}: plain diffrax has no such loss; {memory}."
+        return f"Use {how}: plain diffrax has no such loss; {memory}."
     gain = serial.seconds / best.step_s
     low, high = gain / (1 + error), gain * (1 + error)
     range_ = f"{low:.2f} to {high:.2f} times as fast as {serial.name}"
     close = " That is too close to call." if low < 1 < high else ""
     if gain > 1:
-        return f"Take {how}: {range_}, {memory}.{close}"
-    return f"Train serially, by {serial.name}: the best of ours, {how}, would be {range_}, as " + (
-        f"{why_slow(best, serial.seconds)}.{close}"
+        return f"Use {how}: {range_}, {memory}.{close}"
+    return (
+        f"Train serially, by {serial.name}: the best parallel run, {how}, would be {range_}, as "
+        + (f"{why_slow(best, serial.seconds)}.{close}")
     )

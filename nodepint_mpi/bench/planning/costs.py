@@ -87,7 +87,7 @@ def read_costs(seconds: ByRank, counts: ByRank, shape: StepShape) -> Costs:
     spent = {name: math.fsum(ranks) for name, ranks in seconds.items()}
     done = {name: math.fsum(ranks) for name, ranks in counts.items()}
     if not done["fine"] or not done["fine_pulled"]:
-        raise DataError("These steps have no time-parallel fine solves to learn costs from.")
+        raise DataError("These steps have no time-parallel fine solves to estimate costs from.")
     n_lines = max(1, round(done["fine_pulled"] / (shape.n_slices * shape.n_pulled)))
     n_swept = n_lines * shape.n_slices * max(1, shape.sweeps)
     costs = Costs(

@@ -118,7 +118,7 @@ def sole_use(out: Path, name: str = ".lock", *, wait: bool = False) -> Iterator[
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise OutputError(
-                    f"Somebody is at work in {out}, perhaps a job that an earlier command has "
+                    f"Somebody is writing in {out}, perhaps a job that an earlier command has "
                     "left: wait for its end."
                 ) from error
         yield file.fileno()

@@ -20,6 +20,7 @@ from nodepint_mpi.config.experiment import Config, read_config
 from nodepint_mpi.config.plain import plain_config
 from nodepint_mpi.config.scaling import Scaling, StudySection
 from nodepint_mpi.errors import ConfigError, NodepintError
+from nodepint_mpi.names import hint
 
 NEVER = 10**9
 """Steps between checkpoints: only the last one is saved."""
@@ -61,7 +62,7 @@ def plan_points(
     names = [study.name for study in scaling.study]
     for name in only:
         if name not in names:
-            raise ConfigError(f"`--only {name}`: {source} has the studies {', '.join(names)}.")
+            raise ConfigError(f"`--only {name}`: unknown study in {source}{hint(name, names)}")
     points = []
     for study in scaling.study:
         try:

@@ -4,7 +4,6 @@ A cell is a run directory, OUT/NAME/METHOD, and a note beside it, METHOD.json. I
 loads neither MPI nor JAX.
 """
 
-import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from nodepint_mpi.config.plain import plain_config
 from nodepint_mpi.config.table import TableList, TableProblem
 from nodepint_mpi.errors import ConfigError, OutputError
 from nodepint_mpi.io.directory import write_text
+from nodepint_mpi.names import hint
 
 TABLE = Series(
     results="table.jsonl",
@@ -55,9 +55,7 @@ def plan_cells(
     names = [problem.name for problem in table.problem]
     for name in only:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names)}."
-            raise ConfigError(f"`--only {name}`: there is no such problem in the list; {hint}")
+            raise ConfigError(f"`--only {name}`: unknown problem{hint(name, names)}")
     cells = []
     for problem in table.problem:
         chosen = not only or problem.name in only
