@@ -9,9 +9,10 @@
 #   tools/test.sh 2 3 -- tests/parallel    only those tests, on 2 and on 3 ranks
 #   tools/test.sh 1 -- -k adjoint -x       any pytest arguments
 #
-# Tests in tests/cli and tests/jobs start jobs of their own; tests/core and tests/models know no ranks: they run
-# only on 1 rank. If no pytest arguments are given, three things run beside each other there: tests
-# of commands, tests that mostly wait (for a failed job to end, for SLURM), and all others.
+# Tests in tests/cli and tests/jobs start jobs of their own; tests/core and tests/models know no
+# ranks: they run only on 1 rank. If no pytest arguments are given, three things run beside each
+# other there: tests of commands, tests that mostly wait (for a failed job to end, for SLURM), and
+# all others.
 # TEST_LIMIT_S is the time each stage with tests may take, default 2400. Every stage runs, whatever
 # the others gave; the exit status is 0 if all of them passed.
 set -euo pipefail

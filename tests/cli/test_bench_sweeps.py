@@ -1,12 +1,15 @@
 """`nodepint bench sweeps` counts as one does by hand, and draws what it counted."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.cli.small_case import read_json
 
 pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(300)]
 
-METHODS = "parareal", "tangent, identity, cheap"
+OWN = f"{Path(__file__).parents[2] / 'docs' / 'examples' / 'relaxed_parareal.py'}:make_method"
+METHODS = "parareal", "tangent, identity, cheap", OWN
 
 
 def test_bench_sweeps(nodepint, tmp_path):
@@ -15,9 +18,10 @@ def test_bench_sweeps(nodepint, tmp_path):
     said = nodepint(2, "bench", "sweeps", "lotka_volterra", *chosen, *files).stdout
     result = read_json(tmp_path / "s.json")
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
-    parareal, tangent = result["methods"]
-    assert (parareal["method"], tangent["method"]) == METHODS
-    for row in result["methods"]:
+    parareal, tangent, own = result["methods"]
+    assert (parareal["method"], tangent["method"], own["method"]) == METHODS
+    assert parareal["forward"]["sweeps"] <= own["forward"]["sweeps"] < 14  # it takes smaller steps
+    for row in (parareal, tangent):
         for direction in ("forward", "adjoint"):
             assert row[direction]["errors"][-1] < 1e-12
             assert row[direction]["errors"][row[direction]["sweeps"]] <= 1e-6

@@ -41,8 +41,8 @@ def serial_loss(u0, args):
 
 
 @pytest.mark.parametrize(
-    "name", ["parareal", "picard", pytest.param("tangent", marks=pytest.mark.mpi(max_size=3)),
-             pytest.param("reduced", marks=pytest.mark.mpi(max_size=3))],
+    "name", ["parareal", "picard", pytest.param("tangent", marks=pytest.mark.mpi(max_size=2)),
+             pytest.param("reduced", marks=pytest.mark.mpi(max_size=2))],
 )  # fmt: skip
 def test_it_arrives_at_the_serial_gradient(comms, name):
     comm = comms.time

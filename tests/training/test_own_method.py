@@ -93,8 +93,9 @@ def test_options_of_named_methods_are_refused(comms):
         )  # fmt: skip
 
 
-@pytest.mark.mpi(max_size=3)
-@pytest.mark.parametrize("tracking", ["", "tracking = {}\n"])
+@pytest.mark.parametrize(
+    "tracking", ["", pytest.param("tracking = {}\n", marks=pytest.mark.mpi(max_size=2))]
+)
 def test_it_trains_and_goes_on_from_a_checkpoint(comms, source, shared_tmp_path, tracking):
     tight = "stopping = { tol = 1e-12 }\nadjoint = { tol = 1e-12 }\n" + tracking
     losses = {}
