@@ -24,7 +24,6 @@ from nodepint_mpi.parallel.counters import Tally, cond, count, counting, while_l
 from nodepint_mpi.parallel.methods.base import AbstractMethod
 
 It = TypeVar("It")
-Seen = TypeVar("Seen")
 OnIterate = Callable[[Any, Any, Tally], Any]
 """What a bench sees of every iterate: `(seen, iterate, tally) -> seen`, with what this rank did for
 it. It may be collective; what it returns has the structure of what it gets."""

@@ -133,7 +133,7 @@ class WarmStarts:
         return Carry({name: jnp.array(block) for name, block in self._blank.rows.items()}, {})
 
     def _renamed(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Rows by their names of today: checkpoints before 0.2 called both kinds alike."""
+        """Rows by their names of today: older checkpoints called both kinds alike."""
         forward, backward = tuple(self._blank.rows) or (ENDS, LEFTS)
         names = {"tracks": forward, "cotracks": backward}
         return {names.get(name, name): block for name, block in rows.items()}
