@@ -172,7 +172,7 @@ MPICC="$(command -v "$MPICC")"
 
 libmpi="$(linked_libmpi "$scratch")" || {
     cat "$scratch/probe.log" >&2
-    die "$MPICC cannot compile an MPI program (its output is above)" "mend that or set MPICC to another one"
+    die "$MPICC cannot compile an MPI program (its output is above)" "fix that or set MPICC to another one"
 }
 [ -n "$libmpi" ] || die "programs made by $MPICC find no shared libmpi" \
     "add its folder to LD_LIBRARY_PATH (loading the MPI's module does that)"
@@ -267,7 +267,7 @@ if [ "$("$uv" --version 2>/dev/null | awk '{print $2}')" != "$(sed -n '1s/^uv==\
     say "installing uv"
     "$VENV/bin/python" -m pip install -q --disable-pip-version-check --no-deps --require-hashes \
         --only-binary :all: -r "$scratch/uv.lock" ||
-        die "uv could not be installed (the reason is above)" "mend pip's settings (on a cluster: run this on a node with a network)"
+        die "uv could not be installed (the reason is above)" "fix pip's settings (on a cluster: run this on a node with a network)"
 fi
 mirror="$("$VENV/bin/python" -m pip config get global.index-url 2>/dev/null || echo "${PIP_INDEX_URL:-}")"
 if [ -n "$mirror" ] && [ -z "${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-}" ]; then
@@ -277,7 +277,7 @@ export VIRTUAL_ENV="$VENV"
 
 say "installing the locked packages"
 "$uv" pip install -q --require-hashes --only-binary :all: -r requirements.lock ||
-    die "the locked packages could not be installed (the reason is above)" "mend that"
+    die "the locked packages could not be installed (the reason is above)" "fix that"
 
 # mpi4py's wheel looks here first, so it takes the library that the builds below are linked to,
 # whatever else a search path may offer.
@@ -298,7 +298,7 @@ build() {
         --no-build-isolation --no-binary :all: --require-hashes -w "$scratch/wheels" \
         -r "$scratch/$name.lock" >"$log" 2>&1 || {
         tail -n 30 "$log" >&2
-        die "$name could not be built against $MPICC and $HDF5_DIR (its last words are above)" "mend that"
+        die "$name could not be built against $MPICC and $HDF5_DIR (its last words are above)" "fix that"
     }
     say "built $name in $((SECONDS - started)) s"
 }

@@ -83,10 +83,10 @@ def test_ratios_are_to_the_faster_serial_one():
 def test_what_cannot_be_compared_is_refused(case, nodepint, tmp_path):
     nodepint(2, "bench", "train", case.config, code=2)
     for options, message in (
-        (("--ranks", "1,x"), "no list of numbers"),
+        (("--ranks", "1,x"), "expected comma-separated integers"),
         (("--ranks", "999"), "cores for this process"),
         (("--ranks", "1", "--repeats", "1", "--timeout", "1"), "no answer within 1 s"),
     ):
         done = alone("bench", "train", case.config, *options, cwd=tmp_path)
         assert done.returncode == 2 and message in done.stderr, done.stderr
-        assert message == "no list of numbers" or has_one_message(done.stderr)
+        assert message == "expected comma-separated integers" or has_one_message(done.stderr)

@@ -69,7 +69,9 @@ def test_plain_diffrax_is_taken_where_it_is_faster_and_the_reason_is_told(advise
     found = advised(Trials((plain(1.0),), (slow,)), ranks=[1, 2], network=FREE)
     assert found.taken is None and settings_of(found) == (0, [])
     assert advice_as_data(found)["serial"]
-    assert found.reason.startswith("Train serially, by plain diffrax, one core: the best of ours")
+    assert found.reason.startswith(
+        "Train serially, by plain diffrax, one core: the best parallel run"
+    )
     assert "of a step goes into what all ranks do alike" in found.reason
     sweeping = trial("ours", 4.0, fine=0.49, counts=3)._replace(sweeps=(3.0, 3.0))
     found = advised(Trials((plain(1.0),), (sweeping,)), ranks=[2], network=FREE)

@@ -54,11 +54,11 @@ def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path):
     assert (tmp_path / "precious").read_text() == "mine"
 
 
-def test_where_there_are_no_locks_it_is_said(tmp_path, monkeypatch, caplog):
+def test_where_there_are_no_locks_a_warning_is_logged(tmp_path, monkeypatch, caplog):
     def refuse(handle, operation):
         raise OSError(lock.errno.ENOLCK, os.strerror(lock.errno.ENOLCK))
 
     monkeypatch.setattr(lock.fcntl, "lockf", refuse)
     with caplog.at_level("WARNING", "nodepint_mpi"), locking(tmp_path):
         pass
-    assert "start one job only" in caplog.text
+    assert "start only one job" in caplog.text

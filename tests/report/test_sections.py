@@ -342,7 +342,7 @@ def test_runs_are_compared_by_what_differs(make_run, tmp_path):
 def test_runs_that_do_not_differ_and_single_ones(make_run):
     one, same = make_run("one"), make_run("same")
     assert "The configs do not differ" in format_comparison(compare_runs([one, same]))
-    with pytest.raises(ConfigError, match="got 1 run; it takes two or more"):
+    with pytest.raises(ConfigError, match="got 1 run; it needs at least two"):
         compare_runs([one])
     with pytest.raises(ConfigError, match="gone is not a run directory"):
         compare_runs([one, one.with_name("gone")])

@@ -239,7 +239,7 @@ def test_bad_files_and_runs_are_refused_in_words(comms, make_run, shared_tmp_pat
     bad.write_bytes(content.replace(b"format 2\n", b"format 9\n", 1))
     with pytest.raises(ReducedModelError, match="has format 9"):
         load_rom(bad)
-    with pytest.raises(NodepintError, match="is there and no reduced model"):
+    with pytest.raises(NodepintError, match="exists and is not a reduced model"):
         export_rom(folder, folder / CONFIG, comms, rank=2)
     with pytest.raises(NodepintError, match="there is no folder"):
         export_rom(folder, folder / "no" / "rom.h5", comms, rank=2)
