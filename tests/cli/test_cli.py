@@ -170,7 +170,7 @@ def test_bench_repeats_the_published_counts(nodepint, tmp_path):
 
 def test_bench_of_an_unknown_problem_suggests_a_known_one(nodepint):
     done = nodepint(1, "bench", "published", "lorentz", code=2)
-    assert "'lorentz'; did you mean 'lorenz'?" in done.stderr
+    assert "'lorentz'; did you mean 'lorenz'" in done.stderr
 
 
 def test_set_takes_toml_and_plain_words(case, tmp_path):
