@@ -27,5 +27,5 @@ def test_two_ways_to_say_the_rank_are_one_too_many(trained, tmp_path):
     done = alone("rom", "export", trained(2), *options, cwd=tmp_path)
     assert done.returncode == 2
     (message,) = messages(done.stderr)
-    assert "give one" in message
+    assert "give only one" in message
     assert not list(tmp_path.iterdir())
