@@ -86,5 +86,5 @@ def _start(read: Callable[[], Config]) -> Config:
 
 @functools.cache
 def _world_comms(n_groups: int) -> Comms:
-    """The communicators of all runs with so many groups, made by the first. Collective."""
+    """Communicators with this number of groups, made once and shared by all runs. Collective."""
     return make_comms(world(), n_groups=n_groups)

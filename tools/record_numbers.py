@@ -310,7 +310,7 @@ def training_cases() -> Iterator[tuple[str, Case]]:
 
 
 def all_cases(n_ranks: int, only: str = "") -> dict[str, Case]:
-    """The cases of so many ranks whose names contain a text, training first. Local.
+    """The cases for this number of ranks whose names contain a text, training first. Local.
 
     Training first: it places ranks on cores, which must be before JAX starts.
     """

@@ -153,7 +153,7 @@ def own_method(case: SweepCase, path: str, key: str) -> AbstractMethod:
         key: What names it, for errors.
 
     Raises:
-        ConfigError: if there is no such function, or it makes no method.
+        ConfigError: if the function does not exist or does not return a method.
     """
     field = case.problem.field
     fine, coarse, cheap = (

@@ -130,7 +130,7 @@ def scaling(
     else:
         import mpi4py
 
-        mpi4py.rc.initialize = False  # nothing here is sent, and a batch shell is no rank
+        mpi4py.rc.initialize = False  # this process sends no messages: it may be a batch shell
         from nodepint_mpi.bench.planning.network import Network
         from nodepint_mpi.bench.studies.model import make_model
         from nodepint_mpi.bench.studies.report import make_report

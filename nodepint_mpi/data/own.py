@@ -22,7 +22,7 @@ def with_own_data(config: Config) -> Config:
     The data are made unless they are there. The same config if its source is no function.
 
     Raises:
-        NodepintError: if there is no such function or it does not make what it should.
+        NodepintError: if the function does not exist or returns something else.
     """
     data = config.data
     if data is None or not data.is_made:

@@ -249,11 +249,16 @@ def solve(
     flat_guess = None if guess is None else lay_out_guess(guess, layout, len(edges))
     flat_field = as_field(field, layout)
     check_field(flat_field, edges[0], args)
-    steps = [part for part in (fine, coarse, tangents) if isinstance(part, AbstractIntegrator)]
-    check_field_resolution(flat_field, args, initial, edges, steps)
+    propagator, method = (
+        Propagator(flat_field, fine),
+        make_method(options, flat_field, edges[0], args),
+    )
+    for part in jax.tree.leaves((propagator, method), is_leaf=_is_propagator):
+        if _is_propagator(part):
+            check_field_resolution(part.field, args, initial, edges, [part.integrator])
     solver = TimeSolver(
-        fine=Propagator(flat_field, fine),
-        method=make_method(options, flat_field, edges[0], args),
+        fine=propagator,
+        method=method,
         stopping=default_stopping(stopping),
         adjoint_tol=adjoint_tol,
         slices_at_once=slices_at_once,
@@ -349,6 +354,10 @@ def _solve_replicated(comm, solver, edges, static, throw, arrays, params, initia
 
     run.defvjp(forward, backward)
     return run(arrays, params, initial, guess)
+
+
+def _is_propagator(part: Any) -> bool:
+    return isinstance(part, Propagator)
 
 
 def _has_field(part: Any) -> bool:

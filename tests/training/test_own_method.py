@@ -93,6 +93,20 @@ def test_options_of_named_methods_are_refused(comms):
         )  # fmt: skip
 
 
+@pytest.mark.mpi(max_size=2)
+def test_steps_that_time_does_not_resolve_are_refused_in_a_method_too(comms):
+    def forced(t, u, args):
+        return -args * u + jnp.cos(t)
+
+    coarse = nm.Propagator(forced, nm.FixedSteps(nm.RK4(), 400))
+    with pytest.raises(ProblemError, match="count time from a later origin"):
+        nm.solve(
+            lambda t, u, args: -args * u, jnp.ones(1, "float32"), 1e5 + EDGES,
+            fine=nm.FixedSteps(nm.RK4(), 2), method=nm.Parareal(coarse), args=jnp.float32(1.0),
+            comm=comms.time,
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "tracking", ["", pytest.param("tracking = {}\n", marks=pytest.mark.mpi(max_size=2))]
 )

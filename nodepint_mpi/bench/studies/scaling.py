@@ -137,7 +137,7 @@ def _make_point(
     apart. `serial` is the point that takes the same steps by plain diffrax, if there is one; it is
     `is_plain`, has none itself, and may be that of several curves.
     """
-    assert config.data is not None  # else there is no such point
+    assert config.data is not None  # points without data are refused before
     label, folder = ", ".join([study.name, *describe(over), name]), place / name
     facts = {
         "study": study.name,

@@ -179,7 +179,7 @@ class AbstractMethod(eqx.Module):
         return leave_swept(self, line, initial, swept, fine_ends, coswept, outs)[0]
 
     def carry_like(self, n_owned: int, state: jax.ShapeDtypeStruct) -> Carry:
-        """A carry that says nothing, for states (*batch, *sample) on so many slices. Local.
+        """An empty carry for states (*batch, *sample) on `n_owned` slices. Local.
 
         Arrays that are equal on all ranks have the shapes of `carry`; rows are there only if they
         make a solve start from nothing, as zero defects do.
