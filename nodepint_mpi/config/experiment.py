@@ -53,20 +53,59 @@ class DataSection(Section):
     """Where samples come from. `source` is a prepared folder, `hub:NAME`, or an import path.
 
     What the import path names is a function of the user's own, called with `options`, that makes
-    the splits; see `nodepint_mpi.data.made`.
+    the splits; see `nodepint_mpi.data.made`. All other keys but the splits are names of columns.
 
-    Without `times` a sample is an input and a label; with `times`, the column of observation
-    times, it is a trajectory whose first observation is the input.
+    Without `times` a sample is an `input` and a label; with `times`, the column of observation
+    times, it is a trajectory of observations `target`, each at a time of its own if the rows
+    differ. The encoder gets `initial`, a row of its own kind, or else the first observation of
+    `input`. `mask` is true where an observation, or a component of one, is there, and
+    `missing = "nan"` says that NaN stands for what is not; `weights` are those of samples or of
+    observations in the loss. `static` are numbers of a sample that the field is given, and
+    `inputs` a signal it is given over time, known at `input_times` (`times` unless given) and
+    constant, linear or cubic between them (`interpolation`).
     """
 
     source: str
-    input: str
+    input: str | None = None
     target: str
     times: str | None = None
+    initial: str | None = None
+    mask: str | None = None
+    missing: Literal["nan"] | None = None
+    weights: str | None = None
+    static: str | None = None
+    inputs: str | None = None
+    input_times: str | None = None
+    interpolation: Literal["constant", "linear", "cubic"] | None = None
     train_split: str = "train"
     test_split: str = "test"
     batch_size: PositiveInt | None = None
     options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _columns_that_belong_together(self):
+        if (self.input is None) == (self.initial is None):
+            raise ValueError(
+                "needs one of `input`, whose first observation the encoder gets where there are "
+                "`times`, and `initial`, which it gets as it is"
+            )
+        if self.inputs is None:
+            if self.input_times is not None or self.interpolation is not None:
+                raise ValueError("`input_times` and `interpolation` are those of `inputs`")
+        elif self.interpolation is None:
+            raise ValueError("`inputs` need `interpolation`: 'constant', 'linear' or 'cubic'")
+        elif self.input_times is None and self.times is None:
+            raise ValueError("`inputs` need `input_times`, the column of times they are known at")
+        if self.times is None and (self.mask is not None or self.missing is not None):
+            raise ValueError("`mask` and `missing` are for trajectories: they need `times`")
+        return self
+
+    @property
+    def encoded(self) -> str:
+        """The column that the encoder gets a row of, or the first observation of one."""
+        name = self.input if self.initial is None else self.initial
+        assert name is not None  # one of them is given
+        return name
 
     @model_validator(mode="after")
     def _is_a_source(self):
@@ -164,14 +203,23 @@ class GrowthSection(Section):
         return self
 
 
+class LossTerm(Section):
+    """What is added to the loss, `weight` times: `name` is an import path."""
+
+    name: str
+    weight: PositiveFloat = 1.0
+
+
 class LossSection(Section):
     """`mean_squared_error`, `mean_squared_log_error`, `cross_entropy`, or an import path.
 
-    `metrics` are import paths of what is reported beside it on the test split.
+    `metrics` are import paths of what is reported beside it on the test split. `terms` are added to
+    it in training: functions of the model and of a batch, one number a sample or one for all.
     """
 
     name: str
     metrics: list[str] = []
+    terms: list[LossTerm] = []
 
 
 class OptimSection(Section):
@@ -249,6 +297,13 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _given_fields(self):
+        given = self.data is not None and (self.data.inputs or self.data.static)
+        if given and self.time.method == "reduced":
+            raise ValueError("`data.inputs` and `data.static` go with any method but 'reduced'")
+        return self
+
+    @model_validator(mode="after")
     def _layers(self):
         if isinstance(self.network, ConvNetwork) and self.network.layers is not None:
             if self.time.horizon != [0.0, self.network.layers]:
@@ -301,7 +356,18 @@ class Config(Section):
             del identity["time"]["basis"]["recurrence"]
         if identity["loss"] is not None:
             del identity["loss"]["metrics"]
+            _drop_none(identity["loss"], ("terms",))
+        if identity["data"] is not None:  # as before there were such keys
+            added = ("initial", "mask", "missing", "weights", "static", "inputs", "input_times")
+            _drop_none(identity["data"], (*added, "interpolation"))
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _drop_none(section: dict[str, Any], names: Sequence[str]) -> None:
+    """Leave out what is not given: keys that are younger than some fingerprints."""
+    for name in names:
+        if not section[name]:
+            del section[name]
 
 
 Overrides = Sequence[str] | Mapping[str, Any]

@@ -73,6 +73,29 @@ class ViewColumn(AbstractColumn):
                 )
 
 
+class RaggedColumn(AbstractColumn):
+    """Lists of numbers, or of equally shaped arrays, that differ in length from row to row.
+
+    `shape` and `dtype` are those of one entry of a list, `lengths` (rows,) the numbers of entries.
+    """
+
+    def __init__(self, lengths: np.ndarray, values: np.ndarray):
+        self.lengths = lengths
+        self.shape = values.shape[1:]
+        self.dtype = values.dtype
+        self._values = values
+        self._ends = np.cumsum(lengths)
+
+    def take(self, index: np.ndarray) -> np.ndarray:
+        """Rows filled up with zeros to the longest of all rows: (len(index), longest, *shape)."""
+        longest = int(self.lengths.max(initial=0))
+        out = np.zeros((len(index), longest, *self.shape), self.dtype)
+        for i, row in enumerate(index.tolist()):
+            end, length = int(self._ends[row]), int(self.lengths[row])
+            out[i, :length] = self._values[end - length : end]
+        return out
+
+
 class EncodedColumn(AbstractColumn):
     """Cells that are decoded one by one; all must have the shape and type of row 0."""
 
@@ -106,6 +129,48 @@ class EncodedColumn(AbstractColumn):
             raise DataError(
                 f"row {row} of column {self._name!r} cannot be decoded ({error})"
             ) from error
+
+
+def open_series(name: str, cells: pa.ChunkedArray, feature: Any) -> AbstractColumn:
+    """A column whose rows may be lists of different lengths. Local.
+
+    Args:
+        name: For messages.
+        cells: As in the table.
+        feature: What `datasets` knows of it.
+
+    Returns:
+        A `RaggedColumn` if the lengths differ, else what `open_column` makes of it.
+
+    Raises:
+        DataError: for values that are missing, and types that are not numbers.
+    """
+    chunks = [chunk for chunk in cells.chunks if len(chunk)]
+    ragged = [_ragged(chunk) for chunk in chunks]
+    lengths = [one for one in ragged if one is not None]
+    if len(lengths) < len(chunks):
+        return open_column(name, cells, feature)
+    rows = np.concatenate([one for one, _ in lengths])
+    if (rows == rows[0]).all() and rows[0]:
+        return open_column(name, cells, feature)
+    try:
+        parts = [_dense(values) for _, values in lengths if len(values)]
+        if not parts:
+            raise ValueError("all lists are empty")
+        return RaggedColumn(rows, np.concatenate(parts))
+    except ValueError as error:
+        raise DataError(f"column {name!r} does not hold series of numbers: {error}") from error
+
+
+def _ragged(array: pa.Array) -> tuple[np.ndarray, pa.Array] | None:
+    """Lengths of the lists of a chunk, and their entries; None if it holds no lists."""
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    kind = array.type
+    if array.null_count or not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return None
+    offsets = array.offsets.to_numpy()
+    return np.diff(offsets), array.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
 
 
 def open_column(name: str, cells: pa.ChunkedArray, feature: Any) -> AbstractColumn:

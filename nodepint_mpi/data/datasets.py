@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from mpi4py import MPI
 
-from nodepint_mpi.data.columns import AbstractColumn, ViewColumn, open_column
+from nodepint_mpi.data.columns import AbstractColumn, ViewColumn, open_column, open_series
 from nodepint_mpi.data.sources import load, unknown
 from nodepint_mpi.errors import DataError
 
@@ -66,7 +66,12 @@ class Split:
 
 
 def open_split(
-    source: str | Path, split: str, columns: Sequence[str], *, verify: bool = False
+    source: str | Path,
+    split: str,
+    columns: Sequence[str],
+    *,
+    series: Sequence[str] = (),
+    verify: bool = False,
 ) -> Split:
     """Open some columns of one split of a prepared dataset, or of one on the hub.
 
@@ -80,6 +85,7 @@ def open_split(
             or the hub's client tries for half a minute).
         split: Name of the split, as a rule `train` or `test`.
         columns: Names of the columns to open.
+        series: Those of them whose rows may be lists of different lengths.
         verify: Compare the files with the checksums noted when they were prepared (files of up
             to 256 MiB; sizes are compared always).
 
@@ -101,7 +107,9 @@ def open_split(
         dataset = dataset.flatten_indices()
     try:
         opened = {
-            name: open_column(name, dataset.data.column(name), dataset.features[name])
+            name: (open_series if name in series else open_column)(
+                name, dataset.data.column(name), dataset.features[name]
+            )
             for name in columns
         }
     except DataError as error:
@@ -110,7 +118,11 @@ def open_split(
 
 
 def open_split_together(
-    control: MPI.Comm, source: str | Path, split: str, columns: Sequence[str]
+    control: MPI.Comm,
+    source: str | Path,
+    split: str,
+    columns: Sequence[str],
+    series: Sequence[str] = (),
 ) -> Split:
     """`open_split` on all ranks, with rank 0 first.
 
@@ -130,7 +142,7 @@ def open_split_together(
         cause = failure = None
         if (control.rank == 0) == first:
             try:
-                opened = open_split(source, split, columns, verify=first)
+                opened = open_split(source, split, columns, series=series, verify=first)
             except Exception as error:  # told to all ranks below, where it is raised
                 cause = error
                 kind = "" if isinstance(error, DataError) else f"{type(error).__name__}: "

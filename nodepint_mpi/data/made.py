@@ -99,12 +99,39 @@ def _as_dataset(columns: Any) -> datasets.Dataset:
     """Arrays by column as a dataset, in their own types; ValueError where that cannot be."""
     if not isinstance(columns, Mapping) or not columns:
         raise ValueError(f"it must be a dict of arrays, given {type(columns).__name__}")
-    arrays = {str(name): np.asarray(array) for name, array in columns.items()}
-    lengths = {name: len(a) if a.ndim else 0 for name, a in arrays.items()}
+    arrays = {str(name): _as_rows(array) for name, array in columns.items()}
+    lengths = {name: len(a) for name, a in arrays.items()}
     if len(set(lengths.values())) > 1 or not all(lengths.values()):
         raise ValueError(f"columns need equally many rows, at least one, given {lengths}")
-    features = datasets.Features({name: _feature(name, a) for name, a in arrays.items()})
+    features = datasets.Features({
+        name: _series_feature(name, a) if isinstance(a, list) else _feature(name, a)
+        for name, a in arrays.items()
+    })  # fmt: skip
     return datasets.Dataset.from_dict(arrays, features=features)
+
+
+def _as_rows(column: Any) -> np.ndarray | list[np.ndarray]:
+    """A column as one array, or as a list of arrays where series differ in length."""
+    if isinstance(column, list | tuple):
+        rows = [np.asarray(row) for row in column]
+        if len({row.shape for row in rows}) > 1:
+            return rows
+    array = np.asarray(column)
+    return array if array.ndim else np.zeros(0)
+
+
+def _series_feature(name: str, rows: list[np.ndarray]) -> Any:
+    """Of a column of series: lists of numbers, or of arrays of one shape."""
+    if any(row.ndim == 0 or row.shape[1:] != rows[0].shape[1:] for row in rows):
+        shapes = sorted({row.shape for row in rows})
+        raise ValueError(f"column {name!r} has rows of shapes {shapes}: only the first may differ")
+    kind = np.result_type(*rows)
+    if not (np.issubdtype(kind, np.number) and not np.issubdtype(kind, np.complexfloating)):
+        raise ValueError(f"column {name!r} must hold real numbers, given {kind}")
+    feature: Any = datasets.Value(kind.name)
+    for length in reversed(rows[0].shape[1:]):
+        feature = datasets.List(feature, length=length)
+    return datasets.List(feature)
 
 
 def _feature(name: str, array: np.ndarray) -> Any:
