@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Inexact, Shaped
+from jaxtyping import Array, Bool, Float, Inexact, Shaped
 
 
 class Mean(eqx.Module):
@@ -28,44 +28,92 @@ class RootOfMean(Mean):
         return math.sqrt(super().value())
 
 
-Loss = Callable[[Array, Array], Mean]
-"""`loss(predictions, targets)`, both with leading axes (times, samples)."""
+Loss = Callable[..., Mean]
+"""`loss(predictions, targets)`, both with leading axes (times, samples); what else of `OFFERED` it
+takes by name it is given."""
+
+OFFERED = ("mask", "weights", "times", "model", "batch", "key")
+"""What a loss or metric may take by name. `mask` is of the targets' shape and false where nothing
+was observed, `weights` and `times` are (times, samples), `model` has encoder, processor and
+decoder, `batch` is the `SampleBatch`, and `key` is one for each sample in a training step, (samples,)
+of JAX's keys, and None else. `mask` and `weights` are None where all counts alike."""
+
+Some = Bool[Array, "*shape"] | None
+Weights = Float[Array, "times samples"] | None
+
+
+def _mean(values: Array, mask: Some, weights: Weights) -> Mean:
+    """The weighted mean of what is there."""
+    if mask is None and weights is None:
+        return Mean(jnp.sum(values), jnp.asarray(values.size, values.dtype))
+    counts = jnp.ones_like(values) if mask is None else mask.astype(values.dtype)
+    if weights is not None:
+        counts = counts * weights.reshape(*weights.shape, *[1] * (values.ndim - 2))
+    return Mean(jnp.sum(jnp.where(counts > 0, counts * values, 0.0)), jnp.sum(counts))
+
+
+def _where(mask: Some, values: Array, instead: float) -> Array:
+    """Values with a harmless number where nothing was observed, so that no derivative is NaN."""
+    return values if mask is None else jnp.where(mask, values, instead)
 
 
 def mean_squared_error(
-    predictions: Inexact[Array, "*shape"], targets: Inexact[Array, "*shape"]
+    predictions: Inexact[Array, "*shape"],
+    targets: Inexact[Array, "*shape"],
+    *,
+    mask: Some = None,
+    weights: Weights = None,
 ) -> Mean:
     """Squared error, averaged over times, samples and components."""
-    errors = jnp.square(predictions - targets)
-    return Mean(jnp.sum(errors), jnp.asarray(errors.size, errors.dtype))
+    return _mean(jnp.square(_where(mask, predictions - targets, 0.0)), mask, weights)
 
 
 def mean_squared_log_error(
-    predictions: Inexact[Array, "*shape"], targets: Inexact[Array, "*shape"]
+    predictions: Inexact[Array, "*shape"],
+    targets: Inexact[Array, "*shape"],
+    *,
+    mask: Some = None,
+    weights: Weights = None,
 ) -> Mean:
     """Squared difference of logarithms: for positive quantities, relative errors count."""
-    return mean_squared_error(jnp.log(predictions), jnp.log(targets))
+    logs = (jnp.log(_where(mask, values, 1.0)) for values in (predictions, targets))
+    return mean_squared_error(*logs, mask=mask, weights=weights)
 
 
 def cross_entropy(
-    logits: Inexact[Array, "*shape classes"], labels: Shaped[Array, "*shape"]
+    logits: Inexact[Array, "*shape classes"],
+    labels: Shaped[Array, "*shape"],
+    *,
+    mask: Some = None,
+    weights: Weights = None,
 ) -> Mean:
     """Cross entropy of integer labels, averaged over times and samples."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return Mean(jnp.sum(losses), jnp.asarray(losses.size, losses.dtype))
+    return _mean(losses, mask, weights)
 
 
-def accuracy(logits: Inexact[Array, "*shape classes"], labels: Shaped[Array, "*shape"]) -> Mean:
+def accuracy(
+    logits: Inexact[Array, "*shape classes"],
+    labels: Shaped[Array, "*shape"],
+    *,
+    mask: Some = None,
+    weights: Weights = None,
+) -> Mean:
     """Share of samples whose largest logit is at the label."""
-    hits = (jnp.argmax(logits, axis=-1) == labels).astype(logits.dtype)
-    return Mean(jnp.sum(hits), jnp.asarray(hits.size, hits.dtype))
+    return _mean((jnp.argmax(logits, axis=-1) == labels).astype(logits.dtype), mask, weights)
 
 
 def relative_error(
-    predictions: Inexact[Array, "*shape"], targets: Inexact[Array, "*shape"]
+    predictions: Inexact[Array, "*shape"],
+    targets: Inexact[Array, "*shape"],
+    *,
+    mask: Some = None,
+    weights: Weights = None,
 ) -> RootOfMean:
     """Relative L2 error: the norm of all errors together over that of all targets."""
-    return RootOfMean(jnp.sum(jnp.square(predictions - targets)), jnp.sum(jnp.square(targets)))
+    errors = _mean(jnp.square(_where(mask, predictions - targets, 0.0)), mask, weights)
+    wanted = _mean(jnp.square(_where(mask, targets, 0.0)), mask, weights)
+    return RootOfMean(errors.sum, wanted.sum)
 
 
 LOSSES: dict[str, Loss] = {

@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Inexact, Int, Real
 
+from nodepint_mpi.core.exogenous import hold, jumps_in, step_ends
 from nodepint_mpi.core.types import Field, Params, State
 from nodepint_mpi.errors import ProblemError
 
@@ -87,7 +88,8 @@ class FixedSteps(AbstractIntegrator):
             )  # fmt: skip
         term, n_steps = diffrax.ODETerm(field), self.n_steps
         grid = t0 + (t1 - t0) * (jnp.arange(n_steps + 1, dtype=t0.dtype) / n_steps)
-        grid = grid.at[-1].set(t1)
+        grid = step_ends(grid.at[-1].set(t1), params)
+        jumps = jumps_in(params)  # then no slope of the step before is used
         # With few times, the steps these fall in are taken again; else every step is kept.
         few = self.checkpoints is None and 4 * ts.size < n_steps
         where = jnp.clip(jnp.searchsorted(grid, ts) - 1, 0, n_steps - 1)
@@ -95,12 +97,12 @@ class FixedSteps(AbstractIntegrator):
         def step(carry, times):
             (u, state, succeeded), (left, right) = carry, times
             u, _, dense, state, result = self.solver.step(
-                term, left, right, u, params, state, made_jump=False
+                term, left, right, u, hold(params, left, right), state, made_jump=jumps
             )
             succeeded = succeeded & (result == diffrax.RESULTS.successful)
             return (u, state, succeeded), (None if few else dense)
 
-        state = self.solver.init(term, grid[0], grid[1], start, params)
+        state = self.solver.init(term, grid[0], grid[1], start, hold(params, grid[0], grid[1]))
         carry, steps = (start, state, jnp.array(True)), (grid[:-1], grid[1:])
         if few:
             read = jnp.zeros((ts.size, *start.shape), start.dtype)
@@ -115,8 +117,9 @@ class FixedSteps(AbstractIntegrator):
             ((end, _, succeeded), read), _ = jax.lax.scan(step_and_read, (carry, read), rows)
 
             def retake(left, right, u):
-                state = self.solver.init(term, left, right, u, params)
-                return self.solver.step(term, left, right, u, params, state, made_jump=False)[2]
+                args = hold(params, left, right)
+                state = self.solver.init(term, left, right, u, args)
+                return self.solver.step(term, left, right, u, args, state, made_jump=jumps)[2]
 
             dense = jax.vmap(retake)(grid[where], grid[where + 1], read) if ts.size else None
         elif self.checkpoints is None:

@@ -2,6 +2,8 @@
 
     U[n+1] = F_n(w U[n] + (1 - w) D[n]),   D[n] the observed state at edge n, U[0] as it is
 
+Where a sample was not observed around an edge its trajectory is continuous there.
+
 With weight w = 0 every slice is fitted by itself from data (multiple shooting without matching),
 with w = 1 the trajectory is continuous. In between errors are damped from slice to slice, and
 gradients with them, so that long oscillations do not lock the fit into a flat minimum; training
@@ -21,6 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, Inexact
 
 from nodepint_mpi.core.propagators import Propagator
+from nodepint_mpi.core.sample_params import SamplePropagator
 from nodepint_mpi.core.types import Params
 from nodepint_mpi.errors import ProblemError
 
@@ -28,34 +31,41 @@ Solver = TypeVar("Solver", bound=eqx.Module)
 
 
 class RelaxedParams(NamedTuple):
-    """Parameters of the field, the weight w, and the observed states at all edges."""
+    """Parameters of the field, the weight w, and the observed states at all edges.
+
+    `known` says which samples were observed around which edge; all if None.
+    """
 
     field: Params
     weight: Float[Array, ""]
     observed: Inexact[Array, "edges *state"]
+    known: Float[Array, "edges samples"] | None = None
 
 
-class RelaxedPropagator(Propagator):
+class RelaxedPropagator(SamplePropagator):
     """A propagator whose slices start relaxed if it is given `RelaxedParams`, else as ever."""
-
-    def for_tangents(self):
-        return RelaxedPropagator(self.field, self.integrator.for_tangents())
 
     def __call__(self, params, start, t0, length, ts, index=None):
         if not isinstance(params, RelaxedParams):
             return super().__call__(params, start, t0, length, ts, index)
         weight = jnp.where(index == 0, 1.0, params.weight).astype(start.dtype)
+        if params.known is not None:
+            known = params.known[index].reshape(-1, *[1] * (start.ndim - 1))
+            weight = jnp.where(known > 0, weight, 1.0)
         relaxed = weight * start + (1 - weight) * params.observed[index]
         return super().__call__(params.field, relaxed, t0, length, ts, index)
 
 
 def relax(solver: Solver) -> Solver:
     """The same solver with relaxed propagators throughout. Local."""
+    return with_propagators(solver, RelaxedPropagator)
+
+
+def with_propagators(solver: Solver, kind: type[Propagator]) -> Solver:
+    """The same solver with propagators of another kind throughout. Local."""
 
     def wrap(part):
-        if not isinstance(part, Propagator):
-            return part
-        return RelaxedPropagator(part.field, part.integrator)
+        return kind(part.field, part.integrator) if isinstance(part, Propagator) else part
 
     return jax.tree.map(wrap, solver, is_leaf=lambda part: isinstance(part, Propagator))
 

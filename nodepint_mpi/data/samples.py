@@ -1,15 +1,35 @@
-"""Samples as the training loop wants them: inputs, targets, and when the targets are observed."""
+"""Samples as the training loop wants them: what is encoded, what is observed and when, and what
+else each sample brings."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from mpi4py import MPI
 
 from nodepint_mpi.build.model import build_edges
 from nodepint_mpi.config.experiment import Config, DataSection
-from nodepint_mpi.core.observations import place_observations
-from nodepint_mpi.data.datasets import Split, batch_indices, check_finite, open_split_together
+from nodepint_mpi.core.batch import (
+    ReadSizes,
+    SampleBatch,
+    count_reads,
+    observe_at_edges,
+    place_reads,
+    snap_times,
+)
+from nodepint_mpi.core.exogenous import count_knots, cut_signal
+from nodepint_mpi.core.partition import OwnedSlices, own_slices, owned_range
+from nodepint_mpi.data.columns import RaggedColumn
+from nodepint_mpi.data.datasets import Split, batch_indices, open_split_together
 from nodepint_mpi.data.same_data import require_same_data
+from nodepint_mpi.data.sample_checks import (
+    SeriesTimes,
+    check_rows,
+    columns_of,
+    entry_shape,
+    known_inputs,
+    observed,
+    series_of,
+)
 from nodepint_mpi.errors import ConfigError, DataError
 from nodepint_mpi.ranks.agreement import together
 
@@ -17,24 +37,52 @@ from nodepint_mpi.ranks.agreement import together
 class Samples(NamedTuple):
     """One split of the data. `times` are the observation times of its targets.
 
-    A labeled sample is observed once, at the end of the horizon. A trajectory's input is its
-    first observation.
+    A labeled sample is observed once, at the end of the horizon. Where trajectories have times of
+    their own these are in `series`, and `times` holds all that occur.
     """
 
     split: Split
     section: DataSection
     times: np.ndarray
+    series: SeriesTimes | None = None
 
     @property
     def n_rows(self) -> int:
         return self.split.n_rows
 
-    def take(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs (samples, ...) and targets (samples, times, ...) by global row index. Local."""
-        targets = self.split.take(self.section.target, indices)
-        if self.section.times is None:
-            return self.split.take(self.section.input, indices), targets[:, None]
-        return self.split.take(self.section.input, indices)[:, 0], targets
+    @property
+    def has_gaps(self) -> bool:
+        """Whether a target may be an observation that was not made. Local."""
+        section = self.section
+        return not (self.series is None and section.mask is None and section.missing is None)
+
+    def take(self, indices: np.ndarray) -> SampleBatch:
+        """Samples by global row index, without what depends on the rank. Local."""
+        section, split, rows = self.section, self.split, np.asarray(indices)
+        targets, initial = split.take(section.target, rows), split.take(section.encoded, rows)
+        numbers = rows.astype(np.int32)
+        if section.times is None:
+            batch = SampleBatch(initial, targets[:, None], rows=numbers)
+        else:
+            if section.initial is None:
+                initial = initial[:, 0]
+            if section.missing is not None:
+                initial = np.nan_to_num(initial, nan=0.0)  # `check_first` refuses to encode these
+            there = observed(split, section, rows)
+            if there is not None:
+                targets = np.where(there, targets, np.zeros((), targets.dtype))
+            common = np.broadcast_to(self.times, (len(rows), len(self.times)))
+            times = common if self.series is None else self.series.times[rows]
+            batch = SampleBatch(initial, targets, there, times=times, rows=numbers)
+        if section.weights is not None:
+            weights = split.take(section.weights, rows).astype(float)
+            shape = batch.targets.shape[:2]
+            weights = np.broadcast_to(weights.reshape(len(rows), -1), shape)
+            batch = batch._replace(weights=weights)
+        if section.static is not None:
+            static = split.take(section.static, rows).reshape(len(rows), -1).astype(float)
+            batch = batch._replace(static=static)
+        return batch
 
     def batch_rows(self, seed: int, step: int) -> np.ndarray:
         """Rows of the mini-batch of one optimizer step; all if no batch size is set. Local."""
@@ -42,8 +90,88 @@ class Samples(NamedTuple):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        shape = tuple(self.split.column(self.section.input).shape)
-        return shape if self.section.times is None else shape[1:]
+        """Shape of what the encoder gets of a sample."""
+        section = self.section
+        if section.times is None or section.initial is not None:
+            return tuple(self.split.column(section.encoded).shape)
+        return entry_shape(self.split, section.encoded)
+
+    @property
+    def n_inputs(self) -> int:
+        """Channels of the inputs over time."""
+        if self.section.inputs is None:
+            return 0
+        return int(np.prod(entry_shape(self.split, self.section.inputs)))
+
+    @property
+    def n_static(self) -> int:
+        """Numbers a sample brings for the field."""
+        if self.section.static is None:
+            return 0
+        return int(np.prod(self.split.column(self.section.static).shape))
+
+
+class Block(NamedTuple):
+    """What one rank cuts out of the samples of a split, always in arrays of the same sizes.
+
+    `sizes` is None where all samples are read at the same times, `relaxed` says that observations
+    are interpolated to the slice edges here, and `n_knots` is zero without inputs.
+    """
+
+    edges: np.ndarray
+    owned: range
+    sizes: ReadSizes | None
+    n_knots: int
+    relaxed: bool
+    dtype: Any
+
+    def take(self, samples: Samples, rows: np.ndarray, step: int | None = None) -> SampleBatch:
+        """Samples by global row index, with what this rank needs of them. Local."""
+        batch = samples.take(rows)
+        if step is not None:
+            batch = batch._replace(step=np.asarray(step))
+        if self.sizes is not None:
+            assert samples.series is not None  # of which the sizes are
+            lengths = samples.series.lengths[rows]
+            reads = place_reads(batch.times, lengths, self.edges, self.owned, self.sizes)
+            batch = batch._replace(reads=reads._replace(times=reads.times.astype(self.dtype)))
+        if self.n_knots:
+            knots, values, lengths = known_inputs(samples.split, samples.section, rows)
+            kind = samples.section.interpolation
+            assert kind is not None  # checked by the config
+            own = self.edges[self.owned.start : self.owned.stop + 1]
+            signal = cut_signal(
+                snap_times(knots, self.edges), values, lengths, own, kind, self.n_knots, self.dtype
+            )
+            batch = batch._replace(signal=signal)
+        if self.relaxed:
+            seen = observe_at_edges(batch.times, batch.targets, batch.mask, self.edges)
+            batch = batch._replace(at_edges=seen[0], known=seen[1])
+        return batch
+
+
+def make_block(
+    samples: Samples, config: Config, n_ranks: int, rank: int, *, relaxed: bool
+) -> tuple[Block, OwnedSlices | None]:
+    """What a rank of a line cuts out of a split's samples. Local.
+
+    Returns:
+        The block; and the slices where samples have times of their own, else None.
+    """
+    edges, section = build_edges(config.time), samples.section
+    owned = owned_range(config.time.n_slices, n_ranks, rank)
+    sizes = slices = None
+    if samples.series is not None:
+        sizes = count_reads(*samples.series, edges, owned)
+        filled = [np.linspace(a, b, sizes.inside + 2)[1:-1] for a, b in zip(edges, edges[1:], strict=False)]
+        slices = own_slices(edges, n_ranks, rank, inside=filled)
+    n_knots = 0
+    if section.inputs is not None:
+        assert section.interpolation is not None  # checked by the config
+        knots, _, lengths = known_inputs(samples.split, section, np.arange(samples.n_rows))
+        n_knots = count_knots(snap_times(knots, edges), lengths, edges, section.interpolation)
+    dtype = np.dtype(config.run.precision)
+    return Block(edges, owned, sizes, n_knots, relaxed and samples.has_gaps, dtype), slices
 
 
 def open_samples(control: MPI.Intracomm, config: Config, split: str) -> Samples:
@@ -56,77 +184,68 @@ def open_samples(control: MPI.Intracomm, config: Config, split: str) -> Samples:
     section = config.data
     if section is None:
         raise ConfigError("Training needs a section `[data]`.")
-    columns = _columns(section)
-    opened = open_split_together(control, section.source, split, list(dict.fromkeys(columns)))
+    columns = columns_of(section)
+    opened = open_split_together(control, section.source, split, columns, series_of(section))
     require_same_data(control, section.source, split, opened, columns)
     with together(control):
-        times = check_samples(opened, config)
+        samples = checked_samples(opened, config)
         if split == section.train_split:
             check_batch(section, opened.n_rows)
-    return Samples(opened, section, times)
+    return samples
+
+
+def checked_samples(split: Split, config: Config) -> Samples:
+    """A split that can be trained on or scored. Local.
+
+    Raises:
+        NodepintError: for everything that is wrong with its rows; see `sample_checks`.
+    """
+    section = config.data
+    assert section is not None  # the split is of it
+    times = check_rows(split, config)
+    if times is None:
+        return Samples(split, section, np.array([config.time.horizon[1]]))
+    if times.are_common:
+        return Samples(split, section, times.times[0])
+    real = np.arange(times.times.shape[1]) < times.lengths[:, None]
+    return Samples(split, section, np.unique(times.times[real]), times)
 
 
 def count_outputs(samples: Samples) -> int:
     """Classes of the labels, or components of an observation. Local."""
-    column = samples.split.column(samples.section.target)
-    if samples.section.times is not None:
-        return column.shape[-1]
-    labels = samples.split.take(samples.section.target, np.arange(samples.n_rows))
+    section = samples.section
+    if section.times is not None:
+        return entry_shape(samples.split, section.target)[-1]
+    labels = samples.split.take(section.target, np.arange(samples.n_rows))
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
         raise DataError(
-            f"The target column {samples.section.target!r} holds {labels.dtype} of shape "
+            f"The target column {section.target!r} holds {labels.dtype} of shape "
             f"{labels.shape[1:]}; labels must be integers. For trajectories set `data.times`."
         )
     return int(labels.max()) + 1
 
 
-def common_times(split: Split, section: DataSection) -> np.ndarray:
-    """The observation times, which all trajectories of a split share. Local."""
-    assert section.times is not None  # the caller asks only then
-    times = split.take(section.times, np.arange(split.n_rows))
-    if times.ndim != 2:
-        raise DataError(f"The column {section.times!r} must hold a list of times in every row.")
-    for name in (section.input, section.target):
-        if len(split.column(name).shape) != 2 or split.column(name).shape[0] != times.shape[1]:
-            raise DataError(
-                f"The column {name!r} has rows of shape {split.column(name).shape}; it must hold "
-                f"a vector for each of the {times.shape[1]} times in {section.times!r}."
-            )
-    differing = np.argwhere(times != times[:1])
-    if len(differing):
-        row, place = differing[0]
-        raise DataError(
-            f"The rows of {section.times!r} differ: observation {place} (from 0) is at "
-            f"{times[row, place]:g} in row {row} and at {times[0, place]:g} in row 0. All "
-            "trajectories of a split must be observed at the same times: interpolate them to "
-            "common times, or keep only the times that all of them have."
-        )
-    falling = np.flatnonzero(~(np.diff(times[0]) > 0))
-    if len(falling):
-        place = int(falling[0])
-        raise DataError(
-            f"The times of {section.times!r} must increase, but observation {place + 1} (from 0) "
-            f"of every row is at {times[0, place + 1]:g}, after {times[0, place]:g}: sort the "
-            "observations, and remove those that only fill rows to one length."
-        )
-    return times[0]
-
-
-def check_samples(split: Split, config: Config) -> np.ndarray:
-    """The observation times of a split that can be trained on or scored. Local.
+def check_first(samples: Samples) -> None:
+    """Refuse to encode a first observation that was not made. Local.
 
     Raises:
-        NodepintError: for numbers that are not finite, times that rows do not share, that do not
-            increase or lie outside the horizon, and for fewer rows than a batch takes.
+        DataError: with row, column and remedy.
     """
-    section = config.data
-    assert section is not None  # the split is of it
-    check_finite(split, _columns(section))
-    if section.times is None:
-        return np.array([config.time.horizon[1]])
-    times = common_times(split, section)
-    place_observations(times, build_edges(config.time), 1, 0)  # says if they do not fit
-    return times
+    section = samples.section
+    if not samples.has_gaps or section.initial is not None:
+        return
+    there = observed(samples.split, section, np.arange(samples.n_rows))
+    first = None if there is None else there[:, 0].reshape(samples.n_rows, -1).all(axis=1)
+    if first is not None and section.input == section.target and not first.all():
+        rows = np.flatnonzero(~first)
+        column = samples.split.column(section.encoded)
+        kind = "series" if isinstance(column, RaggedColumn) else "trajectory"
+        raise DataError(
+            f"The {kind} in row {rows[0]} of column {section.input!r} begins with an observation "
+            f"that is missing ({len(rows)} rows do), but the encoder gets the first one: give "
+            "initial states in a column of their own, `data.initial`, or an encoder that takes "
+            "`mask` and so reads the whole series."
+        )
 
 
 def check_batch(section: DataSection, n_rows: int) -> None:
@@ -136,7 +255,3 @@ def check_batch(section: DataSection, n_rows: int) -> None:
             f"`data.batch_size` is {section.batch_size}, but the split {section.train_split!r} "
             f"has {n_rows} samples."
         )
-
-
-def _columns(section: DataSection) -> list[str]:
-    return [section.input, section.target, *([section.times] if section.times else [])]

@@ -1,0 +1,103 @@
+"""What samples bring along on their way through the slices: inputs, features, times of their own.
+
+Every sample is then propagated by itself: it is read at its own times, its own inputs and features
+are arguments of the field, and where error control chooses the steps each sample has its own.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Inexact
+
+from nodepint_mpi.core.exogenous import Inputs, Interpolation, Signal, path_of
+from nodepint_mpi.core.galerkin import AbstractReduction
+from nodepint_mpi.core.propagators import Propagator, SliceResult
+from nodepint_mpi.core.types import Params
+
+
+class SampleArgs(eqx.Module):
+    """What the field `f(t, u, args)` of one sample gets as `args`, if samples bring anything.
+
+    `inputs.evaluate(t)` is the signal, `static` (features,) the numbers of the sample.
+    """
+
+    inputs: Inputs | None = None
+    static: Inexact[Array, " features"] | None = None
+
+
+class FieldArgs(NamedTuple):
+    """Parameters of the field, and what each sample of a batch gets with them."""
+
+    params: Params
+    own: SampleArgs
+
+
+class SampleParams(eqx.Module):
+    """Parameters of the field, with what the samples of this rank bring to its slices.
+
+    `times` are observation times inside each slice, counted from its left edge; `first` is the
+    global index of the first owned slice. All but `params` is held constant by derivatives.
+    """
+
+    params: Params
+    times: Float[Array, "owned samples times"] | None
+    signal: Signal | None
+    static: Inexact[Array, "samples features"] | None
+    first: int = eqx.field(static=True)
+    interpolation: Interpolation | None = eqx.field(static=True)
+
+    def of_slice(self, index: Array) -> Any:
+        """Times and signal of one slice. Local."""
+        part = (self.times, self.signal)
+        return jax.tree.map(lambda x: jax.lax.stop_gradient(x[index - self.first]), part)
+
+
+class SamplePropagator(Propagator):
+    """A propagator that takes samples one by one if it is given `SampleParams`, else as ever."""
+
+    def for_tangents(self):
+        return type(self)(self.field, self.integrator.for_tangents())
+
+    def __call__(self, params, start, t0, length, ts, index=None):
+        if not isinstance(params, SampleParams):
+            return super().__call__(params, start, t0, length, ts, index)
+        assert index is not None  # sweeps give it
+        times, signal = params.of_slice(index)
+        static = None if params.static is None else jax.lax.stop_gradient(params.static)
+        if ts.shape[0] == 0:
+            times = None
+        field = self.field
+
+        def one_field(t, u, args):  # the field of a batch, on a batch of one
+            return field(t, u[None], FieldArgs(args.params, _batched(args.own)))[0]
+
+        def one(start, times, signal, static):
+            own = SampleArgs(None, static)
+            if signal is not None:
+                path = path_of(params.interpolation, signal.knots, signal.values)
+                own = SampleArgs(Inputs(path, t0, signal.until), static)
+            alone = Propagator(one_field, self.integrator)
+            args = FieldArgs(params.params, own)
+            return alone(args, start, t0, length, ts if times is None else times, index)
+
+        return jax.vmap(one, out_axes=SliceResult(saves=1, end=0))(start, times, signal, static)
+
+
+class SampleReduction(AbstractReduction):
+    """A reduction of a field whose samples have nothing but times of their own."""
+
+    inner: AbstractReduction
+
+    def reduce(self, params, basis):
+        if isinstance(params, SampleParams):
+            params = params.params
+        return self.inner.reduce(params, basis)
+
+    def field(self, t, c, reduced):
+        return self.inner.field(t, c, reduced)
+
+
+def _batched(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.asarray(x)[None], tree)
