@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
+from nodepint_mpi.core.batch import SampleBatch
 from nodepint_mpi.data.datasets import open_split
 from nodepint_mpi.errors import DataError, NodepintError
 from nodepint_mpi.parallel.comms import Comms, alone, make_comms
@@ -31,7 +32,9 @@ def predict(run: TrainedRun, inputs: np.ndarray) -> np.ndarray:
     """The run's predictions at the end of its horizon. Local: the run is opened on one rank."""
     function = make_prediction(run.experiment.test_problem)
     batches = [inputs[i : i + BATCH] for i in range(0, len(inputs), BATCH)]
-    return np.concatenate([np.asarray(function(run.params, x))[-1] for x in batches])
+    return np.concatenate(
+        [np.asarray(function(run.params, SampleBatch(x, None)))[-1] for x in batches]
+    )
 
 
 def generate(
@@ -47,7 +50,7 @@ def generate(
     samples = run.experiment.test
     basis = open_split(samples.section.source, "basis", ["image"])
     pictures = basis.take("image", np.arange(basis.n_rows))
-    start, _ = samples.take(np.arange(samples.n_rows))
+    start = np.asarray(samples.take(np.arange(samples.n_rows)).initial)
     if start.shape[1] != len(pictures) - 1 + N_CLASSES:
         raise DataError(
             f"States have {start.shape[1]} entries, but the basis of {samples.section.source} has "

@@ -68,7 +68,7 @@ def held_out(run: TrainedRun) -> Flows:
     """The true flows of its test split. Local."""
     samples = run.experiment.test
     rows = np.arange(samples.n_rows)
-    _, states = samples.take(rows)
+    states = np.asarray(samples.take(rows).targets)
     if not has_particles(run):
         return Flows(by_place(states), by_place(states))
     section = samples.section
@@ -83,7 +83,7 @@ def predict(run: TrainedRun, of: TrainedRun) -> Flows:
         DataError: if it knows other states than there are.
     """
     samples = of.experiment.test
-    inputs, _ = samples.take(np.arange(samples.n_rows))
+    inputs = np.asarray(samples.take(np.arange(samples.n_rows)).initial)
     if has_particles(of) and not has_particles(run):
         seen = held_out(of).seen
         inputs = seen[:, 0].reshape(len(seen), -1)

@@ -35,6 +35,7 @@ from nodepint_mpi.bench.cases import (
 )
 from nodepint_mpi.build.imports import is_import_path
 from nodepint_mpi.build.model import unknown_name
+from nodepint_mpi.core.batch import SampleBatch
 from nodepint_mpi.core.partition import OwnedSlices, own_slices
 from nodepint_mpi.core.problems import PROBLEMS, scale_to_box
 from nodepint_mpi.core.propagators import Propagator, SliceResult
@@ -243,9 +244,9 @@ def gradient_error(comms: Comms, case: GradientCase) -> dict[str, float]:
     model, inputs, targets = make_model_and_data(TIMES[case.loss])
     params, static = split_model(model)
     problem = make_gradient_case(comms, case, static)
-    ours, report = jax.jit(
-        lambda inputs, targets: loss_and_gradient(problem, params, inputs, targets)
-    )(inputs, targets)
+    ours, report = jax.jit(lambda batch: loss_and_gradient(problem, params, batch))(
+        SampleBatch(inputs, targets)
+    )
     loss, wanted = _serial_gradient(case.loss, case.steps)
     return {
         "gradient_error": float(relative_error(ours, wanted)),

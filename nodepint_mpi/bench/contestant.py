@@ -66,7 +66,7 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
         wanted = None
         if k in checked and (relaxation is None or relaxation.weight_at(k) == 1):
             peak = peak or peak_bytes()  # before the serial solve takes its share
-            wanted = jax.device_get(exact(state.params, *experiment.train.take(batch.rows)))
+            wanted = jax.device_get(exact(state.params, experiment.whole_batch(k)))
         comms.control.Barrier()
         began = time.perf_counter()
         taken = stepper.take(state, batch, k)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from nodepint_mpi.core.batch import SampleBatch
 from nodepint_mpi.core.objective import mean_squared_error
 from nodepint_mpi.core.observations import place_observations
 from nodepint_mpi.core.propagators import FixedSteps, Propagator
@@ -95,7 +96,7 @@ def _our_step(comms: Comms, static: Any, optimizer: optax.GradientTransformation
     take_step = make_train_step(problem, optimizer)
 
     def step(params, opt_state, inputs, targets):
-        stepped = take_step(TrainState(params, opt_state), inputs, targets, None)
+        stepped = take_step(TrainState(params, opt_state), SampleBatch(inputs, targets), None)
         return *stepped.state, stepped.report.loss
 
     return step

@@ -81,7 +81,7 @@ class Torch:
             for leaf in leaves
         ]
         mlp = jax.tree.unflatten(tree, tensors).processor.mlp
-        loss = self._loss(mlp, batch.inputs, batch.targets)
+        loss = self._loss(mlp, batch.data.initial, batch.data.targets)
         loss.backward()
         gradient = jax.tree.unflatten(tree, [np.asarray(tensor.grad) for tensor in tensors])
         updated = self._update(state.params, state.opt_state, gradient)

@@ -13,7 +13,7 @@ from nodepint_mpi.build.model import build_integrator, unknown_name
 from nodepint_mpi.config.experiment import Config, DenseNetwork, OptimSection, ProblemSection
 from nodepint_mpi.config.time import BasisSection, StepsSection, StoppingSection, TimeSection
 from nodepint_mpi.core.galerkin import AbstractReduction
-from nodepint_mpi.core.objective import LOSSES, METRICS, Loss
+from nodepint_mpi.core.objective import LOSSES, METRICS, Loss, Term
 from nodepint_mpi.core.problems import PROBLEMS, Problem, scale_to_box
 from nodepint_mpi.core.propagators import (
     Propagator,
@@ -163,6 +163,21 @@ def build_loss(config: Config) -> tuple[Loss, dict[str, Loss]]:
     if name not in LOSSES:
         raise ConfigError(unknown_name("loss.name", name, LOSSES))
     return LOSSES[name], METRICS[name] | own
+
+
+def build_terms(config: Config) -> tuple[Term, ...]:
+    """What is added to the loss. Local."""
+    if config.loss is None:
+        return ()
+    for term in config.loss.terms:
+        if not is_import_path(term.name):
+            raise ConfigError(
+                f"`loss.terms` holds {term.name!r}; it takes functions of your own, named "
+                "`file.py:function`."
+            )
+    return tuple(
+        Term(_own_function(term.name, "loss.terms"), term.weight) for term in config.loss.terms
+    )
 
 
 def _own_metric(path: str) -> tuple[str, Loss]:

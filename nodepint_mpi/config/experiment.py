@@ -76,7 +76,7 @@ class DataSection(Section):
     static: str | None = None
     inputs: str | None = None
     input_times: str | None = None
-    interpolation: Literal["constant", "linear", "cubic"] | None = None
+    interpolation: Literal["constant", "linear", "cubic"] = "linear"
     train_split: str = "train"
     test_split: str = "test"
     batch_size: PositiveInt | None = None
@@ -90,10 +90,8 @@ class DataSection(Section):
                 "`times`, and `initial`, which it gets as it is"
             )
         if self.inputs is None:
-            if self.input_times is not None or self.interpolation is not None:
+            if self.input_times is not None or self.interpolation != "linear":
                 raise ValueError("`input_times` and `interpolation` are those of `inputs`")
-        elif self.interpolation is None:
-            raise ValueError("`inputs` need `interpolation`: 'constant', 'linear' or 'cubic'")
         elif self.input_times is None and self.times is None:
             raise ValueError("`inputs` need `input_times`, the column of times they are known at")
         if self.times is None and (self.mask is not None or self.missing is not None):
@@ -359,7 +357,9 @@ class Config(Section):
             _drop_none(identity["loss"], ("terms",))
         if identity["data"] is not None:  # as before there were such keys
             added = ("initial", "mask", "missing", "weights", "static", "inputs", "input_times")
-            _drop_none(identity["data"], (*added, "interpolation"))
+            _drop_none(identity["data"], added)
+            if self.data is not None and self.data.inputs is None:
+                del identity["data"]["interpolation"]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 

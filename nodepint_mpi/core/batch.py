@@ -1,11 +1,13 @@
 """The samples of an optimizer step, as arrays: what one group of ranks has of them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import ArrayLike
 
 from nodepint_mpi.core.exogenous import Signal
+
+Numbers = Any
+"""An array: of NumPy on the host, of JAX inside a step."""
 
 
 class Reads(NamedTuple):
@@ -17,11 +19,11 @@ class Reads(NamedTuple):
     that are not `valid` only fill up.
     """
 
-    times: ArrayLike
-    slices: ArrayLike
-    slots: ArrayLike
-    columns: ArrayLike
-    valid: ArrayLike
+    times: Numbers
+    slices: Numbers
+    slots: Numbers
+    columns: Numbers
+    valid: Numbers
 
 
 class SampleBatch(NamedTuple):
@@ -43,18 +45,18 @@ class SampleBatch(NamedTuple):
         step: The optimizer step; None outside training.
     """
 
-    initial: ArrayLike
-    targets: ArrayLike
-    mask: ArrayLike | None = None
-    weights: ArrayLike | None = None
-    times: ArrayLike | None = None
-    static: ArrayLike | None = None
+    initial: Numbers
+    targets: Numbers
+    mask: Numbers = None
+    weights: Numbers = None
+    times: Numbers = None
+    static: Numbers = None
     signal: Signal | None = None
     reads: Reads | None = None
-    at_edges: ArrayLike | None = None
-    known: ArrayLike | None = None
-    rows: ArrayLike | None = None
-    step: ArrayLike | None = None
+    at_edges: Numbers = None
+    known: Numbers = None
+    rows: Numbers = None
+    step: Numbers = None
 
 
 def place_reads(
@@ -87,13 +89,13 @@ def place_reads(
     counts = np.sum(here, axis=1)
     rows = np.arange(len(samples)) - np.repeat(np.cumsum(counts) - counts, counts)
     shape = (sizes.reads, n_samples)
-    parts = [np.zeros(shape, dtype=np.int32) for _ in range(3)]
+    parts = tuple(np.zeros(shape, dtype=np.int32) for _ in range(3))
     valid = np.zeros(shape, dtype=bool)
     for part, values in zip(parts, (local, slots, columns), strict=True):
         part[rows, samples] = values
     valid[rows, samples] = True
     _fill_up(inside, np.diff(edges)[owned.start : owned.stop], home, at_end, owned)
-    return Reads(inside, *parts, valid)
+    return Reads(inside, parts[0], parts[1], parts[2], valid)
 
 
 class ReadSizes(NamedTuple):

@@ -22,11 +22,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Inexact, Real
+from jaxtyping import Array, Inexact, Real
 
 from nodepint_mpi.errors import DataError, ProblemError
 
 Interpolation = Literal["constant", "linear", "cubic"]
+"""What lies between the knots of a signal."""
 
 
 class Held(diffrax.AbstractPath):
@@ -91,12 +92,13 @@ class Inputs(eqx.Module):
 class Signal(NamedTuple):
     """The inputs of a group's samples around the owned slices, in the time since each begins.
 
-    Knots increase; those behind the last real one only fill up. `until` are the last real ones.
+    `knots` (owned, samples, knots) increase; those behind the last real one only fill up. `values`
+    are (owned, samples, knots, channels), `until` (owned, samples) the last real knots.
     """
 
-    knots: Float[Array, "owned samples knots"]
-    values: Inexact[Array, "owned samples knots channels"]
-    until: Float[Array, "owned samples"]
+    knots: Any
+    values: Any
+    until: Any
 
 
 def path_of(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -33,10 +34,13 @@ Loss = Callable[..., Mean]
 takes by name it is given."""
 
 OFFERED = ("mask", "weights", "times", "model", "batch", "key")
-"""What a loss or metric may take by name. `mask` is of the targets' shape and false where nothing
-was observed, `weights` and `times` are (times, samples), `model` has encoder, processor and
-decoder, `batch` is the `SampleBatch`, and `key` is one for each sample in a training step, (samples,)
-of JAX's keys, and None else. `mask` and `weights` are None where all counts alike."""
+"""What a loss or metric may take by name.
+
+`mask` is of the targets' shape and false where nothing was observed, `weights` and `times` are
+(times, samples), `model` has encoder, processor and decoder, `batch` is the `SampleBatch`, and
+`key` holds one of JAX's keys for each sample of a training step, else it is None. `mask` and
+`weights` are None where all counts alike.
+"""
 
 Some = Bool[Array, "*shape"] | None
 Weights = Float[Array, "times samples"] | None
@@ -114,6 +118,14 @@ def relative_error(
     errors = _mean(jnp.square(_where(mask, predictions - targets, 0.0)), mask, weights)
     wanted = _mean(jnp.square(_where(mask, targets, 0.0)), mask, weights)
     return RootOfMean(errors.sum, wanted.sum)
+
+
+class Term(NamedTuple):
+    """What is added to the loss, `weight` times: a function of the model and, by name, of `batch`
+    and `key`, that returns one number, or one for each sample, of which the mean is taken."""
+
+    function: Callable
+    weight: float
 
 
 LOSSES: dict[str, Loss] = {

@@ -46,7 +46,7 @@ class SampleParams(eqx.Module):
     signal: Signal | None
     static: Inexact[Array, "samples features"] | None
     first: int = eqx.field(static=True)
-    interpolation: Interpolation | None = eqx.field(static=True)
+    interpolation: Interpolation = eqx.field(static=True)
 
     def of_slice(self, index: Array) -> Any:
         """Times and signal of one slice. Local."""
@@ -82,7 +82,8 @@ class SamplePropagator(Propagator):
             args = FieldArgs(params.params, own)
             return alone(args, start, t0, length, ts if times is None else times, index)
 
-        return jax.vmap(one, out_axes=SliceResult(saves=1, end=0))(start, times, signal, static)
+        axes: Any = SliceResult(1, 0)  # type: ignore[arg-type]
+        return jax.vmap(one, out_axes=axes)(start, times, signal, static)
 
 
 class SampleReduction(AbstractReduction):

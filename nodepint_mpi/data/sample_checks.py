@@ -95,8 +95,9 @@ def entry_shape(split: Split, name: str) -> tuple[int, ...]:
 
 
 def observed(split: Split, section: DataSection, rows: np.ndarray) -> np.ndarray | None:
-    """Where there is an observation, of the shape of targets; None if there is everywhere. Local."""
-    if section.times is None:
+    """Where there is an observation, of the shape of targets; None if everywhere. Local."""
+    ragged = section.times is not None and isinstance(split.column(section.times), RaggedColumn)
+    if not ragged and section.mask is None and section.missing is None:
         return None
     targets = split.take(section.target, rows)
     there = np.ones(targets.shape, bool)
@@ -105,11 +106,11 @@ def observed(split: Split, section: DataSection, rows: np.ndarray) -> np.ndarray
     if section.mask is not None:
         mask = split.take(section.mask, rows).astype(bool)
         there &= mask.reshape(*mask.shape, *[1] * (targets.ndim - mask.ndim))
-    lengths = lengths_of(split, section.times)[rows]
-    if not (lengths == targets.shape[1]).all():
+    if ragged:
+        lengths = lengths_of(split, section.target)[rows]
         within = np.arange(targets.shape[1]) < lengths[:, None]
         there &= within.reshape(*within.shape, *[1] * (targets.ndim - 2))
-    return None if there.all() and section.mask is None and section.missing is None else there
+    return there
 
 
 def known_inputs(
@@ -229,9 +230,7 @@ def _not_finite(split: Split, section: DataSection) -> Iterator[str]:
         )
 
 
-def _wrong_times(
-    split: Split, name: str, found: SeriesTimes, edges: np.ndarray
-) -> Iterator[str]:
+def _wrong_times(split: Split, name: str, found: SeriesTimes, edges: np.ndarray) -> Iterator[str]:
     """Times that do not increase, or lie outside the horizon; rows without any."""
     times, lengths = found
     empty = np.flatnonzero(lengths == 0)

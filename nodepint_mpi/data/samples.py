@@ -17,7 +17,8 @@ from nodepint_mpi.core.batch import (
     snap_times,
 )
 from nodepint_mpi.core.exogenous import count_knots, cut_signal
-from nodepint_mpi.core.partition import OwnedSlices, own_slices, owned_range
+from nodepint_mpi.core.observations import BlockObservations, place_observations
+from nodepint_mpi.core.partition import own_slices, owned_range
 from nodepint_mpi.data.columns import RaggedColumn
 from nodepint_mpi.data.datasets import Split, batch_indices, open_split_together
 from nodepint_mpi.data.same_data import require_same_data
@@ -34,21 +35,49 @@ from nodepint_mpi.errors import ConfigError, DataError
 from nodepint_mpi.ranks.agreement import together
 
 
+class Block(NamedTuple):
+    """What one rank cuts out of the samples of a split, always in arrays of the same sizes.
+
+    `sizes` is None where all samples are read at the same times, `relaxed` says that observations
+    are interpolated to the slice edges here, and `n_knots` is zero without inputs.
+    """
+
+    edges: np.ndarray
+    owned: range
+    sizes: ReadSizes | None
+    n_knots: int
+    relaxed: bool
+    dtype: Any
+
+    @property
+    def own_edges(self) -> np.ndarray:
+        """Boundaries of the rank's slices."""
+        return self.edges[self.owned.start : self.owned.stop + 1]
+
+
 class Samples(NamedTuple):
     """One split of the data. `times` are the observation times of its targets.
 
     A labeled sample is observed once, at the end of the horizon. Where trajectories have times of
-    their own these are in `series`, and `times` holds all that occur.
+    their own these are in `series`, and `times` holds all that occur. `block` is what a rank cuts
+    out of them.
     """
 
     split: Split
     section: DataSection
     times: np.ndarray
     series: SeriesTimes | None = None
+    block: Block | None = None
 
     @property
     def n_rows(self) -> int:
         return self.split.n_rows
+
+    @property
+    def differ(self) -> bool:
+        """Whether samples have inputs, features or times of their own. Local."""
+        section = self.section
+        return not (self.series is None and section.inputs is None and section.static is None)
 
     @property
     def has_gaps(self) -> bool:
@@ -56,8 +85,16 @@ class Samples(NamedTuple):
         section = self.section
         return not (self.series is None and section.mask is None and section.missing is None)
 
-    def take(self, indices: np.ndarray) -> SampleBatch:
-        """Samples by global row index, without what depends on the rank. Local."""
+    def take(self, indices: np.ndarray, step: int | None = None) -> SampleBatch:
+        """Samples by global row index, for optimizer step `step` if there is one. Local."""
+        rows = np.asarray(indices)
+        batch = self._take(rows)
+        if step is not None:
+            batch = batch._replace(step=np.asarray(step))
+        return batch if self.block is None else self._cut(batch, rows, self.block)
+
+    def _take(self, indices: np.ndarray) -> SampleBatch:
+        """What does not depend on the rank."""
         section, split, rows = self.section, self.split, np.asarray(indices)
         targets, initial = split.take(section.target, rows), split.take(section.encoded, rows)
         numbers = rows.astype(np.int32)
@@ -82,6 +119,26 @@ class Samples(NamedTuple):
         if section.static is not None:
             static = split.take(section.static, rows).reshape(len(rows), -1).astype(float)
             batch = batch._replace(static=static)
+        return batch
+
+    def _cut(self, batch: SampleBatch, rows: np.ndarray, block: Block) -> SampleBatch:
+        """With what a rank needs besides."""
+        if self.series is not None and block.sizes is not None:
+            lengths = self.series.lengths[rows]
+            reads = place_reads(
+                self.series.times[rows], lengths, block.edges, block.owned, block.sizes
+            )
+            batch = batch._replace(reads=reads._replace(times=reads.times.astype(block.dtype)))
+        if block.n_knots:
+            knots, values, lengths = known_inputs(self.split, self.section, rows)
+            signal = cut_signal(
+                snap_times(knots, block.edges), values, lengths, block.own_edges,
+                self.section.interpolation, block.n_knots, block.dtype,
+            )  # fmt: skip
+            batch = batch._replace(signal=signal)
+        if block.relaxed:
+            seen = observe_at_edges(batch.times, batch.targets, batch.mask, block.edges)
+            batch = batch._replace(at_edges=seen[0], known=seen[1])
         return batch
 
     def batch_rows(self, seed: int, step: int) -> np.ndarray:
@@ -111,67 +168,55 @@ class Samples(NamedTuple):
         return int(np.prod(self.split.column(self.section.static).shape))
 
 
-class Block(NamedTuple):
-    """What one rank cuts out of the samples of a split, always in arrays of the same sizes.
+def for_rank(
+    samples: Samples,
+    config: Config,
+    n_ranks: int,
+    rank: int,
+    *,
+    relaxed: bool = False,
+    whole: bool = False,
+) -> Samples:
+    """The same samples, of which a rank of a line takes what it needs. Local.
 
-    `sizes` is None where all samples are read at the same times, `relaxed` says that observations
-    are interpolated to the slice edges here, and `n_knots` is zero without inputs.
-    """
-
-    edges: np.ndarray
-    owned: range
-    sizes: ReadSizes | None
-    n_knots: int
-    relaxed: bool
-    dtype: Any
-
-    def take(self, samples: Samples, rows: np.ndarray, step: int | None = None) -> SampleBatch:
-        """Samples by global row index, with what this rank needs of them. Local."""
-        batch = samples.take(rows)
-        if step is not None:
-            batch = batch._replace(step=np.asarray(step))
-        if self.sizes is not None:
-            assert samples.series is not None  # of which the sizes are
-            lengths = samples.series.lengths[rows]
-            reads = place_reads(batch.times, lengths, self.edges, self.owned, self.sizes)
-            batch = batch._replace(reads=reads._replace(times=reads.times.astype(self.dtype)))
-        if self.n_knots:
-            knots, values, lengths = known_inputs(samples.split, samples.section, rows)
-            kind = samples.section.interpolation
-            assert kind is not None  # checked by the config
-            own = self.edges[self.owned.start : self.owned.stop + 1]
-            signal = cut_signal(
-                snap_times(knots, self.edges), values, lengths, own, kind, self.n_knots, self.dtype
-            )
-            batch = batch._replace(signal=signal)
-        if self.relaxed:
-            seen = observe_at_edges(batch.times, batch.targets, batch.mask, self.edges)
-            batch = batch._replace(at_edges=seen[0], known=seen[1])
-        return batch
-
-
-def make_block(
-    samples: Samples, config: Config, n_ranks: int, rank: int, *, relaxed: bool
-) -> tuple[Block, OwnedSlices | None]:
-    """What a rank of a line cuts out of a split's samples. Local.
-
-    Returns:
-        The block; and the slices where samples have times of their own, else None.
+    Args:
+        samples: A split.
+        config: The experiment.
+        n_ranks: Ranks of the line.
+        rank: The rank asked for.
+        relaxed: Whether continuity is, as far as the config says.
+        whole: Take the whole horizon for one slice.
     """
     edges, section = build_edges(config.time), samples.section
-    owned = owned_range(config.time.n_slices, n_ranks, rank)
-    sizes = slices = None
-    if samples.series is not None:
-        sizes = count_reads(*samples.series, edges, owned)
-        filled = [np.linspace(a, b, sizes.inside + 2)[1:-1] for a, b in zip(edges, edges[1:], strict=False)]
-        slices = own_slices(edges, n_ranks, rank, inside=filled)
+    edges = edges[[0, -1]] if whole else edges
+    owned = owned_range(len(edges) - 1, n_ranks, rank)
+    sizes = None if samples.series is None else count_reads(*samples.series, edges, owned)
     n_knots = 0
     if section.inputs is not None:
-        assert section.interpolation is not None  # checked by the config
         knots, _, lengths = known_inputs(samples.split, section, np.arange(samples.n_rows))
         n_knots = count_knots(snap_times(knots, edges), lengths, edges, section.interpolation)
+    relaxed = relaxed and config.time.relaxation is not None and samples.has_gaps
     dtype = np.dtype(config.run.precision)
-    return Block(edges, owned, sizes, n_knots, relaxed and samples.has_gaps, dtype), slices
+    return samples._replace(block=Block(edges, owned, sizes, n_knots, relaxed, dtype))
+
+
+def place_samples(samples: Samples, n_ranks: int, rank: int) -> BlockObservations:
+    """Where a rank reads the samples that were cut for it, at common times if they have any. Local.
+
+    Raises:
+        NodepintError: see `place_observations`.
+    """
+    block = samples.block
+    assert block is not None  # they were cut for this rank
+    if block.sizes is None:
+        return place_observations(samples.times, block.edges, n_ranks, rank)
+    inside = [
+        np.linspace(a, b, block.sizes.inside + 2)[1:-1]
+        for a, b in zip(block.edges, block.edges[1:], strict=False)
+    ]
+    none = np.zeros(0, int)
+    slices = own_slices(block.edges, n_ranks, rank, inside=inside)
+    return BlockObservations(slices, none, none, none)  # the batch says where
 
 
 def open_samples(control: MPI.Intracomm, config: Config, split: str) -> Samples:

@@ -37,13 +37,19 @@ def plot_losses(folder: Path) -> Path:
 
 
 def draw_trajectories(
-    target_times: np.ndarray,
-    targets: np.ndarray,
     times: np.ndarray,
+    targets: np.ndarray,
     predictions: np.ndarray,
     trained_until: float,
 ) -> Figure:
-    """Observed trajectories as dots, predicted ones as lines; one panel a sample."""
+    """Observed trajectories as dots, predicted ones as lines; one panel a sample.
+
+    Args:
+        times: (times,), or (samples, times) where samples have their own.
+        targets: (samples, times, components), NaN where nothing was observed.
+        predictions: Of the same axes, NaN where nothing is predicted.
+        trained_until: The last time of training.
+    """
     n_shown = len(targets)
     figure = Figure(figsize=(7, 2.2 * n_shown + 0.6), layout="constrained")
     panels = np.atleast_1d(figure.subplots(n_shown, 1, sharex=True))
@@ -51,11 +57,13 @@ def draw_trajectories(
     for row, panel in enumerate(panels):
         for i in components:
             color = matplotlib.colormaps["viridis"](i / max(len(components), 2))
-            panel.plot(target_times, targets[row, :, i], ".", color=color, markersize=4)
+            own = times if times.ndim == 1 else times[row]
+            made = np.isfinite(predictions[row, :, i])
+            panel.plot(own, targets[row, :, i], ".", color=color, markersize=4)
             panel.plot(
-                times, predictions[row, :, i], STYLES[i], color=color, label=f"component {i}"
+                own[made], predictions[row, made, i], STYLES[i], color=color, label=f"component {i}"
             )
-        if trained_until < times[-1]:
+        if trained_until < np.max(times):
             panel.axvline(trained_until, color="gray", linewidth=0.8)
             panel.set_title("trained left of the line", fontsize="small")
         panel.set_ylabel(f"state, test sample {row}")

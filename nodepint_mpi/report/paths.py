@@ -18,7 +18,7 @@ def trajectories(model: Model) -> Section | None:
         return None
     sizes = relative_errors(seen)
     worst = int(np.argmax(sizes))
-    whole = np.linalg.norm(seen.predictions - seen.targets) / np.linalg.norm(seen.targets)
+    whole = np.linalg.norm(errors_of(seen)) / np.linalg.norm(np.nan_to_num(seen.targets))
     rows = [(name, number(value)) for name, value in seen.scores.items()]
     rows += [
         ("relative L2 error, all test samples", number(float(whole))),
@@ -26,11 +26,15 @@ def trajectories(model: Model) -> Section | None:
         (f"relative L2 error, worst sample ({worst})", number(float(sizes[worst]))),
     ]
     n_samples = f"{len(seen.targets)} test samples, step {seen.step}."
+    along_time = []
+    if seen.times.ndim == 1:  # else no two errors are of the same time
+        caption = "Error along time, over " + n_samples
+        along_time.append(Picture("error_along_time", _along_time(seen), caption))
     return Section(
         "Trajectories",
         [
             Picture("trajectories", *_pictures(seen)),
-            Picture("error_along_time", _along_time(seen), "Error along time, over " + n_samples),
+            *along_time,
             Table(("of the newest checkpoint", "value"), rows, n_samples),
         ],
     )
@@ -39,16 +43,24 @@ def trajectories(model: Model) -> Section | None:
 def relative_errors(seen: Predicted) -> np.ndarray:
     """Relative L2 error of every sample, over times and components. Local."""
     axes = tuple(range(1, seen.targets.ndim))
-    squares = np.sum(np.square(seen.predictions - seen.targets), axis=axes)
-    return np.sqrt(squares / np.maximum(np.sum(np.square(seen.targets), axis=axes), 1e-300))
+    squares = np.sum(np.square(errors_of(seen)), axis=axes)
+    return np.sqrt(squares / np.maximum(np.nansum(np.square(seen.targets), axis=axes), 1e-300))
+
+
+def errors_of(seen: Predicted) -> np.ndarray:
+    """Predictions minus observations, zero where there is none. Local."""
+    return np.nan_to_num(seen.predictions - seen.targets)
 
 
 def _pictures(seen: Predicted) -> tuple[Figure, str]:
-    if seen.targets.shape[-1] > MANY_COMPONENTS:
+    if seen.targets.shape[-1] > MANY_COMPONENTS and seen.times.ndim == 1:
         return _space_time(seen), "Observed and predicted state over component and time."
     shown = slice(N_SHOWN["trajectories"])
     figure = draw_trajectories(
-        seen.times, seen.targets[shown], seen.times, seen.predictions[shown], seen.trained_until
+        seen.times if seen.times.ndim == 1 else seen.times[shown],
+        seen.targets[shown],
+        seen.predictions[shown],
+        seen.trained_until,
     )
     return figure, "The first test samples, observed and predicted from their first observation."
 
@@ -91,8 +103,8 @@ def _space_time(seen: Predicted) -> Figure:
 def _along_time(seen: Predicted) -> Figure:
     """Distance at every time, relative to the sample's root mean square over all times."""
     axes = tuple(range(2, seen.targets.ndim))
-    distance = np.sqrt(np.sum(np.square(seen.predictions - seen.targets), axis=axes))
-    sizes = np.sqrt(np.mean(np.sum(np.square(seen.targets), axis=axes), axis=1, keepdims=True))
+    distance = np.sqrt(np.sum(np.square(errors_of(seen)), axis=axes))
+    sizes = np.sqrt(np.mean(np.nansum(np.square(seen.targets), axis=axes), axis=1, keepdims=True))
     errors = distance / np.maximum(sizes, 1e-300)
     figure = Figure(figsize=(7.5, 3.4), layout="constrained")
     panel = figure.subplots()

@@ -3,17 +3,23 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from nodepint_mpi.build.model import build_edges
+from nodepint_mpi.core.by_name import asked_for
 from nodepint_mpi.models.networks import LinearMap
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.rom.evaluate import full_model, load_rom_of, run_batch
 from nodepint_mpi.rom.load import stepper_of
 from nodepint_mpi.rom.model import ReducedModel
-from nodepint_mpi.training.evaluate import BATCH, TrainedRun, open_run
-from nodepint_mpi.training.step import make_prediction
+from nodepint_mpi.training.evaluate import (
+    BATCH,
+    TrainedRun,
+    evaluate,
+    open_run,
+    place_predictions,
+)
+from nodepint_mpi.training.step import ENCODER_TAKES, make_prediction
 
 N_STATES = 1000
 """States of test samples that are looked at, about."""
@@ -23,9 +29,10 @@ class Predicted(NamedTuple):
     """The test split and what the newest good checkpoint makes of it.
 
     `targets` and `predictions` have axes (samples, times, ...); labels have one time. Of labels the
-    predictions are logits. `times` are those of the predictions and `target_times` of the targets,
-    in the problem's unit; `trained_until` is the last time of the training split. `snapshots` are
-    flattened states of some test samples over the horizon, (snapshots, entries).
+    predictions are logits. What was not observed, or is not predicted, is NaN. `times` are those of
+    all samples, (times,), or (samples, times) where they have their own, in the problem's unit;
+    `trained_until` is the last time of the training split. `snapshots` are flattened states of some
+    test samples over the horizon, (snapshots, entries).
     """
 
     step: int
@@ -68,35 +75,40 @@ def look_at_model(
         None if rom_file is None else Reduced(load_rom_of(folder, rom_file, trust=trust), rom_file)
     )
     trained = open_run(folder, comms, trust=trust)
-    return Model(trained, _predict(trained, reduced), reduced)
+    return Model(trained, _predict(comms, trained, reduced), reduced)
 
 
-def _predict(trained: TrainedRun, reduced: Reduced | None) -> Predicted:
+def _predict(comms: Comms, trained: TrainedRun, reduced: Reduced | None) -> Predicted:
     experiment, problem = trained.experiment, trained.experiment.test_problem
     samples = experiment.test
-    predict, parts = make_prediction(problem), []
+    predict, parts, truths = make_prediction(problem), [], []
     size = min(BATCH, samples.n_rows)
     for start in range(0, samples.n_rows, size):  # the last one filled up: compiled once
         rows = np.minimum(np.arange(start, start + size), samples.n_rows - 1)
         kept = min(size, samples.n_rows - start)
-        parts.append(np.asarray(predict(trained.params, samples.take(rows)[0]))[:, :kept])
-    order = problem.observations.indices
-    inputs, targets = samples.take(np.arange(samples.n_rows))
-    by_time = np.concatenate(parts, axis=1)
-    wanted = jnp.asarray(np.moveaxis(targets[:, np.asarray(order)], 1, 0))
-    functions = {"loss": problem.loss, **problem.metrics}
-    means = {name: function(jnp.asarray(by_time), wanted) for name, function in functions.items()}
-    is_labels = samples.section.times is None
+        batch = samples.take(rows)
+        seen = np.asarray(predict(trained.params, batch))
+        placed = place_predictions(samples, batch, problem.observations.indices, seen)
+        parts.append(placed.predictions[:kept])
+        truths.append(placed.targets[:kept])
+    predictions, targets = np.concatenate(parts), np.concatenate(truths)
+    times, is_labels = samples.times, samples.section.times is None
+    if samples.series is None:  # the first observation may not be predicted
+        order = np.asarray(problem.observations.indices)
+        predictions, targets, times = predictions[:, order], targets[:, order], times[order]
+    else:
+        times = samples.series.times
+    scores = evaluate(comms, experiment, trained.params)
     snapshots, bases = _look_at_states(trained, reduced)
     return Predicted(
         step=trained.step,
         is_labels=is_labels,
-        inputs=inputs,
-        targets=targets[:, np.asarray(order)],
-        predictions=np.moveaxis(by_time, 0, 1),
-        times=samples.times[np.asarray(order)],
+        inputs=np.asarray(samples.take(np.arange(samples.n_rows)).initial),
+        targets=targets,
+        predictions=predictions,
+        times=times,
         trained_until=float(experiment.train.times[-1]),
-        scores={name: mean.value() for name, mean in means.items()},
+        scores=scores,
         snapshots=snapshots,
         bases=bases,
     )
@@ -109,7 +121,10 @@ def _look_at_states(
     samples, config = trained.experiment.test, trained.experiment.config
     times = build_edges(config.time) if samples.section.times is None else samples.times
     n_samples = min(32, samples.n_rows, max(1, N_STATES // len(times)))
-    inputs, targets = samples.take(np.arange(n_samples))
+    if samples.differ or asked_for(trained.params.encoder, 1, ENCODER_TAKES):
+        return np.zeros((0, 1)), {}  # a state is not a function of an observation and time
+    batch = samples.take(np.arange(n_samples))
+    inputs, targets = np.asarray(batch.initial), np.asarray(batch.targets)
     encoder = trained.params.encoder
     if isinstance(encoder, LinearMap):  # its rows are a basis of what is observed
         rows = np.asarray(encoder.matrix, np.float64)

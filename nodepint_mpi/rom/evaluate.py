@@ -143,7 +143,8 @@ def _compare(
     full: FullModel, rom: ReducedModel, experiment: Experiment, file: Path
 ) -> tuple[dict[str, Any], Figure]:
     samples, problem = experiment.test, experiment.test_problem
-    inputs, targets = samples.take(np.arange(min(BATCH, samples.n_rows)))
+    batch = samples.take(np.arange(min(BATCH, samples.n_rows)))
+    inputs, targets = np.asarray(batch.initial), np.asarray(batch.targets)
     ts = np.asarray(samples.times, dtype=float)
     states, reduced_states = (run_batch(model.states, inputs, ts) for model in (full, rom))
     predictions, reduced = (run_batch(model.solve, inputs, ts) for model in (full, rom))
@@ -162,7 +163,7 @@ def _compare(
             both = (jnp.asarray(np.moveaxis(p, 1, 0)) for p in (predictions, reduced))
             means = [metric(p, jnp.asarray(np.moveaxis(targets, 1, 0))) for p in both]
             result["scores"][name] = [mean.value() for mean in means]
-    else:
+    elif not samples.has_gaps:
         result["full_vs_data"] = _relative(predictions, targets)
         result["reduced_vs_data"] = _relative(reduced, targets)
     for kind, model in (("full", full), ("reduced", rom)):
@@ -175,7 +176,7 @@ def _compare(
             "single_s": _median_s(model.solve, inputs[:1], ts),
         }
     result["reduced"]["n_bytes"] = file.stat().st_size
-    truth = None if samples.section.times is None else targets[0]
+    truth = None if samples.section.times is None or samples.has_gaps else targets[0]
     return result, draw_reduced(samples.times, predictions, reduced, truth)
 
 

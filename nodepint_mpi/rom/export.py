@@ -140,7 +140,7 @@ def _take_snapshots(comms, experiment: Experiment, params: EncodeProcessDecode) 
     states, numbers = [], []
     for start in range(0, train.n_rows, BATCH):
         rows = np.arange(start, min(start + BATCH, train.n_rows))
-        batch = np.asarray(solve(params, train.take(rows)[0]))
+        batch = np.asarray(solve(params, train.take(rows).initial))
         states.append(batch.reshape(-1, *batch.shape[2:]))
         numbers.append((places[:, None] * train.n_rows + rows).ravel())
     return Snapshots(np.concatenate(states), np.concatenate(numbers))

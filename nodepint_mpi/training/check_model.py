@@ -3,7 +3,7 @@
 What does not fit would else end in JAX's own words somewhere inside the compiled step.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -11,11 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nodepint_mpi.core.objective import Loss, Mean
+from nodepint_mpi.core.batch import SampleBatch
+from nodepint_mpi.core.by_name import asked_for, call
+from nodepint_mpi.core.exogenous import Inputs, path_of
+from nodepint_mpi.core.objective import OFFERED, Loss, Mean, Term
+from nodepint_mpi.core.sample_params import SampleArgs
+from nodepint_mpi.data.sample_checks import known_inputs
 from nodepint_mpi.data.samples import Samples
 from nodepint_mpi.errors import DataError, NodepintError, ProblemError
 from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
-from nodepint_mpi.training.step import split_model
+from nodepint_mpi.training.step import ENCODER_TAKES, decode, encode, sample_keys, split_model
 
 LONGEST = 300
 """Characters of another library's message that are shown."""
@@ -29,22 +34,47 @@ def check_model(model: EncodeProcessDecode, samples: Samples) -> tuple[int, ...]
     Raises:
         NodepintError: with the part that is wrong, what it returned, and what was expected.
     """
-    inputs, targets = samples.take(np.array([0]))
+    batch = samples.take(np.array([0]))
+    inputs, targets, args = batch.initial, batch.targets, args_of(samples, 0)
     x = jax.eval_shape(as_numbers, jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype))
-    u = _returned("The encoder", model.encoder, x)
+    asks = asked_for(model.encoder, 1, ENCODER_TAKES)
+    if asks:
+        for step in (0, None):  # in training, and where there is no key
+            u = _returned(
+                "The encoder",
+                lambda model, batch: encode(model, batch, 0)[0],
+                model,
+                batch._replace(step=None if step is None else np.asarray(step)),
+                given=f"a sample with {', '.join(asks)}{'' if step == 0 else ' and no key'}",
+            )
+    else:
+        u = _returned("The encoder", model.encoder, x)
     if not _is_array(u, jnp.floating):
         raise ProblemError(
             f"The encoder returned {_describe(u)}; expected one array of real floating-point "
             "numbers, the state."
         )
     time = jax.ShapeDtypeStruct((), u.dtype)
-    slope = _returned("The vector field", lambda t, u: model.processor(t, u, None), time, u)
+    slope = _returned(
+        "The vector field",
+        lambda t, u, args: model.processor(t, u, args),
+        time,
+        u,
+        args,
+        given=f"{_describe(time)} and {_describe(u)}",
+    )
     if not _is_array(slope, jnp.floating) or slope.shape != u.shape:
         raise ProblemError(
             f"The vector field returned {_describe(slope)} for a state of {_describe(u)}; du/dt "
             "must be one array of the shape of u and of real floating-point numbers."
         )
-    prediction = _returned("The decoder", model.decoder, u)
+    prediction = _returned(
+        "The decoder",
+        lambda u, batch: decode(model, u[None, None], batch, 0)[0, 0],
+        u,
+        batch,
+        given=_describe(u),
+    )
     if not _is_array(prediction, jnp.floating):
         raise ProblemError(
             f"The decoder returned {_describe(prediction)}; expected one array of real "
@@ -62,19 +92,42 @@ def check_model(model: EncodeProcessDecode, samples: Samples) -> tuple[int, ...]
             "nothing to train. Make weights `jax.Array`s that are fields of an `equinox.Module`."
         )
     name = "Differentiating encoder, vector field and decoder"
-    gradient = eqx.filter_grad(lambda both: _total(*both))
-    _returned(name, gradient, (model, x), given=f"a sample of {_describe(x)}")
-    _call_once(model, as_numbers(jnp.asarray(inputs[0])), samples)
+    gradient = eqx.filter_grad(lambda model, batch, args: _total(model, batch, args))
+    _returned(name, gradient, model, batch, args, given=f"a sample of {_describe(x)}")
+    _call_once(model, batch, args, samples)
     return u.shape
 
 
-def check_losses(losses: Mapping[str, Loss], prediction: Any, targets: Any) -> None:
+def args_of(samples: Samples, row: int) -> SampleArgs | None:
+    """What the field gets of a sample besides its state. Local."""
+    section, rows, dtype = samples.section, np.array([row]), jnp.zeros(()).dtype
+    if section.inputs is None and section.static is None:
+        return None
+    inputs = static = None
+    if section.inputs is not None:
+        knots, values, lengths = known_inputs(samples.split, section, rows)
+        own = slice(0, max(2, int(lengths[0])))
+        known = jnp.asarray(knots[0, own], dtype), jnp.asarray(values[0, own], dtype)
+        until = jnp.asarray(knots[0, lengths[0] - 1], dtype)
+        inputs = Inputs(path_of(section.interpolation, *known), jnp.zeros((), dtype), until)
+    if section.static is not None:
+        static = jnp.asarray(samples.take(rows).static[0], dtype)
+    return SampleArgs(inputs, static)
+
+
+def check_losses(
+    losses: Mapping[str, Loss],
+    prediction: Any,
+    targets: Any,
+    offered: Mapping[str, Any] | None = None,
+) -> None:
     """Check that losses and metrics return a `Mean`. Local; nothing is computed.
 
     Args:
         losses: The functions, by what a message calls them.
         prediction: Shape and type of predictions, (times, samples, ...).
         targets: Those of the observations that they are compared with.
+        offered: What they may take by name, in shapes.
 
     Raises:
         ProblemError: with what one of them returned, or how it failed.
@@ -85,7 +138,7 @@ def check_losses(losses: Mapping[str, Loss], prediction: Any, targets: Any) -> N
     )
     for name, function in losses.items():
         given = f"predictions of {_describe(prediction)} and targets of {_describe(targets)}"
-        made = _returned(name, function, prediction, targets, given=given)
+        made = _returned(name, _with(function), prediction, targets, offered or {}, given=given)
         parts = (made.sum, made.count) if isinstance(made, Mean) else ()
         if not parts:
             raise ProblemError(f"{name} returned {_describe(made)} for {given}; {wanted}.")
@@ -97,21 +150,71 @@ def check_losses(losses: Mapping[str, Loss], prediction: Any, targets: Any) -> N
                 )
 
 
-def check_gradient(loss: Loss, prediction: Any, targets: Any) -> None:
+def check_gradient(
+    loss: Loss, prediction: Any, targets: Any, offered: Mapping[str, Any] | None = None
+) -> None:
     """Check that a loss can be differentiated. Local; nothing is computed.
 
     Raises:
         ProblemError: with the reason.
     """
     given = f"predictions of {_describe(prediction)}"
-    gradient = eqx.filter_grad(lambda made, wanted: loss(made, wanted).sum)
-    _returned("Differentiating the loss", gradient, prediction, targets, given=given)
+    made = _with(loss)
+    gradient = eqx.filter_grad(lambda *arguments: made(*arguments).sum)
+    name = "Differentiating the loss"
+    _returned(name, gradient, prediction, targets, offered or {}, given=given)
 
 
-def _total(model: EncodeProcessDecode, x: Any) -> jax.Array:
+def require_taken(losses: Mapping[str, Loss], name: str, why: str) -> None:
+    """Refuse losses and metrics that do not take by name what the data have. Local.
+
+    Raises:
+        ProblemError: with the first that does not.
+    """
+    for what, function in losses.items():
+        if name not in asked_for(function, 2, OFFERED):
+            raise ProblemError(
+                f"{what} does not take `{name}`, but {why}: give its function a parameter "
+                f"`{name}`, as in `def loss(predictions, targets, {name}): ...`."
+            )
+
+
+def check_terms(
+    terms: Sequence[Term], model: EncodeProcessDecode, batch: SampleBatch, n_samples: int
+) -> None:
+    """Check what is added to the loss, on shapes. Local.
+
+    Raises:
+        ProblemError: with what one of them returned, or how it failed.
+    """
+    for term in terms:
+        name = f"The loss term {getattr(term.function, '__name__', 'of the config')!r}"
+        made = _returned(
+            name,
+            lambda model, batch, term=term: call(
+                term.function, model, offered={"batch": batch, "key": sample_keys(0, batch)}
+            ),
+            model,
+            batch,
+            given="the model and a batch",
+        )
+        if not _is_array(made, jnp.floating) or made.shape not in ((), (n_samples,)):
+            raise ProblemError(
+                f"{name} returned {_describe(made)} for a batch of {n_samples} samples; expected "
+                "one real number, or one for each sample."
+            )
+
+
+def _with(function: Callable) -> Callable:
+    """A loss with what it may take by name as one argument."""
+    return lambda made, wanted, offered: call(function, made, wanted, offered=offered)
+
+
+def _total(model: EncodeProcessDecode, batch: SampleBatch, args: Any) -> jax.Array:
     """A number that everything in the model enters."""
-    u = model.encoder(x)
-    parts = (u, model.processor(jnp.zeros((), u.dtype), u, None), model.decoder(u))
+    u = encode(model, batch, 0)[0]
+    slope = model.processor(jnp.zeros((), u.dtype), u, args)
+    parts = (u, slope, decode(model, u[None, None], batch, 0))
     return sum((jnp.sum(part) for part in parts), jnp.zeros((), u.dtype))
 
 
@@ -126,17 +229,17 @@ def _returned(name: str, function: Callable, *arguments: Any, given: str = "") -
         raise ProblemError(f"{name} failed for {given}: {shorten(error)}") from error
 
 
-def _call_once(model: EncodeProcessDecode, x: jax.Array, samples: Samples) -> None:
+def _call_once(model: EncodeProcessDecode, batch: SampleBatch, args: Any, samples: Samples) -> None:
     """With the numbers of the first sample: what only numbers show, as in a callback."""
 
     @eqx.filter_jit
-    def call(model, x, t):
-        u = model.encoder(x)
-        return u, model.processor(t, u, None), model.decoder(u)
+    def call_all(model, batch, args, t):
+        u = encode(model, batch, 0)[0]
+        return u, model.processor(t, u, args), decode(model, u[None, None], batch, 0)
 
     try:
-        start = float(samples.times[0])
-        state, slope, _ = jax.device_get(call(model, x, jnp.asarray(start, x.dtype)))
+        start = jnp.asarray(float(samples.times[0]), jnp.zeros(()).dtype)
+        state, slope, _ = jax.device_get(call_all(model, batch, args, start))
     except Exception as error:  # anything that the user's code can raise
         raise ProblemError(
             "Calling encoder, vector field and decoder on the first sample failed: "

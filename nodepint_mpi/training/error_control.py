@@ -88,7 +88,7 @@ class Anew:
     def take(self, state: TrainState, batch: Batch, step: int) -> Taken:
         """Take optimizer step `step`. Collective over the grid."""
         weight = _weight(self._relaxation, step)
-        stepped = self._step(state, batch.inputs, batch.targets, weight)
+        stepped = self._step(state, batch.data, weight)
         report, tally = _on_host(stepped)
         return Taken(stepped.state, report, stepped.gradient, tally)
 
@@ -120,15 +120,15 @@ class Tracker:
     def take(self, state: TrainState, batch: Batch, step: int) -> Taken:
         """Take optimizer step `step`. Collective over the grid."""
         weight = _weight(self._relaxation, step)
-        rows, inputs, targets = batch
+        rows, data = batch
         if step < self._control.serial_until:
-            stepped = self._serial(state, inputs, targets, weight)
+            stepped = self._serial(state, data, weight)
             report, tally = _on_host(stepped)
             return Taken(stepped.state, report, stepped.gradient, tally, serial=True)
         section = self._section
         carry, n_sweeps, tally = self._store.take(rows), 0, Tally()
         while True:
-            swept = self._sweep(state, carry, inputs, targets, weight)
+            swept = self._sweep(state, carry, data, weight)
             report, done = _on_host(swept)
             carry, n_sweeps, tally = swept.carry, n_sweeps + 1, tally.plus(done)
             misfit = float(report.jump + report.adjoint_residual)
@@ -143,7 +143,7 @@ class Tracker:
         if within and not (section.check_every and step % section.check_every == 0):
             self._control = self._control._replace(missed=np.array(0))
             return Taken(swept.state, report, swept.gradient, tally, estimate)
-        exact = self._serial(state, inputs, targets, weight)
+        exact = self._serial(state, data, weight)
         error = relative_error(swept.gradient, exact.gradient)
         if np.isfinite(error) and magnified > 0:
             ratios = np.append(self._control.ratios[1:], error / magnified)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nodepint_mpi.build.imports import named_code, require_trust
+from nodepint_mpi.core.batch import SampleBatch
+from nodepint_mpi.data.samples import Samples
 from nodepint_mpi.io.checkpoint import load_checkpoint, require_fingerprint, require_finite
 from nodepint_mpi.io.directory import CHECKPOINTS, read_run
 from nodepint_mpi.models.networks import EncodeProcessDecode
@@ -41,7 +43,7 @@ def evaluate(
         )
     run, totals = make_evaluation(problem), {}
     for own, counted in deal_rows(comms.time, samples.n_rows, BATCH):
-        for name, mean in run(params, *samples.take(own), counted).items():
+        for name, mean in run(params, samples.take(own), counted).items():
             part, before = jax.tree.map(float, mean), totals.get(name)
             totals[name] = part if before is None else jax.tree.map(operator.add, before, part)
     return {name: total.value() for name, total in totals.items()}
@@ -121,31 +123,60 @@ def open_run(folder: Path, comms: Comms, *, trust: bool = False) -> TrainedRun:
     return TrainedRun(at_step(experiment, loaded.step - 1), loaded.step, params, basis)
 
 
+class Paths(NamedTuple):
+    """What was observed and what is predicted of some rows, (rows, times, ...), NaN where nothing
+    is; `times` (times,), or (rows, times) where rows have their own."""
+
+    times: np.ndarray
+    targets: np.ndarray
+    predictions: np.ndarray
+
+
+def place_predictions(
+    samples: Samples, batch: SampleBatch, indices: np.ndarray, seen: np.ndarray
+) -> Paths:
+    """Predictions of one rank, (seen, samples, ...), at their observations. Local.
+
+    Labels stay as they are.
+    """
+    targets = np.asarray(batch.targets)
+    n_rows, n_times = targets.shape[:2]
+    made = np.full((n_rows, n_times, *seen.shape[2:]), np.nan, seen.dtype)
+    if batch.reads is None:
+        made[:, indices] = np.moveaxis(seen, 0, 1)
+    else:
+        valid, columns = batch.reads.valid, batch.reads.columns
+        rows = np.broadcast_to(np.arange(n_rows), valid.shape)
+        made[rows[valid], columns[valid]] = seen[valid]
+    if batch.mask is not None:
+        targets = np.where(batch.mask, targets, np.nan)
+    times = samples.times if samples.series is None else samples.series.times[batch.rows]
+    return Paths(times, targets, made)
+
+
 def save_predictions(
     comms: Comms, experiment: Experiment, params: EncodeProcessDecode, folder: Path
 ) -> None:
     """Draw predictions for the first test samples. Collective over `comms`; rank 0 draws."""
     samples, observations = experiment.test, experiment.test_problem.observations
     kind = "labels" if samples.section.times is None else "trajectories"
-    shown = np.arange(min(N_SHOWN[kind], samples.n_rows))
-    inputs, targets = samples.take(shown)
-    seen = np.asarray(make_prediction(experiment.test_problem)(params, inputs))
-    gathered = comms.control.gather((observations.indices, seen))  # of all groups, which agree
+    batch = samples.take(np.arange(min(N_SHOWN[kind], samples.n_rows)))
+    seen = np.asarray(make_prediction(experiment.test_problem)(params, batch))
+    own = place_predictions(samples, batch, observations.indices, seen)
+    gathered = comms.control.gather(own.predictions)  # of all groups, which agree
     with together(comms.control):
         if gathered is None:
             return
-        line = gathered[: comms.time.size]
-        order = np.concatenate([indices for indices, _ in line])
-        predictions = np.concatenate([part for _, part in line])
+        predictions = gathered[0]
+        for part in gathered[1 : comms.time.size]:  # each rank has some of the times
+            predictions = np.where(np.isnan(predictions), part, predictions)
         if kind == "labels":
+            inputs = np.asarray(batch.initial)
             if inputs[0].ndim < 2:
                 return  # vectors: nothing to look at
-            figure = draw_labels(inputs, targets[:, 0], np.argmax(predictions[0], axis=-1))
-            save_figure(figure, folder / "predictions.png")
+            guesses = np.argmax(predictions[:, 0], axis=-1)
+            save_figure(draw_labels(inputs, own.targets[:, 0], guesses), folder / "predictions.png")
         else:
-            times = samples.times[order]
             trained = experiment.train.times[-1]
-            figure = draw_trajectories(
-                samples.times, targets, times, np.moveaxis(predictions, 0, 1), trained
-            )
+            figure = draw_trajectories(own.times, own.targets, predictions, trained)
             save_figure(figure, folder / "trajectories.png")

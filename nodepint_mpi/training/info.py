@@ -11,7 +11,8 @@ from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.core.partition import check_layout, owned_range
 from nodepint_mpi.data.datasets import open_split
 from nodepint_mpi.data.own import with_own_data
-from nodepint_mpi.data.samples import Samples, check_batch, check_samples, count_outputs
+from nodepint_mpi.data.sample_checks import columns_of, series_of
+from nodepint_mpi.data.samples import Samples, check_batch, checked_samples, count_outputs
 from nodepint_mpi.errors import ConfigError, LayoutError
 from nodepint_mpi.io.checkpoint_file import checkpoint_bytes
 from nodepint_mpi.parallel.dealing import part_of
@@ -108,14 +109,14 @@ def _open(config: Config) -> Samples:
     data = config.data
     if data is None:
         raise ConfigError("The plan of a training run needs a section `[data]`.")
-    columns = [data.input, data.target, *([data.times] if data.times else [])]
-    splits = {
-        name: open_split(data.source, name, list(dict.fromkeys(columns)))
+    samples = {
+        name: checked_samples(
+            open_split(data.source, name, columns_of(data), series=series_of(data)), config
+        )
         for name in (data.train_split, data.test_split)
     }
-    times = {name: check_samples(split, config) for name, split in splits.items()}
-    check_batch(data, splits[data.train_split].n_rows)
-    return Samples(splits[data.train_split], data, times[data.train_split])
+    check_batch(data, samples[data.train_split].n_rows)
+    return samples[data.train_split]
 
 
 def _show(key: str, value: Any) -> str:

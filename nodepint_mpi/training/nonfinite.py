@@ -153,7 +153,7 @@ def _look(
     config = experiment.config
     relaxation = config.time.relaxation
     weight = None if relaxation is None else np.asarray(relaxation.weight_at(step))
-    found = make_walk(experiment.train_problem)(state.params, batch.inputs, batch.targets, weight)
+    found = make_walk(experiment.train_problem)(state.params, batch.data, weight)
     params = take_leaves(state.params).items()
     first, n_owned = slice_rows(config, comms.time)
     return _Look(

@@ -15,15 +15,27 @@ import optax
 from jaxtyping import Array, ArrayLike
 
 from nodepint_mpi.build.model import build_edges
-from nodepint_mpi.core.objective import per_sample
+from nodepint_mpi.core.batch import SampleBatch
+from nodepint_mpi.core.by_name import call
+from nodepint_mpi.core.exogenous import Inputs, path_of
 from nodepint_mpi.core.observations import place_observations
 from nodepint_mpi.core.propagators import AdaptiveSteps, FixedSteps
+from nodepint_mpi.core.sample_params import FieldArgs, SampleArgs
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.models.networks import as_numbers
 from nodepint_mpi.parallel.counters import Tally
 from nodepint_mpi.training.error_control import Anew
-from nodepint_mpi.training.setup import Experiment
-from nodepint_mpi.training.step import Stepped, StepReport, TrainState, batched_field
+from nodepint_mpi.training.setup import Batch, Experiment
+from nodepint_mpi.training.step import (
+    Stepped,
+    StepReport,
+    TrainState,
+    batched_field,
+    decode,
+    encode,
+    offered_to_loss,
+    terms_of_loss,
+)
 
 
 def plain_report(loss: ArrayLike, grad_norm: ArrayLike) -> StepReport:
@@ -35,20 +47,19 @@ def plain_report(loss: ArrayLike, grad_norm: ArrayLike) -> StepReport:
 
 
 def make_plain_loss(experiment: Experiment) -> Callable:
-    """Make `(params, inputs, targets) -> loss`, by plain diffrax. Local.
+    """Make `(params, batch) -> loss`, by plain diffrax. Local.
 
     Fixed steps keep a checkpoint each, which is fastest; where all observations fall on steps
-    nothing is interpolated.
+    nothing is interpolated. Of samples that bring inputs, or have times of their own, the batch is
+    that of `Experiment.whole_batch`.
 
     Raises:
         ConfigError: for steps that are not diffrax's own.
     """
     problem, section = experiment.train_problem, experiment.config.time
     integrator, edges = problem.solver.fine.integrator, build_edges(section)
-    seen = np.asarray(place_observations(experiment.train.times, edges, 1, 0).indices)
     # Counted from the first edge in double precision, as the slices count theirs.
     t0, edges = edges[0], edges - edges[0]
-    times = np.asarray(experiment.train.times)[seen] - t0  # the very first is the input
     match integrator:
         case FixedSteps(solver=solver, n_steps=n_steps):
             grid = np.concatenate(
@@ -61,14 +72,54 @@ def make_plain_loss(experiment: Experiment) -> Callable:
             n_total = len(grid) - 1
             adjoint = diffrax.RecursiveCheckpointAdjoint(checkpoints=n_total)
             controller, max_steps = diffrax.StepTo(jnp.asarray(grid)), n_total
-            where = np.searchsorted(grid, times - 1e-9 * (edges[-1] - edges[0]))
-            on_steps = bool(np.allclose(grid[where], times, rtol=0, atol=1e-9 * grid[-1]))
         case AdaptiveSteps(solver=solver, rtol=rtol, atol=atol, max_steps=limit):
-            adjoint = diffrax.RecursiveCheckpointAdjoint()
+            adjoint, grid = diffrax.RecursiveCheckpointAdjoint(), None
             controller = diffrax.PIDController(rtol=rtol, atol=atol)
-            max_steps, where, on_steps = limit * section.n_slices, None, False
+            max_steps = limit * section.n_slices
         case _:
             raise ConfigError("Plain diffrax needs steps that are fixed or chosen by tolerances.")
+    if problem.interpolation == "constant":
+        raise ConfigError(
+            "Plain diffrax does not end its steps where a sample's inputs jump: take `data."
+            "interpolation` 'linear' or 'cubic' to compare with it."
+        )
+    field = batched_field(problem.static.processor)
+
+    def diffeqsolve(field, initial, args, saveat):
+        states = diffrax.diffeqsolve(
+            diffrax.ODETerm(field), solver, t0=edges[0], t1=edges[-1], dt0=None, y0=initial,
+            args=args, saveat=saveat, stepsize_controller=controller, adjoint=adjoint,
+            max_steps=max_steps,
+        ).ys  # fmt: skip
+        assert states is not None  # something is saved
+        return states
+
+    if experiment.train.differ:
+        solve = _one_by_one(field, diffeqsolve, problem.interpolation, t0, edges[-1])
+    else:
+        solve = _all_at_once(field, diffeqsolve, experiment, t0, edges, grid)
+
+    def loss(params, batch):
+        model = eqx.combine(params, problem.static)
+        initial = encode(model, batch, problem.seed)
+        states, seen, mask = solve(params.processor, initial, batch)
+        predictions = decode(model, states, batch, problem.seed)
+        offered = offered_to_loss(model, batch, seen, mask, problem.seed)
+        mean = call(problem.loss, predictions, seen(jnp.asarray(batch.targets)), offered=offered)
+        return mean.sum / mean.count + terms_of_loss(problem.terms, model, batch, problem.seed)
+
+    return loss
+
+
+def _all_at_once(field, diffeqsolve, experiment: Experiment, t0, edges, grid):
+    """The states of a batch at common times by one solve, (times, samples, *state)."""
+    whole = build_edges(experiment.config.time)
+    columns = np.asarray(place_observations(experiment.train.times, whole, 1, 0).indices)
+    times = np.asarray(experiment.train.times)[columns] - t0  # the very first is the input
+    where, on_steps = None, False
+    if grid is not None:
+        where = np.searchsorted(grid, times - 1e-9 * edges[-1])
+        on_steps = bool(np.allclose(grid[where], times, rtol=0, atol=1e-9 * grid[-1]))
     ends_only = len(times) == 1 and np.isclose(times[0], edges[-1])
     if ends_only:
         saveat = diffrax.SaveAt(t1=True)
@@ -76,33 +127,66 @@ def make_plain_loss(experiment: Experiment) -> Callable:
         saveat = diffrax.SaveAt(t0=True, steps=True)
     else:
         saveat = diffrax.SaveAt(ts=jnp.asarray(times))
-    static, function = problem.static, problem.loss
-    field = batched_field(static.processor)
 
-    def loss(params, inputs, targets):
-        model = eqx.combine(params, static)
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda since, u, params: field(t0 + since, u, params)),
-            solver,
-            t0=edges[0],
-            t1=edges[-1],
-            dt0=None,
-            y0=jax.vmap(model.encoder)(as_numbers(inputs)),
-            args=params.processor,
-            saveat=saveat,
-            stepsize_controller=controller,
-            adjoint=adjoint,
-            max_steps=max_steps,
-        )
-        states = solution.ys
-        assert states is not None  # something is saved
+    def seen(array):
+        return jnp.moveaxis(jnp.asarray(array)[:, columns], 1, 0)
+
+    def solve(params, initial, batch):
+        states = diffeqsolve(lambda t, u, params: field(t0 + t, u, params), initial, params, saveat)
         if on_steps and not ends_only:
             states = states[where]
-        predictions = per_sample(model.decoder)(states)
-        mean = function(predictions, jnp.moveaxis(jnp.asarray(targets)[:, seen], 1, 0))
-        return mean.sum / mean.count
+        return states, seen, None if batch.mask is None else seen(batch.mask)
 
-    return loss
+    return solve
+
+
+def _one_by_one(field, diffeqsolve, interpolation, t0, length):
+    """The same by a solve for each sample, with its own times, inputs and features."""
+
+    def solve(params, initial, batch):
+        common = batch.times is None  # a label, at the end
+        first = jnp.full((len(initial), 1), t0 + length) if common else jnp.asarray(batch.times)
+        real = jnp.ones(first.shape, bool) if batch.reads is None else _real(batch)
+        # Rows are filled up at the end: with times that are read in vain.
+        column = jnp.arange(real.shape[1])[None]
+        last = jnp.max(jnp.where(real, column, -1), axis=1, keepdims=True)
+        ts = jnp.where(column <= last, first - t0, length)
+
+        def one(start, ts, signal, static):
+            own = SampleArgs(None, static)
+            if signal is not None:
+                path = path_of(interpolation, signal.knots, signal.values)
+                own = SampleArgs(Inputs(path, jnp.asarray(t0), signal.until), static)
+            args = FieldArgs(params, jax.tree.map(lambda x: jnp.asarray(x)[None], own))
+
+            def one_field(t, u, args):
+                return field(t0 + t, u[None], args)[0]
+
+            return diffeqsolve(one_field, start, args, diffrax.SaveAt(ts=ts))
+
+        signal = None
+        if batch.signal is not None:
+            signal = jax.tree.map(lambda x: jnp.asarray(x)[0], batch.signal)
+        static = None if batch.static is None else as_numbers(jnp.asarray(batch.static))
+        states = jax.vmap(one, out_axes=1)(initial, ts, signal, static)
+
+        def seen(array):
+            return jnp.moveaxis(jnp.asarray(array), 1, 0)
+
+        # The first edge is not read: there the state is what was encoded.
+        counted = real & (ts > 0)
+        shape = jnp.shape(batch.targets)
+        there = jnp.broadcast_to(counted.reshape(*counted.shape, *[1] * (len(shape) - 2)), shape)
+        return states, seen, seen(there if batch.mask is None else there & batch.mask)
+
+    return solve
+
+
+def _real(batch) -> Array:
+    """Which entries of the padded times are observations: those that one of the reads takes."""
+    real = jnp.zeros(jnp.shape(batch.times), bool)
+    samples = jnp.arange(real.shape[0])[None]
+    return real.at[samples, batch.reads.columns].max(jnp.asarray(batch.reads.valid))
 
 
 def make_plain_stepper(experiment: Experiment) -> Anew:
@@ -111,11 +195,22 @@ def make_plain_stepper(experiment: Experiment) -> Anew:
 
     nothing = Tally().as_array()  # of what time-parallel code counts
 
-    def step(state: TrainState, inputs: Array, targets: Array, weight: None) -> Stepped:
+    def step(state: TrainState, batch: SampleBatch, weight: None) -> Stepped:
         del weight
-        value, gradient = jax.value_and_grad(loss)(state.params, inputs, targets)
+        value, gradient = jax.value_and_grad(loss)(state.params, batch)
         updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
         updated = TrainState(optax.apply_updates(state.params, updates), opt_state)
         return Stepped(updated, None, plain_report(value, optax.tree.norm(gradient)), nothing)
 
-    return Anew(jax.jit(step), None)
+    return _Plain(jax.jit(step), experiment)
+
+
+class _Plain(Anew):
+    """Steps that solve the whole horizon at once."""
+
+    def __init__(self, step, experiment: Experiment):
+        super().__init__(step, None)
+        self._experiment = experiment
+
+    def take(self, state, batch, step):
+        return super().take(state, Batch(batch.rows, self._experiment.whole_batch(step)), step)

@@ -1,7 +1,7 @@
 """From a config to everything a run computes with. Shared by training and evaluation."""
 
 import socket
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,24 +12,44 @@ from jaxtyping import PyTree
 from mpi4py import MPI
 
 from nodepint_mpi.build.model import build_edges, build_integrator, build_model
-from nodepint_mpi.build.sections import build_loss, build_optimizer, build_time_solver
+from nodepint_mpi.build.sections import (
+    build_loss,
+    build_optimizer,
+    build_terms,
+    build_time_solver,
+)
 from nodepint_mpi.build.user_code import load_code
 from nodepint_mpi.config.experiment import Config
+from nodepint_mpi.core.batch import SampleBatch
+from nodepint_mpi.core.by_name import asked_for
 from nodepint_mpi.core.galerkin import AbstractReduction, Galerkin, ProjectedProcessor
-from nodepint_mpi.core.objective import per_sample
-from nodepint_mpi.core.observations import place_observations
 from nodepint_mpi.core.partition import check_layout, own_slices
-from nodepint_mpi.core.relaxation import edge_weights, relax
+from nodepint_mpi.core.relaxation import edge_weights, relax, with_propagators
 from nodepint_mpi.core.resolution import check_field_resolution
+from nodepint_mpi.core.sample_params import FieldArgs, SamplePropagator, SampleReduction
 from nodepint_mpi.core.types import Field
-from nodepint_mpi.data.samples import Samples, count_outputs, open_samples
+from nodepint_mpi.data.samples import (
+    Samples,
+    check_first,
+    count_outputs,
+    for_rank,
+    open_samples,
+    place_samples,
+)
 from nodepint_mpi.errors import ConfigError, ProblemError
 from nodepint_mpi.models.networks import EncodeProcessDecode, FlatLinear
 from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.dealing import own_part
 from nodepint_mpi.parallel.methods.base import AbstractMethod
 from nodepint_mpi.ranks.agreement import together
-from nodepint_mpi.training.check_model import check_gradient, check_losses, check_model
+from nodepint_mpi.training.check_model import (
+    args_of,
+    check_gradient,
+    check_losses,
+    check_model,
+    check_terms,
+    require_taken,
+)
 from nodepint_mpi.training.memory import (
     plan_parameters,
     plan_slices,
@@ -37,18 +57,23 @@ from nodepint_mpi.training.memory import (
     require_network_fits,
 )
 from nodepint_mpi.training.sameness import require_same_code, require_same_shapes
-from nodepint_mpi.training.step import LineProblem, TrainState, batched_field, split_model
+from nodepint_mpi.training.step import (
+    ENCODER_TAKES,
+    LineProblem,
+    TrainState,
+    batched_field,
+    decode,
+    sample_keys,
+    split_model,
+)
 
 
 class Batch(NamedTuple):
-    """The samples of an optimizer step: all their numbers, and what this rank's group has of them.
-
-    `inputs` (samples, ...) and `targets` (samples, times, ...) are of the group's own part.
-    """
+    """The samples of an optimizer step: all their numbers, and what this rank has of its group's
+    own part."""
 
     rows: np.ndarray
-    inputs: np.ndarray
-    targets: np.ndarray
+    data: SampleBatch
 
 
 class Experiment(NamedTuple):
@@ -73,7 +98,14 @@ class Experiment(NamedTuple):
     def batch(self, step: int) -> Batch:
         """The samples of optimizer step `step`. Local."""
         rows = self.train.batch_rows(self.config.run.seed, step)
-        return Batch(rows, *self.train.take(rows[own_part(self.comms.time, len(rows))]))
+        own = rows[own_part(self.comms.time, len(rows))]
+        return Batch(rows, self.train.take(own, step))
+
+    def whole_batch(self, step: int) -> SampleBatch:
+        """The same samples for a solve over the whole horizon, as one slice. Local."""
+        rows = self.train.batch_rows(self.config.run.seed, step)
+        own = rows[own_part(self.comms.time, len(rows))]
+        return for_rank(self.train, self.config, 1, 0, whole=True).take(own, step)
 
 
 def set_up(config: Config, comms: Comms) -> Experiment:
@@ -91,6 +123,9 @@ def set_up(config: Config, comms: Comms) -> Experiment:
     train = open_samples(comms.control, config, config.data.train_split if config.data else "")
     test = open_samples(comms.control, config, config.data.test_split if config.data else "")
     n_here = count_here(comms.control)
+    place = (comms.time.size, comms.time.rank)
+    train = for_rank(train, config, *place, relaxed=True)
+    test = for_rank(test, config, *place)
     with together(comms.control):
         largest = 0 if config.growth is None else config.growth.steps[-1]
         sizes = {"input_shape": train.input_shape, "output_size": count_outputs(train)}
@@ -137,7 +172,7 @@ def _assemble(
     test_problem = make_problem(config, comms.time, model, test, relaxed=False)
     n_samples = share_batch(config, train.n_rows, comms.time.n_groups)
     shape = (n_samples, *check_model(model, train))
-    check_times(config, model, shape)
+    check_times(config, model, shape, args_of(train, 0))
     check_scores(config, model, train, shape)
     state = jax.ShapeDtypeStruct(shape, config.run.precision)
     train_problem.solver.method.carry_like(1, state)  # says if a basis does not fit the state
@@ -155,16 +190,52 @@ def check_scores(
     As if all observations were on this rank.
     """
     loss, metrics = build_loss(config)
-    _, targets = samples.take(np.array([0]))
-    n_times = max(1, targets.shape[1])
+    check_first_observation(model, samples)
+    batch = _like_a_step(samples, state[0])
+    n_times = max(1, batch.targets.shape[1])
     states = jax.ShapeDtypeStruct((n_times, *state), jnp.zeros(()).dtype)
-    prediction = eqx.filter_eval_shape(per_sample(model.decoder), states)
-    wanted = jax.ShapeDtypeStruct(
-        (n_times, state[0], *targets.shape[2:]), jnp.asarray(targets[:1]).dtype
+    prediction = eqx.filter_eval_shape(lambda u, b: decode(model, u, b, 0), states, batch)
+
+    def by_time(array):
+        """From (samples, times, ...) to (times, samples, ...)."""
+        return jax.ShapeDtypeStruct((n_times, *array.shape[:1], *array.shape[2:]), array.dtype)
+
+    offered = {
+        "mask": None if batch.mask is None else by_time(batch.mask),
+        "weights": None if batch.weights is None else by_time(batch.weights),
+        "times": None if batch.times is None else by_time(batch.times),
+        "model": model, "batch": batch, "key": jax.eval_shape(lambda b: sample_keys(0, b), batch),
+    }  # fmt: skip
+    if batch.mask is None and samples.series is not None:
+        offered["mask"] = jax.ShapeDtypeStruct(by_time(batch.targets).shape, bool)
+    names = {"The loss": loss} | {f"The metric {name!r}": own for name, own in metrics.items()}
+    if samples.has_gaps:
+        require_taken(names, "mask", "observations are missing, or differ in number")
+    if samples.section.weights is not None:
+        require_taken(names, "weights", "`data.weights` are given")
+    check_losses(names, prediction, by_time(batch.targets), offered)
+    check_gradient(loss, prediction, by_time(batch.targets), offered)
+    check_terms(build_terms(config), model, batch, state[0])
+
+
+def check_first_observation(model: EncodeProcessDecode, samples: Samples) -> None:
+    """Refuse to encode a first observation that was not made. Local."""
+    if not {"times", "mask"} & set(asked_for(model.encoder, 1, ENCODER_TAKES)):
+        check_first(samples)
+
+
+def _like_a_step(samples: Samples, n_samples: int) -> SampleBatch:
+    """Shapes of what a step has of its samples, but for what depends on the rank."""
+    one = samples.take(np.array([0]), 0)._replace(
+        reads=None, signal=None, at_edges=None, known=None
     )
-    names = {f"The metric {name!r}": metric for name, metric in metrics.items()}
-    check_losses({"The loss": loss} | names, prediction, wanted)
-    check_gradient(loss, prediction, wanted)
+
+    def many(array):
+        array = jnp.asarray(array)
+        return jax.ShapeDtypeStruct((n_samples, *array.shape[1:]), array.dtype)
+
+    step = jax.ShapeDtypeStruct((), jnp.zeros((), int).dtype)
+    return jax.tree.map(many, one._replace(step=None))._replace(step=step)
 
 
 def share_batch(config: Config, n_rows: int, n_groups: int) -> int:
@@ -211,24 +282,39 @@ def make_problem(
     _, static = split_model(model)
     field = batched_field(static.processor)
     loss, metrics = build_loss(config)
-    edges = build_edges(config.time)
-    observations = place_observations(samples.times, edges, comm.size, comm.rank)
-    solver = build_time_solver(config, field, reduction_of(static.processor, field), n_batch_axes=1)
-    if config.time.relaxation is None or not relaxed:
-        return LineProblem(comm, static, solver, observations, loss, metrics)
-    weights = edge_weights(samples.times, edges)
-    return LineProblem(comm, static, relax(solver), observations, loss, metrics, weights)
+    relaxed = relaxed and config.time.relaxation is not None
+    observations = place_samples(samples, comm.size, comm.rank)
+    reduction = reduction_of(static.processor, field)
+    if samples.differ:
+        reduction = SampleReduction(reduction)
+    solver = build_time_solver(config, field, reduction, n_batch_axes=1)
+    if relaxed:
+        solver = relax(solver)
+    elif samples.differ:
+        solver = with_propagators(solver, SamplePropagator)
+    weights = None
+    if relaxed and not samples.has_gaps:
+        weights = edge_weights(samples.times, build_edges(config.time))
+    return LineProblem(
+        comm, static, solver, observations, loss, metrics, weights,
+        samples.section.interpolation, build_terms(config), config.run.seed,
+    )  # fmt: skip
 
 
-def check_times(config: Config, model: EncodeProcessDecode, shape: tuple[int, ...]) -> None:
+def check_times(
+    config: Config, model: EncodeProcessDecode, shape: tuple[int, ...], args: Any = None
+) -> None:
     """Refuse a network of t where the precision of the run does not resolve t. Local."""
     params, static = split_model(model)
     section = config.time
     named = {name: getattr(section, name) for name in ("fine", "coarse", "tangents")}
     steps = [build_integrator(part, f"time.{name}") for name, part in named.items() if part]
     state = jax.ShapeDtypeStruct(shape, jnp.zeros(()).dtype)
-    field = batched_field(static.processor)
-    check_field_resolution(field, params.processor, state, build_edges(section), steps)
+    field, of_field = batched_field(static.processor), params.processor
+    if args is not None:
+        state = jax.ShapeDtypeStruct((1, *shape[1:]), state.dtype)
+        of_field = FieldArgs(of_field, jax.tree.map(lambda x: x[None], args))
+    check_field_resolution(field, of_field, state, build_edges(section), steps)
 
 
 def reduction_of(static: PyTree, field: Field) -> AbstractReduction:

@@ -14,10 +14,14 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, PyTree
 
-from nodepint_mpi.core.objective import Loss, Mean, nothing, per_sample
+from nodepint_mpi.core.batch import SampleBatch
+from nodepint_mpi.core.by_name import asked_for, call
+from nodepint_mpi.core.exogenous import Interpolation
+from nodepint_mpi.core.objective import Loss, Mean, Term, nothing, per_sample
 from nodepint_mpi.core.observations import BlockObservations
 from nodepint_mpi.core.propagators import SliceResult
 from nodepint_mpi.core.relaxation import RelaxedParams
+from nodepint_mpi.core.sample_params import FieldArgs, SampleParams
 from nodepint_mpi.core.sweeps import slices_finite
 from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
 from nodepint_mpi.parallel.adjoint import pull_back_walk
@@ -98,7 +102,9 @@ class Walked(NamedTuple):
 class LineProblem(NamedTuple):
     """What a line of ranks computes with: model, solver, observations and loss.
 
-    `edge_weights` (edges, times), for relaxed continuity, gives the data at the slice boundaries.
+    `edge_weights` (edges, times), for relaxed continuity, gives the data at the slice boundaries of
+    samples without gaps. `interpolation` is that of inputs over time, `terms` are added to the
+    loss, and `seed` is that of random keys.
     """
 
     comm: TimeComm
@@ -108,6 +114,9 @@ class LineProblem(NamedTuple):
     loss: Loss
     metrics: dict[str, Loss]
     edge_weights: np.ndarray | None = None
+    interpolation: Interpolation = "linear"
+    terms: tuple[Term, ...] = ()
+    seed: int = 0
 
     def line(self, of_field: PyTree[Array]) -> Line:
         """The line, with these parameters of the vector field. Local."""
@@ -120,9 +129,16 @@ def split_model(model: EncodeProcessDecode) -> tuple[PyTree, PyTree]:
 
 
 def batched_field(static: PyTree) -> Callable:
-    """The processor as a vector field of a batch, with its parameters as `args`. Local."""
+    """The processor as a vector field of a batch, with its parameters as `args`. Local.
+
+    With `FieldArgs` every sample's processor gets what the sample brings.
+    """
 
     def field(t, u, params):
+        if isinstance(params, FieldArgs) and jax.tree.leaves(params.own):
+            processor = eqx.combine(params.params, static)
+            return jax.vmap(lambda sample, own: processor(t, sample, own))(u, params.own)
+        params = params.params if isinstance(params, FieldArgs) else params
         processor = eqx.combine(params, static)
         return jax.vmap(lambda sample: processor(t, sample, None))(u)
 
@@ -130,15 +146,15 @@ def batched_field(static: PyTree) -> Callable:
 
 
 def make_train_step(problem: LineProblem, optimiser: optax.GradientTransformation) -> Callable:
-    """Make the jitted step `(state, inputs, targets, weight) -> Stepped`, which solves anew.
+    """Make the jitted step `(state, batch, weight) -> Stepped`, which solves anew.
 
     Local to make; the step is collective over the line. `weight` is that of continuity, for a
     relaxed solve, or None.
     """
 
-    def step(state: TrainState, inputs: Array, targets: Array, weight: Array | None) -> Stepped:
+    def step(state: TrainState, batch: SampleBatch, weight: Array | None) -> Stepped:
         with counting() as ledger:
-            gradient, report = loss_and_gradient(problem, state.params, inputs, targets, weight)
+            gradient, report = loss_and_gradient(problem, state.params, batch, weight)
         updated = _update(optimiser, state, gradient)
         return Stepped(updated, gradient, report, ledger.tally.as_array())
 
@@ -146,18 +162,18 @@ def make_train_step(problem: LineProblem, optimiser: optax.GradientTransformatio
 
 
 def make_tracked_step(problem: LineProblem, optimiser: optax.GradientTransformation) -> Callable:
-    """Make the jitted step `(state, carry, inputs, targets, weight) -> Tracked`.
+    """Make the jitted step `(state, carry, batch, weight) -> Tracked`.
 
     Local to make; the step is collective over the line. One forward and one adjoint sweep, from
     what the last ones left; it consumes the carry.
     """
 
     def tracked_step(  # a name of its own in XLA's profile, beside `step`
-        state: TrainState, carry: Carry, inputs: Array, targets: Array, weight: Array | None
+        state: TrainState, carry: Carry, batch: SampleBatch, weight: Array | None
     ):
         with counting() as ledger:
             gradient, report, carry, magnification = tracked_gradient(
-                problem, state.params, carry, inputs, targets, weight
+                problem, state.params, carry, batch, weight
             )
         updated, tally = _update(optimiser, state, gradient), ledger.tally.as_array()
         return Tracked(updated, gradient, report, tally, carry, magnification)
@@ -173,8 +189,7 @@ def _update(optimiser, state: TrainState, gradient: PyTree[Array]) -> TrainState
 def loss_and_gradient(
     problem: LineProblem,
     params: PyTree,
-    inputs: Array,
-    targets: Array,
+    batch: SampleBatch,
     weight: Array | None = None,
 ) -> tuple[PyTree[Array], StepReport]:
     """The loss of a batch and its gradient, summed over the ranks. Collective, inside jit.
@@ -182,15 +197,16 @@ def loss_and_gradient(
     With a `weight` of continuity the solve is a relaxed one.
     """
     comm = problem.comm
-    initial, pull_back_encoder = _encode(problem, params, inputs)
-    of_field = _field_params(problem, params, targets, weight)
+    initial, pull_back_encoder = _encode(problem, params, batch)
+    of_field = _field_params(problem, params, batch, weight)
     solved = linearize_solve(problem.line(of_field), problem.solver, initial)
-    loss_sum, pull_back_loss, count = _linearize_loss(problem, params, solved.at.result, targets)
+    loss_sum, pull_back_loss, count = _linearize_loss(problem, params, solved.at.result, batch)
     count = sum_over_ranks(comm, count)
     gradient, sources = pull_back_loss(1 / count)
     adjoint = solved.at.pull_back(sources)
     gradient = _whole_gradient(gradient, adjoint.params, adjoint.initial, pull_back_encoder)
-    loss, gradient = sum_over_ranks(comm, (loss_sum / count, gradient))
+    loss, gradient = _with_terms(problem, params, batch, loss_sum / count, gradient, 1.0)
+    loss, gradient = sum_over_ranks(comm, (loss, gradient))
     grad_norm = optax.tree.norm(gradient)
     finite = solved.record.finite & adjoint.record.finite
     return gradient, StepReport(
@@ -211,8 +227,7 @@ def tracked_gradient(
     problem: LineProblem,
     params: PyTree,
     carry: Carry,
-    inputs: Array,
-    targets: Array,
+    batch: SampleBatch,
     weight: Array | None = None,
 ) -> tuple[PyTree[Array], StepReport, Carry, Array]:
     """The same from one sweep each way, as near as what is carried. Collective, inside jit.
@@ -220,18 +235,21 @@ def tracked_gradient(
     One fine solve and one pull-back of the owned slices, all at once; the carry returned is of
     this batch and these parameters. See `Tracked`.
     """
-    initial, pull_back_encoder = _encode(problem, params, inputs)
+    initial, pull_back_encoder = _encode(problem, params, batch)
 
     def read_loss(result: SliceResult):
-        loss_sum, pull_back, count = _linearize_loss(problem, params, result, targets)
+        loss_sum, pull_back, count = _linearize_loss(problem, params, result, batch)
         gradient, sources = pull_back(jnp.ones_like(loss_sum))
         return sources, (loss_sum, count, gradient)
 
-    of_field = _field_params(problem, params, targets, weight)
+    of_field = _field_params(problem, params, batch, weight)
     followed, (loss_sum, count, gradient) = follow(
         problem.line(of_field), problem.solver, initial, carry, read_loss
     )
     gradient = _whole_gradient(gradient, followed.params, followed.initial, pull_back_encoder)
+    if problem.terms:
+        whole = sum_over_ranks(problem.comm, count)  # by which all is divided below
+        loss_sum, gradient = _with_terms(problem, params, batch, loss_sum, gradient, whole)
     total, count, gradient, misfits = sum_over_ranks(
         problem.comm, (loss_sum, count, gradient, followed.misfits)
     )
@@ -256,16 +274,16 @@ def tracked_gradient(
 
 
 def make_evaluation(problem: LineProblem) -> Callable:
-    """Make the jitted `(params, inputs, targets, counted) -> {name: Mean}`; sums over all ranks.
+    """Make the jitted `(params, batch, counted) -> {name: Mean}`; sums over all ranks.
 
     Local to make; the evaluation is collective over the grid. What is not `counted` adds nothing.
     """
 
-    def evaluate(params: PyTree, inputs: Array, targets: Array, counted: Array) -> dict[str, Mean]:
-        result = _forward(problem, params, inputs)
+    def evaluate(params: PyTree, batch: SampleBatch, counted: Array) -> dict[str, Mean]:
+        result = _forward(problem, params, batch)
         functions = {"loss": problem.loss, **problem.metrics}
         local = {
-            name: _compare(problem, params, result, targets, function)
+            name: _compare(problem, params, result, batch, function)
             for name, function in functions.items()
         }
         local = jax.tree.map(lambda part: jnp.where(counted, part, jnp.zeros_like(part)), local)
@@ -275,31 +293,30 @@ def make_evaluation(problem: LineProblem) -> Callable:
 
 
 def make_prediction(problem: LineProblem) -> Callable:
-    """Make the jitted `(params, inputs) -> predictions` at this rank's observations.
+    """Make the jitted `(params, batch) -> predictions` at this rank's observations.
 
     Local to make; the prediction is collective over the line. (seen, samples, *prediction)
     """
 
-    def predict(params: PyTree, inputs: Array) -> Array:
-        result = _forward(problem, params, inputs)
-        model = eqx.combine(params, problem.static)
-        return per_sample(model.decoder)(problem.observations.read(result))
+    def predict(params: PyTree, batch: SampleBatch) -> Array:
+        result = _forward(problem, params, batch)
+        return _decode(problem, params, _read(problem, result, batch), batch)
 
     return jax.jit(predict)
 
 
 def make_walk(problem: LineProblem) -> Callable:
-    """Make the jitted `(params, inputs, targets, weight) -> Walked`: a step, but serially.
+    """Make the jitted `(params, batch, weight) -> Walked`: a step, but serially.
 
     Local to make; the walk is collective over the line. For a look at a step that went wrong.
     """
 
-    def walk(params: PyTree, inputs: Array, targets: Array, weight: Array | None) -> Walked:
-        initial, _ = _encode(problem, params, inputs)
-        of_field = _field_params(problem, params, targets, weight)
+    def walk(params: PyTree, batch: SampleBatch, weight: Array | None) -> Walked:
+        initial, _ = _encode(problem, params, batch)
+        of_field = _field_params(problem, params, batch, weight)
         line = problem.line(of_field)
         walked = walk_linearized(line, problem.solver.fine, initial)
-        loss, pull_back, _ = _linearize_loss(problem, params, walked.result, targets)
+        loss, pull_back, _ = _linearize_loss(problem, params, walked.result, batch)
         _, sources = pull_back(jnp.ones_like(loss))
         gradient = pull_back_walk(line, walked, sources)
         finite = [jnp.all(jnp.isfinite(one)) for one in (initial, loss, gradient.initial)]
@@ -308,46 +325,120 @@ def make_walk(problem: LineProblem) -> Callable:
     return jax.jit(walk)
 
 
-def _forward(problem: LineProblem, params: PyTree, inputs: Array) -> SliceResult:
-    initial, _ = _encode(problem, params, inputs)
-    return solve_block(problem.line(params.processor), problem.solver, initial)
+def _forward(problem: LineProblem, params: PyTree, batch: SampleBatch) -> SliceResult:
+    initial, _ = _encode(problem, params, batch)
+    of_field = _field_params(problem, params, batch, None)
+    return solve_block(problem.line(of_field), problem.solver, initial)
 
 
-def _encode(problem: LineProblem, params: PyTree, inputs: Array):
+def sample_keys(seed: int, batch: SampleBatch) -> Array | None:
+    """A random key for each sample in this step, whatever rank it is on; None outside training."""
+    if batch.step is None:
+        return None
+    key = jax.random.fold_in(jax.random.key(seed), batch.step)
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.asarray(batch.rows))
+
+
+def encode(model: EncodeProcessDecode, batch: SampleBatch, seed: int) -> Array:
+    """Initial states (samples, *state). Local.
+
+    An encoder that takes `times` or `mask` gets the whole series of targets, which are zero where
+    there is none; `static` and `key` are of the sample.
+    """
+    names = asked_for(model.encoder, 1, ENCODER_TAKES)
+    if not names:
+        return jax.vmap(model.encoder)(as_numbers(jnp.asarray(batch.initial)))
+    is_series = "times" in names or "mask" in names
+    x = as_numbers(jnp.asarray(batch.targets if is_series else batch.initial))
+    mask = jnp.ones(jnp.shape(batch.targets), bool) if batch.mask is None else batch.mask
+    static = None if batch.static is None else as_numbers(jnp.asarray(batch.static))
+    offered = {"mask": mask, "static": static, "key": sample_keys(seed, batch)}
+    if batch.times is not None:
+        offered["times"] = as_numbers(jnp.asarray(batch.times))
+    given = {name: offered[name] for name in names}
+    return jax.vmap(lambda x, given: model.encoder(x, **given))(x, given)
+
+
+ENCODER_TAKES = ("times", "mask", "static", "key")
+"""What an encoder may take by name."""
+
+
+def _encode(problem: LineProblem, params: PyTree, batch: SampleBatch):
     """Initial states on the first rank, where alone they are read, and their pull-back."""
 
-    def encode(params):
-        return jax.vmap(eqx.combine(params, problem.static).encoder)(as_numbers(inputs))
+    def of_params(params):
+        return encode(eqx.combine(params, problem.static), batch, problem.seed)
 
     if problem.comm.rank == 0:
-        return jax.vjp(encode, params)
-    shape = jax.eval_shape(encode, params)
+        return jax.vjp(of_params, params)
+    shape = jax.eval_shape(of_params, params)
     return jnp.zeros(shape.shape, shape.dtype), None
 
 
-def _linearize_loss(problem, params, result, targets):
+def _linearize_loss(problem, params, result, batch):
     """This rank's part of the loss, its pull-back to parameters and result, and its count."""
 
     def local_loss(params, result) -> tuple[Array, Array]:
-        mean = _compare(problem, params, result, targets, problem.loss)
+        mean = _compare(problem, params, result, batch, problem.loss)
         return mean.sum, mean.count
 
     return jax.vjp(local_loss, params, result, has_aux=True)
 
 
-def _field_params(problem: LineProblem, params: PyTree, targets: Array, weight: Array | None):
-    """Parameters of the vector field; for a relaxed solve with the data at the slice edges."""
+def terms_of_loss(
+    terms: tuple[Term, ...], model: EncodeProcessDecode, batch: SampleBatch, seed: int
+) -> Array:
+    """What a group's samples add to the loss. Local."""
+    offered = {"batch": batch, "key": sample_keys(seed, batch)}
+    values = [term.weight * jnp.mean(call(term.function, model, offered=offered)) for term in terms]
+    return sum(values, jnp.zeros(()))
+
+
+def _with_terms(problem: LineProblem, params: PyTree, batch, loss, gradient, scale):
+    """Loss and gradient of this rank with the terms, which the first rank of a line adds."""
+    if not problem.terms or problem.comm.rank != 0:
+        return loss, gradient
+
+    def added(params):
+        model = eqx.combine(params, problem.static)
+        return terms_of_loss(problem.terms, model, batch, problem.seed) / problem.comm.n_groups
+
+    value, of_terms = jax.value_and_grad(added)(params)
+    return loss + scale * value, jax.tree.map(lambda a, b: a + scale * b, gradient, of_terms)
+
+
+def _field_params(problem: LineProblem, params: PyTree, batch: SampleBatch, weight: Array | None):
+    """Parameters of the vector field, with what the samples bring; for a relaxed solve with the
+    data at the slice edges."""
+    of_field = params.processor
+    if not (batch.reads is None and batch.signal is None and batch.static is None):
+        static = None if batch.static is None else as_numbers(jnp.asarray(batch.static))
+        times = None if batch.reads is None else jnp.asarray(batch.reads.times)
+        signal = None if batch.signal is None else jax.tree.map(jnp.asarray, batch.signal)
+        first = problem.observations.owned.first
+        of_field = SampleParams(of_field, times, signal, static, first, problem.interpolation)
     if weight is None:
-        return params.processor
-    assert problem.edge_weights is not None  # made for it
-    observed = jnp.einsum("et,bt...->eb...", jnp.asarray(problem.edge_weights), as_numbers(targets))
+        return of_field
+    if batch.at_edges is None:
+        assert problem.edge_weights is not None  # made for it
+        observed = jnp.einsum(
+            "et,bt...->eb...", jnp.asarray(problem.edge_weights), as_numbers(batch.targets)
+        )
+    else:
+        observed = as_numbers(jnp.asarray(batch.at_edges))
     states = per_sample(eqx.combine(params, problem.static).encoder)(observed)
-    return RelaxedParams(params.processor, weight, jax.lax.stop_gradient(states))
+    known = None if batch.known is None else as_numbers(jnp.asarray(batch.known))
+    if known is not None:  # what is not known may be no number once it is encoded
+        there = known.reshape(*known.shape, *[1] * (states.ndim - 2)) > 0
+        states = jnp.where(there, states, 0.0)
+    return RelaxedParams(of_field, weight, jax.lax.stop_gradient(states), known)
 
 
 def _whole_gradient(from_loss, field_bar, initial_bar, pull_back_encoder):
     """This rank's parts of the gradient: decoder, processor, and on the first rank encoder."""
-    processor_bar = field_bar.field if isinstance(field_bar, RelaxedParams) else field_bar
+    if isinstance(field_bar, RelaxedParams):
+        field_bar = field_bar.field
+    processor_bar = field_bar.params if isinstance(field_bar, SampleParams) else field_bar
     added = jax.tree.map(jnp.add, from_loss.processor, processor_bar)
     gradient = eqx.tree_at(lambda g: g.processor, from_loss, added)
     if pull_back_encoder is None:
@@ -356,12 +447,95 @@ def _whole_gradient(from_loss, field_bar, initial_bar, pull_back_encoder):
     return jax.tree.map(jnp.add, gradient, from_encoder)
 
 
-def _compare(problem, params, result, targets, function: Loss) -> Mean:
+def _read(problem: LineProblem, result: SliceResult, batch: SampleBatch) -> Array:
+    """States at this rank's observation times, (seen, samples, *state)."""
+    if batch.reads is None:
+        return problem.observations.read(result)
+    states = jnp.concatenate([result.saves, result.end[:, None]], axis=1)
+    samples = jnp.arange(states.shape[2])
+    return states[jnp.asarray(batch.reads.slices), jnp.asarray(batch.reads.slots), samples[None]]
+
+
+def _decode(problem: LineProblem, params: PyTree, states: Array, batch: SampleBatch) -> Array:
+    return decode(eqx.combine(params, problem.static), states, batch, problem.seed)
+
+
+def decode(model: EncodeProcessDecode, states: Array, batch: SampleBatch, seed: int) -> Array:
+    """Predictions from states (seen, samples, *state). Local.
+
+    A decoder may take `static` and `key` of the sample by name.
+    """
+    decoder = model.decoder
+    names = asked_for(decoder, 1, ("key", "static"))
+    if not names:
+        return per_sample(decoder)(states)
+    offered = {
+        "key": sample_keys(seed, batch),
+        "static": None if batch.static is None else as_numbers(jnp.asarray(batch.static)),
+    }
+    given = {name: offered[name] for name in names}
+    one_time = jax.vmap(lambda u, given: decoder(u, **given))
+    return jax.vmap(lambda u: one_time(u, given))(states)
+
+
+def _compare(
+    problem: LineProblem, params: PyTree, result: SliceResult, batch: SampleBatch, function: Loss
+) -> Mean:
     """A loss or metric over the observations in this rank's block."""
-    observations = problem.observations
-    decode = per_sample(eqx.combine(params, problem.static).decoder)
-    wanted = jnp.moveaxis(jnp.asarray(targets)[:, np.asarray(observations.indices)], 1, 0)
-    if len(observations.indices) == 0:
-        like = jax.eval_shape(decode, result.end[:1])
-        return nothing(function, like, jnp.moveaxis(jnp.asarray(targets)[:, :1], 1, 0))
-    return function(decode(observations.read(result)), wanted)
+    if batch.reads is None:
+        columns = np.asarray(problem.observations.indices)
+
+        def seen(array):  # (samples, times, ...) to (seen, samples, ...)
+            return jnp.moveaxis(jnp.asarray(array)[:, columns], 1, 0)
+
+        mask = None if batch.mask is None else seen(batch.mask)
+    else:
+        columns = jnp.asarray(batch.reads.columns)
+        samples = jnp.arange(columns.shape[1])[None]
+
+        def seen(array):
+            return jnp.asarray(array)[samples, columns]
+
+        valid = jnp.asarray(batch.reads.valid)
+        shape = (*valid.shape, *jnp.shape(batch.targets)[2:])
+        mask = jnp.broadcast_to(valid.reshape(*valid.shape, *[1] * (len(shape) - 2)), shape)
+        mask = mask if batch.mask is None else mask & seen(batch.mask)
+    model, targets = eqx.combine(params, problem.static), jnp.asarray(batch.targets)
+    if batch.reads is None and len(problem.observations.indices) == 0:
+        states = result.end[:1]
+        like = jax.eval_shape(lambda u: _decode(problem, params, u, batch), states)
+        first = np.array([0])
+
+        def at_first(array):
+            return jnp.moveaxis(jnp.asarray(array)[:, first], 1, 0)
+
+        offered = offered_to_loss(model, batch, at_first, None, problem.seed)
+        if batch.mask is not None:
+            offered["mask"] = at_first(batch.mask)
+        return nothing(
+            lambda made, wanted: call(function, made, wanted, offered=offered),
+            like,
+            jnp.moveaxis(targets[:, :1], 1, 0),
+        )
+    predictions = _decode(problem, params, _read(problem, result, batch), batch)
+    offered = offered_to_loss(model, batch, seen, mask, problem.seed)
+    return call(function, predictions, seen(targets), offered=offered)
+
+
+def offered_to_loss(
+    model: EncodeProcessDecode,
+    batch: SampleBatch,
+    seen: Callable[[Array], Array],
+    mask: Array | None,
+    seed: int,
+) -> dict[str, object]:
+    """What a loss may take by name; see `core.objective.OFFERED`. Local.
+
+    `seen` takes (samples, times, ...) to what is compared, (seen, samples, ...).
+    """
+    weights = None if batch.weights is None else as_numbers(seen(batch.weights))
+    times = None if batch.times is None else as_numbers(seen(batch.times))
+    return {
+        "mask": mask, "weights": weights, "times": times, "model": model, "batch": batch,
+        "key": sample_keys(seed, batch),
+    }  # fmt: skip

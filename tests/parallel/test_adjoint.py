@@ -21,6 +21,7 @@ from nodepint_mpi.bench.cases import (
     make_gradient_case,
     make_model_and_data,
 )
+from nodepint_mpi.core.batch import SampleBatch
 from nodepint_mpi.core.problems import PROBLEMS
 from nodepint_mpi.training.step import loss_and_gradient, split_model
 
@@ -73,9 +74,9 @@ def test_training_gradient_equals_serial_diffrax(comms, case: GradientCase):
     model, inputs, targets = make_model_and_data(TIMES[case.loss])
     params, static = split_model(model)
     problem = make_gradient_case(comms, case, static)
-    ours, report = jax.jit(
-        lambda inputs, targets: loss_and_gradient(problem, params, inputs, targets)
-    )(inputs, targets)
+    ours, report = jax.jit(lambda batch: loss_and_gradient(problem, params, batch))(
+        SampleBatch(inputs, targets)
+    )
     loss, wanted = serial_gradient(case.loss, case.steps)
     assert float(report.loss) == pytest.approx(float(loss), rel=1e-8)
     found, right = (ravel_pytree(tree)[0] for tree in (ours, wanted))

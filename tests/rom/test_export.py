@@ -86,8 +86,9 @@ def test_all_directions_give_the_run_s_own_predictions(comms, make_run):
     assert made["n_snapshots"] == 8 * (1 + 5 + 7)  # start, ends, and times between
     rom = load_rom(file)
     params = open_run(folder, comms).params
-    inputs, _ = experiment.test.take(np.arange(8))
-    wanted = make_prediction(experiment.test_problem)(params, inputs)
+    batch = experiment.test.take(np.arange(8))
+    inputs = np.asarray(batch.initial)
+    wanted = make_prediction(experiment.test_problem)(params, batch)
     times = jnp.asarray(experiment.test.times[experiment.test_problem.observations.indices])
     if times.size:
         found = jax.vmap(rom.solve, in_axes=(0, None))(jnp.asarray(inputs), times)

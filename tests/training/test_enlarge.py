@@ -97,7 +97,7 @@ def losses_of(comms, text, n_steps):
             experiment, state = grow(comms, experiment, state, batch.rows, k)
             problem, optimiser = experiment.train_problem, experiment.optimiser
             step = make_train_step(problem, optimiser)
-        state, _, report, _ = step(state, batch.inputs, batch.targets, None)
+        state, _, report, _ = step(state, batch.data, None)
         losses.append(float(report.loss))
     return np.array(losses), state
 
@@ -114,7 +114,7 @@ def test_the_loss_goes_on_where_it_was_and_any_ranks_agree(comms, on_one_rank, s
     step = make_train_step(experiment.train_problem, experiment.optimiser)
     for k in range(4):
         fixed, _, report, _ = step(
-            fixed, *experiment.train.take(experiment.train.batch_rows(0, k)), None
+            fixed, experiment.train.take(experiment.train.batch_rows(0, k)), None
         )
         plain_losses.append(float(report.loss))
     np.testing.assert_allclose(losses[:4], plain_losses, rtol=1e-9)

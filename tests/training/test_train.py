@@ -68,7 +68,7 @@ def test_training_does_not_depend_on_where_its_times_begin(comms, source, shared
         experiment = set_up(parse_config(text), comms)
         batch, state = experiment.batch(0), fresh_state(experiment)
         plain = jax.jit(make_plain_loss(experiment))
-        losses.append(float(plain(state.params, batch.inputs, batch.targets)))
+        losses.append(float(plain(state.params, batch.data)))
         taken, _ = train(comms, text, 2)
         losses.extend(losses_of(taken))
     np.testing.assert_allclose(losses[3:], losses[:3], rtol=1e-12)
@@ -124,9 +124,7 @@ def test_tracked_gradients_keep_to_their_bound(comms, on_one_rank, source, optio
     errors, sweeps = [], []
     for k in range(40):
         batch, params = experiment.batch(k), state.params
-        wanted = on_one_rank(
-            lambda params=params, batch=batch: exact(params, batch.inputs, batch.targets)
-        )
+        wanted = on_one_rank(lambda params=params, batch=batch: exact(params, batch.data))
         taken = stepper.take(state, batch, k)
         state = taken.state
         assert taken.serial == (taken.error is not None)
@@ -255,9 +253,7 @@ def test_relaxed_slices_start_between_the_last_end_and_the_data(
     exact = jax.jit(jax.value_and_grad(relaxed_loss(experiment)))
     for step, weight in ((0, 0.2), (2, 0.6), (4, 1.0), (9, 1.0)):
         taken = stepper.take(state, batch, step)
-        loss, gradient = on_one_rank(
-            lambda weight=weight: exact(state.params, batch.inputs, batch.targets, weight)
-        )
+        loss, gradient = on_one_rank(lambda weight=weight: exact(state.params, batch.data, weight))
         bound = 1e-2 if tracking else 1e-9
         assert float(taken.report.loss) == pytest.approx(float(loss), rel=bound)
         assert relative_error(taken.gradient, gradient) < bound
@@ -271,8 +267,9 @@ def test_the_relative_error_counts_every_rank_once(comms, source):
     experiment = set_up(parse_config(text), comms)
     params = fresh_state(experiment).params
     scores = evaluate(comms, experiment, params)
-    targets = experiment.test.take(np.arange(6))[1]
-    states = make_prediction(experiment.test_problem)(params, targets[:, 0])
+    batch = experiment.test.take(np.arange(6))
+    targets = np.asarray(batch.targets)
+    states = make_prediction(experiment.test_problem)(params, batch)
     parts = comms.control.allgather((experiment.test_problem.observations.indices, states))
     squares = sum(
         np.sum((np.asarray(part) - np.moveaxis(targets[:, indices], 1, 0)) ** 2)
@@ -291,5 +288,5 @@ def test_the_training_split_is_scored_without_relaxation(comms, on_one_rank, sou
     untested = experiment._replace(test=None, test_problem=None)  # only the other split is read
     scores = evaluate(comms, untested, params, split="train")
     samples = experiment.train.take(np.arange(experiment.train.n_rows))
-    serial = on_one_rank(lambda: float(jax.jit(make_plain_loss(experiment))(params, *samples)))
+    serial = on_one_rank(lambda: float(jax.jit(make_plain_loss(experiment))(params, samples)))
     assert scores["loss"] == pytest.approx(serial, rel=1e-9)
