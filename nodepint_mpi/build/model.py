@@ -1,7 +1,8 @@
 """Config sections to models and integrators, without MPI: what a reduced model is loaded by."""
 
+import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -102,11 +103,22 @@ def build_edges(section: TimeSection) -> np.ndarray:
     return check_edges(np.linspace(left, right, section.n_slices + 1))
 
 
+class Given(NamedTuple):
+    """How many numbers a sample brings for the field: channels of its inputs, and features."""
+
+    n_inputs: int = 0
+    n_static: int = 0
+
+
+NOTHING_GIVEN = Given()
+
+
 def build_model(
     config: Config,
     *,
     input_shape: tuple[int, ...],
     output_size: int,
+    given: Given = NOTHING_GIVEN,
     step: int = 0,
     make: Callable[..., Any] | None = None,
 ) -> EncodeProcessDecode:
@@ -116,6 +128,7 @@ def build_model(
         config: The experiment.
         input_shape: Shape of one input sample.
         output_size: Classes of a label, or components of an observation.
+        given: What a sample brings for the field.
         step: The model's size is that with which this optimizer step is taken.
         make: Makes the user's own network; None imports what the config names.
     """
@@ -125,11 +138,16 @@ def build_model(
     match network:
         case DenseNetwork():
             options = network.model_dump(exclude={"name"})
-            model = make_dense(key, **shape, **options)
+            model = make_dense(key, **shape, **options, n_given=sum(given))
+        case ConvNetwork() if any(given):
+            raise ConfigError(
+                "The network 'conv' takes no `data.inputs` and no `data.static`: use 'mlp' or a "
+                "network of your own."
+            )
         case ConvNetwork():
             model = make_conv(key, **shape, **network.model_dump(exclude={"name"}))
         case UserNetwork():
-            model = _own_model(network, key, shape, make)
+            model = _own_model(network, key, shape, given, make)
         case None:
             raise ConfigError("Training needs a section `[network]`.")
     return _to_default_precision(model)
@@ -141,15 +159,27 @@ def unknown_name(key: str, name: str, known: Iterable[str]) -> str:
 
 
 def _own_model(
-    network: UserNetwork, key: Any, shape: dict[str, Any], make: Callable[..., Any] | None
+    network: UserNetwork,
+    key: Any,
+    shape: dict[str, Any],
+    given: Given,
+    make: Callable[..., Any] | None,
 ) -> EncodeProcessDecode:
-    """The user's model; a bare vector field evolves the observations themselves."""
+    """The user's model; a bare vector field evolves the observations themselves.
+
+    It is told by name what samples bring, if it asks.
+    """
     if not is_import_path(network.name):
         raise ConfigError(unknown_name("network.name", network.name, ["mlp", "conv"]))
     make = make if make is not None else import_object(network.name, "network.name")
     assert make is not None  # a name that stands for None fails below in words
     try:
-        model = make(key, **shape, **network.options)
+        asked = {
+            name: count
+            for name, count in given._asdict().items()
+            if name in inspect.signature(make).parameters and name not in network.options
+        }
+        model = make(key, **shape, **asked, **network.options)
     except (ConfigError, ProblemError):
         raise
     except Exception as error:  # anything that the user's code can raise

@@ -229,6 +229,8 @@ def _dense(array: pa.Array) -> np.ndarray:
         inner = array.values.slice(array.offset * width, len(array) * width)
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return array.to_numpy(zero_copy_only=True)
+    elif pa.types.is_boolean(kind):  # stored as bits
+        return array.to_numpy(zero_copy_only=False)
     else:
         raise ValueError(f"its type is {kind}")
     values = _dense(inner)

@@ -126,7 +126,8 @@ def _series_feature(name: str, rows: list[np.ndarray]) -> Any:
         shapes = sorted({row.shape for row in rows})
         raise ValueError(f"column {name!r} has rows of shapes {shapes}: only the first may differ")
     kind = np.result_type(*rows)
-    if not (np.issubdtype(kind, np.number) and not np.issubdtype(kind, np.complexfloating)):
+    real = np.issubdtype(kind, np.number) and not np.issubdtype(kind, np.complexfloating)
+    if not (real or kind == np.dtype(bool)):
         raise ValueError(f"column {name!r} must hold real numbers, given {kind}")
     feature: Any = datasets.Value(kind.name)
     for length in reversed(rows[0].shape[1:]):
@@ -135,7 +136,10 @@ def _series_feature(name: str, rows: list[np.ndarray]) -> Any:
 
 
 def _feature(name: str, array: np.ndarray) -> Any:
-    if not (np.issubdtype(array.dtype, np.number) and np.isrealobj(array)):
+    if not (
+        array.dtype == np.dtype(bool)
+        or (np.issubdtype(array.dtype, np.number) and np.isrealobj(array))
+    ):
         raise ValueError(f"column {name!r} must hold real numbers, given {array.dtype}")
     match array.shape:
         case [_]:

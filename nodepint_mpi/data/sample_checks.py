@@ -219,7 +219,7 @@ def _not_finite(split: Split, section: DataSection) -> Iterator[str]:
         at = f" at {list(place)}" if place else ""
         when = ""
         if section.times is not None and name in (section.target, section.input) and place:
-            when = f", at time {split.take(section.times, np.array([row]))[0, place[0]]:g},"
+            when = f", time {split.take(section.times, np.array([row]))[0, place[0]]:g}"
         others = f" (and {n_rows - 1} more rows like it)" if n_rows > 1 else ""
         remedy = "fix the data and prepare them again"
         if when and np.isnan(value):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Real
 
 from nodepint_mpi.core.basis import random_directions
+from nodepint_mpi.core.sample_params import SampleArgs
 from nodepint_mpi.errors import ProblemError
 
 
@@ -66,16 +67,26 @@ class Elementwise(eqx.Module):
 
 
 class DenseField(eqx.Module):
-    """A vector field of vectors: a multi-layer perceptron, autonomous unless told otherwise."""
+    """A vector field of vectors: a multi-layer perceptron, autonomous unless told otherwise.
+
+    It sees the state, the time if it depends on it, and what a sample brings: its inputs at the
+    time, and its features.
+    """
 
     mlp: eqx.nn.MLP
     time_dependent: bool = eqx.field(static=True)
 
     def __call__(
-        self, t: Real[Array, ""], u: Float[Array, " state"], args: Any
+        self, t: Real[Array, ""], u: Float[Array, " state"], args: SampleArgs | None
     ) -> Float[Array, " state"]:
-        del args
-        return self.mlp(jnp.append(u, t.astype(u.dtype)) if self.time_dependent else u)
+        seen = [u]
+        if self.time_dependent:
+            seen.append(t.astype(u.dtype)[None])
+        if args is not None and args.inputs is not None:
+            seen.append(args.inputs.evaluate(t).astype(u.dtype))
+        if args is not None and args.static is not None:
+            seen.append(args.static.astype(u.dtype))
+        return self.mlp(u if len(seen) == 1 else jnp.concatenate(seen))
 
     def on_basis(self, basis: Float[Array, "rank state"]) -> "DenseField":
         """The field V^T f(t, V c) of coordinates c, with V inside the outer layers. Local."""
@@ -197,6 +208,7 @@ def make_dense(
     time_dependent: bool,
     positive: bool,
     latent: int | None = None,
+    n_given: int = 0,
 ) -> EncodeProcessDecode:
     """A dense vector field: on the observed state itself, or between an encoder and logits. Local.
 
@@ -211,6 +223,7 @@ def make_dense(
         positive: Evolve the logarithm of the observed state, which then stays positive.
         latent: Evolve so many coordinates on a learned basis instead, which begins orthonormal;
             of a sample with a label, so many affine functions.
+        n_given: How many numbers the field gets of a sample: channels of its inputs, and features.
 
     Raises:
         ProblemError: if predictions are of another shape than samples and there is no `latent`, or
@@ -219,8 +232,9 @@ def make_dense(
 
     def make_field(size: int) -> DenseField:
         mlp = eqx.nn.MLP(
-            size + time_dependent, size, width, depth, activation=ACTIVATIONS[activation], key=key
-        )
+            size + time_dependent + n_given, size, width, depth,
+            activation=ACTIVATIONS[activation], key=key,
+        )  # fmt: skip
         return DenseField(mlp, time_dependent)
 
     if input_shape != (output_size,):

@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from nodepint_mpi.build.sections import JUMP_TOL
 from nodepint_mpi.core.basis import rank_for_energy
+from nodepint_mpi.core.by_name import asked_for
 from nodepint_mpi.core.stopping import JumpTolerance
 from nodepint_mpi.data.samples import count_outputs
 from nodepint_mpi.errors import ConfigError, NonFiniteError
@@ -31,6 +32,7 @@ from nodepint_mpi.rom.model import reduce_model
 from nodepint_mpi.rom.save import check_target, save_rom
 from nodepint_mpi.training.evaluate import BATCH, open_run
 from nodepint_mpi.training.setup import Experiment
+from nodepint_mpi.training.step import ENCODER_TAKES
 
 ENERGY = 0.999999
 FIRST_RANK = 32
@@ -77,6 +79,7 @@ def export_rom(
         if control.rank == 0:
             check_target(out)
     experiment, step, params, _ = open_run(folder, comms, trust=trust)
+    _require_autonomous(experiment, params)
     size = math.prod(experiment.state.shape[1:])
     if rank is not None and rank > size:
         raise ConfigError(f"`--rank {rank}` is more than the state's {size} entries: lower it.")
@@ -113,6 +116,21 @@ def export_rom(
         "projected_field": rom.is_projected,
         "n_ranks": control.size,
     }
+
+
+def _require_autonomous(experiment: Experiment, params: EncodeProcessDecode) -> None:
+    """Refuse what a reduced model has no place for: all but a first observation."""
+    section = experiment.train.section
+    if section.inputs is not None or section.static is not None:
+        raise ConfigError(
+            "A reduced model takes no `data.inputs` and no `data.static`: its field is one of the "
+            "state and of time alone."
+        )
+    asks = asked_for(params.encoder, 1, ENCODER_TAKES)
+    if {"times", "mask", "static"} & set(asks):
+        raise ConfigError(
+            f"A reduced model starts from one observation, but the encoder takes {asks}."
+        )
 
 
 def _take_snapshots(comms, experiment: Experiment, params: EncodeProcessDecode) -> Snapshots:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nodepint_mpi.build.model import build_model
+from nodepint_mpi.build.model import Given, build_model
 from nodepint_mpi.build.sections import build_optimizer, build_problem
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.core.partition import check_layout, owned_range
@@ -62,7 +62,8 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
     shape, size = samples.input_shape, count_outputs(samples)
     last = config.run.n_steps - 1  # a network that grows is largest then
     require_network_fits(config, input_shape=shape, output_size=size, step=last, n_here=1)
-    model = build_model(config, input_shape=shape, output_size=size, step=last)
+    given = Given(samples.n_inputs, samples.n_static)
+    model = build_model(config, input_shape=shape, output_size=size, given=given, step=last)
     params, _ = split_model(model)
     opt_state = jax.eval_shape(build_optimizer(config.optim).init, params)
     batch = samples.section.batch_size or samples.n_rows

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import PyTree
 from mpi4py import MPI
 
-from nodepint_mpi.build.model import build_edges, build_integrator, build_model
+from nodepint_mpi.build.model import Given, build_edges, build_integrator, build_model
 from nodepint_mpi.build.sections import (
     build_loss,
     build_optimizer,
@@ -257,7 +257,8 @@ def share_batch(config: Config, n_rows: int, n_groups: int) -> int:
 
 def _build(config: Config, train: Samples, step: int) -> EncodeProcessDecode:
     shape, size = train.input_shape, count_outputs(train)
-    model = build_model(config, input_shape=shape, output_size=size, step=step)
+    given = Given(train.n_inputs, train.n_static)
+    model = build_model(config, input_shape=shape, output_size=size, given=given, step=step)
     if config.growth is not None and isinstance(model.encoder, FlatLinear):
         raise ProblemError(
             "`[growth]` adds directions of trajectories; a network 'mlp' of labeled samples does "

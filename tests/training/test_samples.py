@@ -1,6 +1,8 @@
 """Samples with times, gaps, inputs and features of their own, against plain diffrax."""
 
 import datasets
+import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from nodepint_mpi.config.experiment import parse_config
+from nodepint_mpi.errors import ConfigError, DataError, ProblemError
 from nodepint_mpi.parallel.comms import alone, make_comms
 from nodepint_mpi.training.error_control import make_stepper
 from nodepint_mpi.training.evaluate import evaluate
@@ -29,7 +32,7 @@ def make_rows(kind: str) -> dict:
     draw = np.random.default_rng(1)
     starts = draw.uniform(0.5, 1.5, (N_ROWS, 2))
     common = np.linspace(0.0, LAST, 9)
-    rows: dict = {"t": [common.tolist()] * N_ROWS}
+    rows: dict = {"t": [common.tolist() for _ in range(N_ROWS)]}
     if kind == "own times":
         counts = draw.integers(2, 12, N_ROWS)
         inside = [np.sort(draw.uniform(0.0, LAST, n)) for n in counts]
@@ -131,3 +134,219 @@ def test_loss_and_gradient_are_those_of_a_solve_for_each_sample(
     if comms.time.size > 1:
         alone_ = on_one_rank(lambda: losses(make_comms(alone()), text, 4))
         np.testing.assert_allclose(found, alone_, rtol=1e-10)
+
+
+def held_oracle(experiment, params, rows) -> float:
+    """The loss of piecewise constant inputs: a solve for each piece, by diffrax alone."""
+    model = eqx.combine(params, experiment.train_problem.static)
+    mlp, total, count = model.processor.mlp, 0.0, 0
+    for row in rows:
+        knots, values = np.array(row["s"]), np.array(row["c"])
+        u, wanted = jnp.asarray(row["u"][0]), dict(zip(row["t"], row["u"], strict=True))
+        stops = np.unique([*knots, *row["t"], LAST])
+        for a, b in zip(stops, stops[1:], strict=False):
+            held = jnp.asarray(values[np.searchsorted(knots, a, side="right") - 1])
+            u = diffrax.diffeqsolve(
+                diffrax.ODETerm(lambda t, u, c: mlp(jnp.concatenate([u, c]))), diffrax.Tsit5(),
+                t0=a, t1=b, dt0=None, y0=u, args=held, max_steps=10**4,
+                stepsize_controller=diffrax.PIDController(rtol=1e-11, atol=1e-11),
+            ).ys  # fmt: skip
+            assert u is not None
+            u = u[0]
+            if b in wanted:
+                total += float(jnp.sum((u - jnp.asarray(wanted[b])) ** 2))
+                count += 2
+    return total / count
+
+
+def test_steps_end_where_piecewise_constant_inputs_jump(comms, shared_tmp_path):
+    """Fifth order across jumps: twice the steps, a thirtieth of the error."""
+    rows = make_rows("common")
+    folder = save(comms, shared_tmp_path / "set", rows)
+    errors, exact = [], None
+    for n_steps in (4, 8):
+        options = f'fine = {{ solver = "tsit5", n_steps = {n_steps} }}'
+        data = INPUTS + 'interpolation = "constant"'
+        text = config_of(folder, data, options)
+        experiment = set_up(parse_config(text), comms)
+        state = fresh_state(experiment)
+        taken = make_stepper(experiment).take(state, experiment.batch(0), 0)
+        if exact is None:
+            by_row = [{name: rows[name][i] for name in "tusc"} for i in range(N_ROWS)]
+            exact = held_oracle(experiment, state.params, by_row)
+        errors.append(abs(float(taken.report.loss) - exact) / exact)
+    assert errors[0] < 1e-5 and errors[1] < max(errors[0] / 15, 1e-11)
+
+
+@pytest.mark.mpi(max_size=2)
+@pytest.mark.parametrize("relaxed", [False, True])
+def test_a_masked_value_has_no_influence(comms, shared_tmp_path, relaxed):
+    """Not on the loss, the gradient or the scores: whatever stands in its place."""
+    options = "relaxation = { steps = 10, start = 0.5 }" if relaxed else ""
+    found = []
+    for value in (0.0, 1e6):
+        rows = make_rows("common")
+        hidden = np.array(rows["m"])
+        rows["u"] = np.where(hidden, np.array(rows["u"]), value).tolist()
+        folder = save(comms, shared_tmp_path / f"set{value:g}", rows)
+        experiment = set_up(parse_config(config_of(folder, 'mask = "m"', options)), comms)
+        state = fresh_state(experiment)
+        taken = make_stepper(experiment).take(state, experiment.batch(0), 0)
+        found.append([taken.report.loss, ravel_pytree(taken.gradient)[0]])
+        found[-1] += evaluate(comms, experiment, state.params).values()
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+OWN = """
+import jax.numpy as jnp
+import equinox as eqx
+import jax
+from nodepint_mpi import EncodeProcessDecode, Mean, mean_squared_error
+
+def loss(predictions, targets, mask, weights, times, batch):
+    assert predictions.shape == targets.shape == mask.shape
+    late = jnp.where(times > 1.0, 2.0, 1.0)
+    return mean_squared_error(predictions, targets, mask=mask, weights=late)
+
+def penalty(model):
+    return sum(jnp.sum(x ** 2) for x in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)))
+
+def drawn(model, key, batch):
+    if key is None:
+        return jnp.zeros(())
+    return jax.vmap(lambda k: jax.random.normal(k))(key)
+
+class Reader(eqx.Module):
+    cell: eqx.nn.GRUCell
+
+    def __call__(self, values, *, times, mask, key=None):
+        seen = jnp.concatenate([values, mask, times[:, None]], axis=1)
+
+        def step(hidden, row):
+            new = self.cell(row, hidden)
+            return jnp.where(row[2:4].any(), new, hidden), None
+
+        hidden, _ = jax.lax.scan(step, jnp.zeros(self.cell.hidden_size), seen, reverse=True)
+        mean, spread = hidden[:2], 0.1 * hidden[2:4]
+        return mean if key is None else mean + spread * jax.random.normal(key, (2,))
+
+def latent(key, *, input_shape, output_size):
+    keys = jax.random.split(key, 3)
+    field = eqx.nn.MLP(2, 2, 8, 1, activation=jnp.tanh, key=keys[1])
+    decoder = eqx.nn.MLP(2, 2, 8, 1, key=keys[2])
+    reader = Reader(eqx.nn.GRUCell(5, 6, key=keys[0]))
+    return EncodeProcessDecode(reader, lambda t, u, args: field(u), decoder)
+"""
+
+
+def test_losses_terms_and_encoders_get_what_they_ask_for(comms, on_one_rank, shared_tmp_path):
+    """A variational latent ODE on series with times and numbers of observations of their own."""
+    folder = save(comms, shared_tmp_path / "set", make_rows("own times"))
+    file = shared_tmp_path / "own_latent.py"
+    if comms.control.rank == 0:
+        text = OWN.replace("lambda t, u, args: field(u)", "Flow(field)").replace(
+            "def latent", "class Flow(eqx.Module):\n    mlp: eqx.nn.MLP\n\n"
+            "    def __call__(self, t, u, args):\n        return self.mlp(u)\n\ndef latent"
+        )  # fmt: skip
+        file.write_text(text)
+    comms.control.Barrier()
+    terms = f'[{{ name = "{file}:penalty", weight = 0.01 }}, {{ name = "{file}:drawn" }}]'
+    text = config_of(folder, "", "").replace("\nwidth = 8", "").replace('"mlp"', f'"{file}:latent"')
+    text = text.replace('name = "mean_squared_error"', f'name = "{file}:loss"\nterms = {terms}')
+    experiment = set_up(parse_config(text), comms)
+    state = fresh_state(experiment)
+    taken = make_stepper(experiment).take(state, experiment.batch(3), 3)
+    if comms.time.size == 1:
+        plain = jax.jit(jax.value_and_grad(make_plain_loss(experiment)))
+        loss, gradient = plain(state.params, experiment.whole_batch(3))
+        np.testing.assert_allclose(float(taken.report.loss), float(loss), rtol=1e-8)
+        ours, wanted = (ravel_pytree(tree)[0] for tree in (taken.gradient, gradient))
+        assert jnp.linalg.norm(ours - wanted) < 1e-8 * jnp.linalg.norm(wanted)
+    else:
+        found = losses(comms, text, 3)
+        np.testing.assert_allclose(
+            found, on_one_rank(lambda: losses(make_comms(alone()), text, 3)), rtol=1e-10
+        )
+
+
+def wrong(rows, column, row, place, value):
+    rows[column][row][place] = value
+
+
+REFUSED = [
+    (lambda r: wrong(r, "u", 2, 4, [float("nan"), 1.0]), "", r"row 2 of column 'u' holds nan.*t"),
+    (lambda r: wrong(r, "t", 3, 5, 0.1), "", "must increase, but observation 5 .* of row 3"),
+    (lambda r: wrong(r, "t", 1, 8, 2.5), "", r"from 0 to 2.5 in row 1, outside the horizon"),
+    (lambda r: wrong(r, "u", 4, 2, [float("inf"), 1.0]), 'missing = "nan"', "row 4 .* holds inf"),
+    (lambda r: wrong(r, "u", 4, 0, [np.nan, 1.0]), 'missing = "nan"', "row 4 .* begins with"),
+    (lambda r: wrong(r, "w", 5, 2, -1.0), 'weights = "w"', "Row 5 of the weights"),
+    (lambda r: wrong(r, "s", 0, 0, 0.5), INPUTS, "of row 0 .*begin|must increase"),
+    (lambda r: r["c"].__setitem__(2, r["c"][2][:3]), INPUTS, "Row 2 of the inputs 'c' has 3"),
+    (lambda r: None, 'mask = "t"', "Row 0 of the mask 't' holds 0.25"),
+]
+
+
+@pytest.mark.mpi(max_size=2)
+@pytest.mark.parametrize(("change", "data", "said"), REFUSED)
+def test_what_is_wrong_is_said_with_row_and_remedy(comms, shared_tmp_path, change, data, said):
+    rows = make_rows("common")
+    change(rows)
+    folder = save(comms, shared_tmp_path / "set", rows)
+    with pytest.raises((DataError, ProblemError, ConfigError), match=said):
+        set_up(parse_config(config_of(folder, data, "")), comms)
+
+
+@pytest.mark.mpi(max_size=2)
+def test_all_that_is_wrong_is_said_at_once(comms, shared_tmp_path):
+    rows = make_rows("common")
+    wrong(rows, "u", 2, 4, [float("nan"), 1.0])
+    wrong(rows, "t", 3, 5, 0.1)
+    wrong(rows, "w", 5, 2, -1.0)
+    folder = save(comms, shared_tmp_path / "set", rows)
+    with pytest.raises(DataError, match="3 things are wrong") as caught:
+        set_up(parse_config(config_of(folder, 'weights = "w"', "")), comms)
+    for said in ("row 2 of column 'u'", "of row 3", "Row 5 of the weights", 'missing = "nan"'):
+        assert said in str(caught.value)
+
+
+CONSTANT = INPUTS + 'interpolation = "constant"'
+FEW_STEPS = "n_slices = 2\nfine = { solver = 'rk4', n_steps = 2 }"
+
+
+@pytest.mark.mpi(max_size=2)
+@pytest.mark.parametrize(
+    ("data", "options", "said"),
+    [
+        (CONSTANT, FEW_STEPS, "where no fine step can end"),
+        (CONSTANT, ADAPTIVE, "chosen by error control"),
+        ('input_times = "s"', "", "are those of `inputs`"),
+        (INPUTS, 'method = "reduced"\nbasis = { kind = "identity" }', "any method but 'reduced'"),
+        ('initial = "u0"\ninput = "u"', "", "needs one of `input`"),
+    ],
+)  # fmt: skip
+def test_inputs_that_do_not_fit(comms, shared_tmp_path, data, options, said):
+    folder = save(comms, shared_tmp_path / "set", make_rows("common"))
+    with pytest.raises((DataError, ConfigError), match=said):
+        text = config_of(folder, data, options)
+        if "input = " in data:
+            text = text.replace("[network]", 'input = "u"\n[network]', 1)
+            text = text.replace('input = "u"\n\n', "\n", 1)
+        if "n_slices = 2" in options:
+            text = text.replace("n_slices = 7\n", "", 1)
+        set_up(parse_config(text), comms)
+
+
+@pytest.mark.mpi(max_size=2)
+def test_a_loss_must_take_the_mask(comms, shared_tmp_path):
+    folder = save(comms, shared_tmp_path / "set", make_rows("own times"))
+    file = shared_tmp_path / "blind.py"
+    if comms.control.rank == 0:
+        file.write_text(
+            "from nodepint_mpi import Mean\nimport jax.numpy as jnp\n"
+            "def loss(a, b):\n    return Mean(jnp.sum((a - b) ** 2), jnp.asarray(1.0 * a.size))\n"
+        )
+    comms.control.Barrier()
+    text = config_of(folder, "", "").replace('"mean_squared_error"', f'"{file}:loss"')
+    with pytest.raises(ProblemError, match="The loss does not take `mask`"):
+        set_up(parse_config(text), comms)
