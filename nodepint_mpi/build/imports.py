@@ -31,6 +31,7 @@ def named_code(config: Config) -> dict[str, str]:
     if config.loss is not None:
         found["loss.name"] = config.loss.name
         found |= {f"loss.metrics[{i}]": path for i, path in enumerate(config.loss.metrics)}
+        found |= {f"loss.terms[{i}].name": one.name for i, one in enumerate(config.loss.terms)}
     if config.data is not None and config.data.is_made:
         found["data.source"] = config.data.source
     if config.problem is not None:

@@ -19,6 +19,8 @@ _OWN = (
     ("network", "name"),
     ("loss", "name"),
     ("loss", "metrics"),
+    ("loss", "terms", "name"),
+    ("time", "method"),
     ("problem", "field"),
     *(("time", steps, "solver") for steps in ("fine", "coarse", "tangents")),
 )
@@ -81,11 +83,13 @@ def named_code(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _places(data: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
     for *path, key in _OWN:
-        table: Any = data
+        tables: list[Any] = [data]
         for part in path:
-            table = table.get(part) if isinstance(table, dict) else None
-        if isinstance(table, dict) and key in table:
-            yield ".".join([*path, key]), table, key
+            found = [table.get(part) for table in tables if isinstance(table, dict)]
+            tables = [one for all_ in found for one in (all_ if isinstance(all_, list) else [all_])]
+        for table in tables:
+            if isinstance(table, dict) and key in table:
+                yield ".".join([*path, key]), table, key
 
 
 def _at_home(name: str, source: str) -> str:

@@ -54,23 +54,27 @@ class ViewColumn(AbstractColumn):
             out[here] = view[row[here]]
         return out
 
-    def check_finite(self, name: str) -> None:
-        """Make sure that all numbers are finite, chunk by chunk. Local.
+    def check_finite(self, name: str, *, missing: bool = False) -> None:
+        """Make sure that all numbers are finite, or NaN where they may be `missing`. Local.
 
         Raises:
-            DataError: with the first row of column `name` that holds a NaN or an infinity.
+            DataError: with the first row of column `name` that holds anything else.
         """
         if not np.issubdtype(self.dtype, np.floating):
             return
         for start, view in zip(self._starts.tolist(), self.views, strict=True):
-            finite = np.isfinite(view)
-            if not finite.all():
-                row, *entry = (int(i) for i in np.argwhere(~finite)[0])
-                at = f" at {entry}" if entry else ""
-                raise DataError(
-                    f"row {start + row} of column {name!r} holds {view[(row, *entry)]}{at}, "
-                    "but all numbers must be finite: fix the data and prepare them again"
-                )
+            bad = np.isinf(view) if missing else ~np.isfinite(view)
+            if bad.any():
+                row, *entry = (int(i) for i in np.argwhere(bad)[0])
+                raise _not_finite(name, start + row, entry, view[(row, *entry)])
+
+
+def _not_finite(name: str, row: int, entry: list[int], value: Any) -> DataError:
+    at = f" at {entry}" if entry else ""
+    return DataError(
+        f"row {row} of column {name!r} holds {value}{at}, but all numbers must be finite: fix the "
+        "data and prepare them again"
+    )
 
 
 class RaggedColumn(AbstractColumn):
@@ -85,6 +89,17 @@ class RaggedColumn(AbstractColumn):
         self.dtype = values.dtype
         self._values = values
         self._ends = np.cumsum(lengths)
+
+    def check_finite(self, name: str, *, missing: bool = False) -> None:
+        """As that of `ViewColumn`. Local."""
+        if not np.issubdtype(self.dtype, np.floating):
+            return
+        bad = np.isinf(self._values) if missing else ~np.isfinite(self._values)
+        if bad.any():
+            place, *entry = (int(i) for i in np.argwhere(bad)[0])
+            row = int(np.searchsorted(self._ends, place, side="right"))
+            entry = [place - int(self._ends[row] - self.lengths[row]), *entry]
+            raise _not_finite(name, row, entry, self._values[place])
 
     def take(self, index: np.ndarray) -> np.ndarray:
         """Rows filled up with zeros to the longest of all rows: (len(index), longest, *shape)."""

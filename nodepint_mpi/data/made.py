@@ -34,7 +34,12 @@ _ARRAYS = {3: datasets.Array2D, 4: datasets.Array3D, 5: datasets.Array4D, 6: dat
 
 
 def make_own_data(
-    function: Callable[..., Any], name: str, code: str, options: Mapping[str, Any]
+    function: Callable[..., Any],
+    name: str,
+    code: str,
+    options: Mapping[str, Any],
+    *,
+    missing: bool = False,
 ) -> Path:
     """The folder of what `function(**options)` makes, made unless it is there. Local.
 
@@ -43,6 +48,7 @@ def make_own_data(
         name: Import path, for messages; the folder is named after its file.
         code: What the function depends on, for the digest.
         options: Those that have no default must be given.
+        missing: Whether NaN stands for observations that were not made.
 
     Returns:
         The folder, relative to the working directory.
@@ -64,7 +70,7 @@ def make_own_data(
     if (target / PROVENANCE).is_file():  # its files are compared with that when they are opened
         return target
     made = _call(function, name, origin["options"])
-    rows = save_prepared(made, target, origin, replace=False)
+    rows = save_prepared(made, target, origin, replace=False, missing=missing)
     counts = ", ".join(f"{count} rows {split}" for split, count in rows.items())
     _log.info("%s made: %s", name, counts)
     return target

@@ -28,7 +28,10 @@ def with_own_data(config: Config) -> Config:
     if data is None or not data.is_made:
         return config
     function = import_object(data.source, KEY)
-    folder = make_own_data(function, data.source, _code(function, data.source), data.options)
+    folder = make_own_data(
+        function, data.source, _code(function, data.source), data.options,
+        missing=data.missing is not None,
+    )  # fmt: skip
     made = data.model_copy(update={"source": folder.as_posix(), "options": {}})
     return config.model_copy(update={"data": made})
 

@@ -7,6 +7,7 @@ that folder is complete whenever it exists.
 
 A recipe that computes with other files of the repository names them, relative to its folder, in
 `USES`: they count as parts of it where the checksum tells whether data are those of this recipe.
+One whose data hold NaN for observations that were not made says `MISSING = "nan"`.
 """
 
 import hashlib
@@ -84,7 +85,8 @@ def prepare_dataset(
         return target
 
     made = _run_recipe(function, recipe, resolved)
-    rows = save_prepared(made, target, origin)
+    missing = getattr(function, "__globals__", {}).get("MISSING") == "nan"
+    rows = save_prepared(made, target, origin, missing=missing)
     counts = ", ".join(f"{count} rows {split}" for split, count in rows.items())
     _log.info("%s prepared: %s", recipe.parent.name, counts)
     return target

@@ -13,9 +13,15 @@ from typing import Any
 
 import datasets
 
-from nodepint_mpi.data.columns import ViewColumn, open_column
+from nodepint_mpi.data.columns import RaggedColumn, ViewColumn, open_series
 from nodepint_mpi.data.sources import PROVENANCE, sha256_of
 from nodepint_mpi.errors import DataError
+
+GAPS = (
+    'where NaN stands for an observation that was not made, say so: `data.missing = "nan"`, and '
+    '`MISSING = "nan"` in a recipe'
+)
+"""What to do about NaN in data that are prepared."""
 
 
 def save_prepared(
@@ -24,6 +30,7 @@ def save_prepared(
     origin: Mapping[str, Any],
     *,
     replace: bool = True,
+    missing: bool = False,
 ) -> dict[str, int]:
     """Write splits to the folder `target`, which is complete whenever it exists. Local.
 
@@ -34,8 +41,8 @@ def save_prepared(
         Rows by split.
 
     Raises:
-        DataError: for data that are empty or hold NaN, infinities or missing values, and if they
-            cannot be written.
+        DataError: for data that are empty or hold infinities, missing values, or NaN where these
+            do not stand for observations that are `missing`, and if they cannot be written.
     """
     partial = target.parent / f"{target.name}-partial-{secrets.token_hex(4)}"
     try:
@@ -43,7 +50,7 @@ def save_prepared(
         try:
             with no_progress_bars():
                 datasets.DatasetDict(made).save_to_disk(str(partial))
-            rows = _check_saved(partial)
+            rows = _check_saved(partial, missing)
             columns = {split: made[split].column_names for split in made}
             record = {**origin, "rows": rows, "columns": columns, **_circumstances(partial)}
             (partial / PROVENANCE).write_text(json.dumps(record, indent=2) + "\n")
@@ -69,7 +76,7 @@ def no_progress_bars() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _check_saved(folder: Path) -> dict[str, int]:
+def _check_saved(folder: Path, missing: bool) -> dict[str, int]:
     """Read back what was written; rows by split."""
     saved = datasets.DatasetDict.load_from_disk(str(folder), keep_in_memory=False)
     for split, part in saved.items():
@@ -77,11 +84,12 @@ def _check_saved(folder: Path) -> dict[str, int]:
             if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
                 continue  # notes beside the numbers
             try:
-                column = open_column(name, part.data.column(name), feature)
-                if isinstance(column, ViewColumn):
-                    column.check_finite(name)
+                column = open_series(name, part.data.column(name), feature)
+                if isinstance(column, ViewColumn | RaggedColumn):
+                    column.check_finite(name, missing=missing)
             except DataError as error:
-                raise DataError(f"{error} (split {split!r})") from error
+                hint = "" if missing or " holds nan" not in str(error) else f"; {GAPS}"
+                raise DataError(f"{error}{hint} (split {split!r})") from error
     return {str(split): part.num_rows for split, part in saved.items()}
 
 
