@@ -96,6 +96,7 @@ def count_traces(monkeypatch):
     return lambda: len(traced)
 
 
+@pytest.mark.mpi(max_size=2)
 def test_numbers_and_equal_code_do_not_compile_again(comms, count_traces):
     """Floats of every kind, functions made anew, states that are trees."""
 
@@ -132,6 +133,7 @@ def test_numbers_and_equal_code_do_not_compile_again(comms, count_traces):
     assert count_traces() == 6
 
 
+@pytest.mark.mpi(max_size=2)
 def test_whole_numbers_stay_known_to_the_field(comms):
     """As exponents, in loops and in branches; and each is a program of its own."""
 

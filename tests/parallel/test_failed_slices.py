@@ -64,10 +64,10 @@ def solve(comms, method, rule, n_bad, way):
     "method, rule",
     [
         ("parareal", "jump"),
-        ("parareal", "freeze_end"),
+        pytest.param("parareal", "freeze_end", marks=FEW_RANKS),
         pytest.param("parareal", "freeze_start", marks=FEW_RANKS),
         pytest.param("picard", "freeze_end", marks=FEW_RANKS),
-        ("tangent", "jump"),
+        pytest.param("tangent", "jump", marks=FEW_RANKS),
         pytest.param("serial", "jump", marks=FEW_RANKS),
     ],
 )
@@ -110,6 +110,7 @@ def test_the_error_names_slice_time_and_entry(comms):
         assert part in str(caught.value)
 
 
+@pytest.mark.mpi(max_size=2)
 @pytest.mark.timeout_s(120)
 def test_under_jit_and_grad_a_failed_solve_gives_no_number(comms):
     u0, edges = {"x": jnp.ones(2), "y": jnp.ones(3)}, np.linspace(0, 1, 5)

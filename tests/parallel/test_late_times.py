@@ -32,6 +32,7 @@ def decay(t, u, args):
 
 
 @pytest.mark.timeout_s(120)
+@pytest.mark.mpi(max_size=2)
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("method", ["parareal", "reduced", "serial"])
 def test_decay_ends_at_the_same_number_wherever_it_begins(comms, steps, method):

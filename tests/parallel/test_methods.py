@@ -53,14 +53,13 @@ def relative_distance(one, other):
 
 
 # Several ranks compile for minutes: on 3 and 4 only what sends messages of its own.
-ON_ANY_RANKS = {"complement", "reduced"}
 FEW_RANKS = pytest.mark.mpi(max_size=2)
 
 
-def named(names, fewest=1):
+def named(names, fewest=1, on_any=frozenset({"reduced"})):
     """Cases of METHODS, with the numbers of ranks they run on."""
     few, any_ranks = pytest.mark.mpi(fewest, 2), pytest.mark.mpi(fewest)
-    return [pytest.param(name, marks=any_ranks if name in ON_ANY_RANKS else few) for name in names]
+    return [pytest.param(name, marks=any_ranks if name in on_any else few) for name in names]
 
 
 @pytest.mark.parametrize("name", named(METHODS))
@@ -84,7 +83,9 @@ def test_every_method_reaches_the_serial_solution_and_gradient(comms, name):
     assert int(solution.record.n_fallbacks) == 0
 
 
-@pytest.mark.parametrize("name", named(["jumps", "complement", "reduced", "random"], 2))
+@pytest.mark.parametrize(
+    "name", named(["jumps", "complement", "reduced", "random"], 2, {"complement"})
+)
 def test_same_iterates_on_any_rank_count(comms, on_one_rank, name):
     problem, edges = BURGERS, np.linspace(0.0, 0.4, 8)
     options = METHODS[name] | dict(stopping=nm.FixedSweeps(2), fine=nm.FixedSteps(nm.RK4(), 8))
@@ -96,6 +97,7 @@ def test_same_iterates_on_any_rank_count(comms, on_one_rank, name):
     assert int(together.work.tangents) * 7 == int(emulated.work.tangents) * busiest
 
 
+@pytest.mark.mpi(max_size=2)
 @FEW_RANKS
 def test_newton_converges_quadratically(comms):
     solution = solve(
@@ -109,6 +111,7 @@ def test_newton_converges_quadratically(comms):
         assert after <= 20 * before**2 + 1e-11  # round-off
 
 
+@pytest.mark.mpi(max_size=2)
 @FEW_RANKS
 def test_a_basis_of_jumps_beats_parareal_on_burgers(comms):
     """d = 128, nu = 0.02, N = 32, r = 16: four sweeps to 1e-5 where parareal has 2e-3."""
@@ -134,6 +137,7 @@ def test_a_basis_of_jumps_beats_parareal_on_burgers(comms):
     assert error["tangent"] <= 1e-5 and error["parareal"] >= 1e-3
 
 
+@pytest.mark.mpi(max_size=2)
 def test_newton_without_a_bound_on_a_chaotic_flow_is_guarded(comms):
     """Exact Jacobians on Lorenz blow up; damping or the fallback bring the solve home."""
     import diffrax
@@ -150,6 +154,7 @@ def test_newton_without_a_bound_on_a_chaotic_flow_is_guarded(comms):
         assert solution.sweeps < 40
 
 
+@pytest.mark.mpi(max_size=2)
 def test_an_image_state_and_a_batch_share_a_basis(comms, key):
     """Three samples of a small image each: as one solve and one by one."""
     mixing = 0.3 * jax.random.normal(key, (4, 4))
@@ -206,6 +211,7 @@ def test_a_basis_that_does_not_fit_is_refused(comms, options, message):
         make_and_solve(**options)
 
 
+@pytest.mark.mpi(max_size=2)
 @FEW_RANKS
 def test_dependent_snapshots_are_no_error(comms):
     """A state that never moves has no jumps at all, and a POD basis of one direction."""

@@ -58,6 +58,7 @@ def test_sweeps_converge_to_the_serial_solution(comms, method):
     np.testing.assert_allclose(solution.interface, serial.interface, rtol=0, atol=1e-9)
 
 
+@pytest.mark.mpi(max_size=2)
 def test_a_solution_agrees_with_scipy(comms):
     solution = solve(comms.time, fine=nm.FixedSteps(nm.RK4(), 60), stopping=nm.JumpTolerance(1e-10))
     wanted = scipy.integrate.solve_ivp(
@@ -110,6 +111,7 @@ def test_errors_of_dahlquist_are_the_published_ones(comms):
         assert error == pytest.approx(wanted, rel=1e-3 if k < 4 else 3e-3)
 
 
+@pytest.mark.mpi(max_size=2)
 def test_fields_of_trees_and_images(comms):
     def field(t, u, args):
         return {"x": u["v"], "v": -u["x"] * args}
@@ -198,6 +200,7 @@ def test_published_counts_and_updates_of_lorenz(comms):
     assert run["error"] == pytest.approx(1.2e-3, rel=0.05)
 
 
+@pytest.mark.mpi(max_size=2)
 @pytest.mark.timeout_s(240)
 @pytest.mark.parametrize("name", ["fitzhugh_nagumo", "fitzhugh_nagumo_start", "burgers"])
 def test_published_counts(comms, name):

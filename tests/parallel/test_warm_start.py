@@ -41,7 +41,7 @@ def serial_loss(u0, args):
 
 
 @pytest.mark.parametrize(
-    "name", ["parareal", "picard", pytest.param("tangent", marks=pytest.mark.mpi(max_size=2)),
+    "name", [pytest.param("parareal", marks=pytest.mark.mpi(max_size=2)), "picard", pytest.param("tangent", marks=pytest.mark.mpi(max_size=2)),
              pytest.param("reduced", marks=pytest.mark.mpi(max_size=2))],
 )  # fmt: skip
 def test_it_arrives_at_the_serial_gradient(comms, name):
@@ -73,6 +73,7 @@ def test_it_arrives_at_the_serial_gradient(comms, name):
         np.testing.assert_allclose(found, right, rtol=1e-10)
 
 
+@pytest.mark.mpi(max_size=2)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_carry_has_the_shapes_that_are_foretold(comms, name):
     """A checkpoint is loaded into them."""

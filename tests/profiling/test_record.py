@@ -63,7 +63,13 @@ def sum_over(comms, tally):
     return Tally(*np.sum(comms.control.allgather(tuple(tally)), axis=0).tolist())
 
 
-@pytest.mark.parametrize("name", CASES)
+FEW_RANKS = pytest.mark.mpi(max_size=2)  # the others compile for a minute
+ON_ANY_RANKS = "picard", "parareal tracked"
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[FEW_RANKS] * (name not in ON_ANY_RANKS)) for name in CASES]
+)
 def test_slices_are_counted_as_by_hand_on_any_ranks(comms, source, name):
     experiment, taken = take_one(comms, source, name)
     total = sum_over(comms, taken.tally)
@@ -88,6 +94,7 @@ def test_slices_are_counted_as_by_hand_on_any_ranks(comms, source, name):
         assert total.words * WORD_BYTES == words
 
 
+@pytest.mark.mpi(max_size=2)
 def test_work_is_weighed_by_field_evaluations(comms, source):
     _, counted = CASES["parareal tracked"]
     text = small_config(source, 'method = "parareal"\n' + ONE_BY_ONE + TRACKED)
@@ -189,6 +196,7 @@ def train_some(comms, source, n_steps):
     return comms.control.bcast(times)
 
 
+@pytest.mark.mpi(max_size=2)
 def test_the_record_has_all_ranks_and_phases_that_add_up_to_the_step(
     comms, source, shared_tmp_path, monkeypatch
 ):
@@ -216,6 +224,7 @@ def test_the_record_has_all_ranks_and_phases_that_add_up_to_the_step(
         assert (found["reduce"] > 0) == (size > 1)
 
 
+@pytest.mark.mpi(max_size=2)
 def test_a_profile_that_fails_does_not_end_the_run(comms, source, monkeypatch):
     def fail(*arguments):
         raise OSError("no such profile")
@@ -228,6 +237,7 @@ def test_a_profile_that_fails_does_not_end_the_run(comms, source, monkeypatch):
     assert times["counts"]["fine"]["sum"] == 5 * N
 
 
+@pytest.mark.mpi(max_size=2)
 def test_a_profiler_that_is_taken_costs_only_the_profile(comms, source, tmp_path):
     _, taken = take_one(comms, source, "picard tracked")
     jax.profiler.start_trace(str(tmp_path))

@@ -177,6 +177,7 @@ def test_nothing_is_imported_because_a_file_names_it(comms, make_run, monkeypatc
     assert not marker.exists()
 
 
+@pytest.mark.mpi(max_size=2)
 def test_fewer_independent_directions_than_asked_for_are_said(comms, make_run, caplog):
     linear = 'name = "mlp"\nwidth = 1\nlatent = 4'  # a state of four coordinates
     folder, _ = make_run(linear)
@@ -222,6 +223,7 @@ def test_loading_needs_no_mpi(comms, make_run, tmp_path, x64):
     np.testing.assert_allclose(np.load(out), wanted, rtol=1e-12 if x64 else 1e-4, atol=1e-6)
 
 
+@pytest.mark.mpi(max_size=2)
 def test_bad_files_and_runs_are_refused_in_words(comms, make_run, shared_tmp_path):
     folder, _ = make_run()
     good = folder / "rom.h5"
@@ -254,6 +256,7 @@ def test_bad_files_and_runs_are_refused_in_words(comms, make_run, shared_tmp_pat
     assert good.read_bytes() == content
 
 
+@pytest.mark.mpi(max_size=2)
 def test_a_file_of_another_run_is_refused(comms, make_run):
     folder, _ = make_run()
     other, _ = make_run('name = "mlp"\nwidth = 9', "other")

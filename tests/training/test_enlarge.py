@@ -102,6 +102,7 @@ def losses_of(comms, text, n_steps):
     return np.array(losses), state
 
 
+@pytest.mark.mpi(max_size=2)
 def test_the_loss_goes_on_where_it_was_and_any_ranks_agree(comms, on_one_rank, source):
     text = config_text(source)
     losses, state = losses_of(comms, text, 5)

@@ -54,6 +54,7 @@ def coarse():
     return nm.Propagator(field, nm.FixedSteps(diffrax.Midpoint(), 1))
 
 
+@pytest.mark.mpi(max_size=2)
 def test_solution_and_gradient_are_those_of_diffrax(comms):
     loose, tight = nm.JumpTolerance(1e-6), nm.JumpTolerance(1e-13)
     solution = swept(comms.time, Relaxed(coarse()), loose)
@@ -74,6 +75,7 @@ def test_solution_and_gradient_are_those_of_diffrax(comms):
         np.testing.assert_allclose(found, right, rtol=1e-9)
 
 
+@pytest.mark.mpi(max_size=2)
 @pytest.mark.parametrize("k", [1, 3])
 def test_its_limits_are_parareal_and_picard(comms, k):
     """w = 1, and w = 0 from the same iteration 0."""
@@ -85,6 +87,7 @@ def test_its_limits_are_parareal_and_picard(comms, k):
     assert np.max(np.abs(np.asarray(other.interface - parareal.interface))) > 1e-6
 
 
+@pytest.mark.mpi(max_size=2)
 def test_options_of_named_methods_are_refused(comms):
     with pytest.raises(ProblemError, match=r"`coarse` is an option .* `Relaxed`"):
         nm.solve(
@@ -139,6 +142,7 @@ def test_it_trains_and_goes_on_from_a_checkpoint(comms, source, shared_tmp_path,
     np.testing.assert_allclose(losses[OWN], losses["serial"], rtol=rtol)
 
 
+@pytest.mark.mpi(max_size=2)
 def test_what_makes_no_method_is_said(comms, source, tmp_path):
     (tmp_path / "odd.py").write_text("def none(parts):\n    return parts.coarse\n")
     config = parse_config(small_config(source, f'method = "{tmp_path}/odd.py:none"\n'))

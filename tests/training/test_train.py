@@ -95,7 +95,9 @@ def test_a_continuous_adjoint_that_is_off_is_said_once(comms, source, caplog, op
     [
         pytest.param('method = "parareal"', 1, id="parareal"),
         pytest.param("tracking = {}", 1, id="parareal-tracked"),
-        pytest.param(TANGENT + "tracking = {}", 2, id="tangent-tracked"),
+        pytest.param(
+            TANGENT + "tracking = {}", 2, id="tangent-tracked", marks=pytest.mark.mpi(max_size=3)
+        ),
         pytest.param('method = "picard"\ntracking = {}', 2, id="picard-tracked", marks=FEW_RANKS),
     ],
 )
