@@ -41,6 +41,7 @@ _HOMES = {
     "ReducedModel": "rom.model",
     "train": "api",
     "export_rom": "api",
+    "load_model": "build.trained",
     "load_rom": "rom.load",
 }
 

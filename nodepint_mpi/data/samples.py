@@ -270,6 +270,16 @@ def count_outputs(samples: Samples) -> int:
     return int(labels.max()) + 1
 
 
+def shapes_of_data(samples: Samples) -> dict[str, Any]:
+    """What a network is made for, besides the config: see `build.trained.load_model`. Local."""
+    return {
+        "input_shape": list(samples.input_shape),
+        "output_size": count_outputs(samples),
+        "n_inputs": samples.n_inputs,
+        "n_static": samples.n_static,
+    }
+
+
 def check_first(samples: Samples) -> None:
     """Refuse to encode a first observation that was not made. Local.
 

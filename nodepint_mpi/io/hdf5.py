@@ -12,16 +12,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import h5py
 import numpy as np
-from mpi4py import MPI
 
 from nodepint_mpi.errors import CheckpointError, NodepintError, OutputError
 from nodepint_mpi.io.errno_text import error_text
 from nodepint_mpi.ranks.agreement import together
 from nodepint_mpi.ranks.guard import abort
+
+if TYPE_CHECKING:  # a model is loaded where there is no MPI
+    from mpi4py import MPI
 
 LIBVER = ("v110", "v110")
 """File format whose metadata HDF5 checksums itself; read by HDF5 1.10 and later."""
@@ -75,7 +77,7 @@ def create_rows(
 
 @contextmanager
 def open_parallel(
-    control: MPI.Intracomm, path: Path, mode: Literal["r", "r+"]
+    control: "MPI.Intracomm", path: Path, mode: Literal["r", "r+"]
 ) -> Iterator[h5py.File]:
     """Open an existing file on all ranks for the rows of its datasets.
 
@@ -104,7 +106,7 @@ def open_parallel(
 
 
 def write_rows(
-    control: MPI.Intracomm, dataset: h5py.Dataset, block: np.ndarray, *, row_start: int
+    control: "MPI.Intracomm", dataset: h5py.Dataset, block: np.ndarray, *, row_start: int
 ) -> None:
     """Write this rank's rows of a dataset.
 
@@ -129,7 +131,7 @@ def write_rows(
 
 
 def read_rows(
-    control: MPI.Intracomm,
+    control: "MPI.Intracomm",
     dataset: h5py.Dataset,
     *,
     row_start: int,
@@ -148,7 +150,7 @@ def read_rows(
 
 
 def _agree_pieces(
-    control: MPI.Intracomm, dataset: h5py.Dataset, n_owned: int
+    control: "MPI.Intracomm", dataset: h5py.Dataset, n_owned: int
 ) -> list[tuple[int, int]]:
     """Cut this rank's rows into ranges of so many bytes as go into one call, or one row.
 
@@ -157,17 +159,17 @@ def _agree_pieces(
     """
     row_bytes = int(np.prod(dataset.shape[1:], dtype=np.int64)) * dataset.dtype.itemsize
     most = max(1, _PIECE_BYTES // max(1, row_bytes))
-    n_pieces = control.allreduce(-(-n_owned // most), op=MPI.MAX)
+    n_pieces = max(control.allgather(-(-n_owned // most)))
     cuts = [min(n_owned, piece * most) for piece in range(n_pieces + 1)]
     return list(zip(cuts[:-1], cuts[1:], strict=True))
 
 
-def _abort_if_shared(control: MPI.Intracomm, path: Path, error: BaseException) -> None:
+def _abort_if_shared(control: "MPI.Intracomm", path: Path, error: BaseException) -> None:
     if control.size > 1:
         abort(f"failure inside the open parallel file {path}: {error_text(error)}")
 
 
-def _transfer(control: MPI.Intracomm, dataset: h5py.Dataset) -> Any:
+def _transfer(control: "MPI.Intracomm", dataset: h5py.Dataset) -> Any:
     """How rows travel; the same on all ranks.
 
     Large pieces go straight from each rank to the file. Collective calls first exchange them, which

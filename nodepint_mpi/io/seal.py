@@ -14,13 +14,15 @@ import re
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import xxhash
-from mpi4py import MPI
 
 from nodepint_mpi.io.errno_text import error_text
 from nodepint_mpi.io.hdf5 import USERBLOCK_BYTES
+
+if TYPE_CHECKING:  # a model is loaded where there is no MPI
+    from mpi4py import MPI
 
 FORMAT = 3
 """Version of the files' layout; a reader refuses any other."""
@@ -30,6 +32,20 @@ _VERSION = re.compile(rb"format (\d+)\n")
 _HEAD = re.compile(rb"format \d+\nbytes (\d+)\napart((?: \d+\+\d+)*)\nxxh3_128 ([0-9a-f]{32})\n")
 _PIECE_BYTES = 16 * 2**20
 _MOST_APART = 8  # the head has room for no more, whatever the numbers
+
+
+class Alone:
+    """One process in the place of ranks, without MPI."""
+
+    rank, size = 0, 1
+
+    def bcast(self, value: Any) -> Any:
+        """What was given."""
+        return value
+
+    def gather(self, value: Any) -> list[Any]:
+        """What was given, as that of the only rank."""
+        return [value]
 
 
 class Span(NamedTuple):
@@ -54,7 +70,7 @@ def choose_apart(spans: Iterable[Span]) -> tuple[Span, ...]:
 
 
 def digest_file(
-    control: MPI.Intracomm, path: Path, n_bytes: int, apart: tuple[Span, ...] = ()
+    control: "MPI.Intracomm | Alone", path: Path, n_bytes: int, apart: tuple[Span, ...] = ()
 ) -> tuple[str, str]:
     """Digest the bytes after the head of a file.
 
@@ -96,7 +112,7 @@ def write_seal(path: Path, seal: Seal) -> None:
         file.write(head.ljust(USERBLOCK_BYTES, b"\0"))
 
 
-def find_damage(control: MPI.Intracomm, path: Path) -> str:
+def find_damage(control: "MPI.Intracomm | Alone", path: Path) -> str:
     """Compare a file with its seal.
 
     Collective over `control`.

@@ -66,7 +66,7 @@ def deal_rows(comm: TimeComm, n_rows: int, size: int) -> Iterator[tuple[np.ndarr
 
 def evaluate_run(
     folder: Path, comms: Comms, *, split: Split = "test", trust: bool = False
-) -> dict[str, float]:
+) -> dict[str, int | float]:
     """Scores of the newest good checkpoint of a run. Collective over `comms`.
 
     Raises:

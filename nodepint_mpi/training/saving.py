@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nodepint_mpi.data.samples import shapes_of_data
 from nodepint_mpi.io.checkpoint import load_checkpoint, require_finite, save_checkpoint
 from nodepint_mpi.io.directory import CHECKPOINTS, config_text, versions
 from nodepint_mpi.parallel.dealing import join_samples, split_samples
@@ -54,6 +55,7 @@ def save_run(
             "versions": versions(),
             "seed": config.run.seed,
             "data_cursor": step,
+            "model": shapes_of_data(experiment.train),
         },
         keep=config.output.keep,
     )

@@ -56,7 +56,7 @@ def relative_distance(one, other):
 FEW_RANKS = pytest.mark.mpi(max_size=2)
 
 
-def named(names, fewest=1, on_any=frozenset({"reduced"})):
+def named(names, fewest=1, on_any=("reduced",)):
     """Cases of METHODS, with the numbers of ranks they run on."""
     few, any_ranks = pytest.mark.mpi(fewest, 2), pytest.mark.mpi(fewest)
     return [pytest.param(name, marks=any_ranks if name in on_any else few) for name in names]
@@ -84,7 +84,7 @@ def test_every_method_reaches_the_serial_solution_and_gradient(comms, name):
 
 
 @pytest.mark.parametrize(
-    "name", named(["jumps", "complement", "reduced", "random"], 2, {"complement"})
+    "name", named(["jumps", "complement", "reduced", "random"], 2, ("complement",))
 )
 def test_same_iterates_on_any_rank_count(comms, on_one_rank, name):
     problem, edges = BURGERS, np.linspace(0.0, 0.4, 8)

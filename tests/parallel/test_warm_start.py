@@ -41,9 +41,15 @@ def serial_loss(u0, args):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param("parareal", marks=pytest.mark.mpi(max_size=2)), "picard", pytest.param("tangent", marks=pytest.mark.mpi(max_size=2)),
-             pytest.param("reduced", marks=pytest.mark.mpi(max_size=2))],
-)  # fmt: skip
+    "name",
+    [
+        "picard",
+        *(
+            pytest.param(name, marks=pytest.mark.mpi(max_size=2))
+            for name in ("parareal", "tangent", "reduced")
+        ),
+    ],
+)
 def test_it_arrives_at_the_serial_gradient(comms, name):
     comm = comms.time
     fine = nm.Propagator(field, nm.FixedSteps(diffrax.Tsit5(), N_STEPS))

@@ -1,0 +1,123 @@
+"""Load the trained model of a run. Imports no MPI."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+
+from nodepint_mpi.build.imports import require_trust
+from nodepint_mpi.build.model import Given, build_model
+from nodepint_mpi.errors import CheckpointError
+from nodepint_mpi.io.checkpoint_file import DamagedError, Head, read_head, read_leaves
+from nodepint_mpi.io.checkpoint_folder import find_checkpoints
+from nodepint_mpi.io.directory import CHECKPOINTS, read_run
+from nodepint_mpi.io.leaves import (
+    LeafSpec,
+    describe_leaves,
+    fill_leaves,
+    list_differences,
+    list_nonfinite,
+)
+from nodepint_mpi.io.seal import FORMAT, Alone, find_damage, read_format
+from nodepint_mpi.models.networks import EncodeProcessDecode
+
+PARAMS = "params/"
+
+_log = logging.getLogger(__name__)
+
+
+def load_model(
+    run_directory: str | os.PathLike[str],
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    trust: bool = False,
+) -> EncodeProcessDecode:
+    """The trained model of a run, an Equinox module to be solved by plain diffrax. Local; no MPI.
+
+    `u(t0) = encoder(x)`, `du/dt = processor(t, u, args)` and predictions `decoder(u)`, each of one
+    sample. In double precision if the run was and JAX's `jax_enable_x64` is on, else in single.
+
+    Args:
+        run_directory: Of a run with a good checkpoint.
+        checkpoint: The file of one; the newest good one unless given.
+        trust: Import the code that the run's config names, once a checkpoint has shown that the
+            config is the run's own; without, such a run is refused.
+
+    Raises:
+        NodepintError: if the run or a checkpoint cannot be read, holds numbers that are not finite
+            or another model, or the config names code that is not trusted.
+    """
+    folder = Path(run_directory)
+    config = read_run(folder)
+    require_trust(config, folder, trust=trust)
+    paths = find_checkpoints(folder / CHECKPOINTS) if checkpoint is None else [Path(checkpoint)]
+    path, head = _first_good(paths, folder, config.fingerprint())
+    shapes: dict[str, Any] = head.meta.get("model") or {}
+    try:
+        shape = tuple(int(n) for n in shapes["input_shape"])
+        size, given = int(shapes["output_size"]), Given(shapes["n_inputs"], shapes["n_static"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} does not say what its model was made for: it was written by an older version "
+            "of nodepint_mpi. Resume the run (`--resume auto --set run.n_steps=...`), which "
+            "writes a new checkpoint."
+        ) from error
+    model = build_model(
+        config, input_shape=shape, output_size=size, given=given, step=head.step - 1
+    )
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    stored = {n: spec for n, spec in head.replicated.items() if n.startswith(PARAMS)}
+    expected = describe_leaves({"params": params})
+    differences = list_differences(_in_precision(stored, expected), expected)
+    if differences:
+        raise CheckpointError(f"{path} does not fit this model: {differences}")
+    leaves = read_leaves(path, stored)
+    wrong = list_nonfinite(leaves)
+    if wrong:
+        raise CheckpointError(
+            f"{path}: the parameters {wrong} hold NaN or infinity; name an older checkpoint"
+        )
+    leaves = {name: leaf.astype(expected[name].dtype) for name, leaf in leaves.items()}
+    filled = fill_leaves({"params": params}, leaves)["params"]
+    return eqx.combine(jax.tree.map(jax.numpy.asarray, filled), static)
+
+
+def _first_good(paths: list[Path], folder: Path, fingerprint: str) -> tuple[Path, Head]:
+    """The first that is whole, which must be of this experiment."""
+    for path in paths:
+        if not path.is_file():
+            raise CheckpointError(f"no checkpoint at {path}: there is no such file")
+        if read_format(path) != FORMAT:
+            raise CheckpointError(
+                f"{path} has format {read_format(path)}, this program reads format {FORMAT}"
+            )
+        damage = find_damage(Alone(), path)
+        try:
+            head = None if damage else read_head(path)
+        except DamagedError as error:
+            damage = str(error)
+            head = None
+        if head is None:
+            _log.warning("%s is damaged and passed over: %s", path, damage)
+            continue
+        if head.fingerprint != fingerprint:
+            raise CheckpointError(
+                f"{path} belongs to another experiment (fingerprint {head.fingerprint}, expected "
+                f"{fingerprint})"
+            )
+        return path, head
+    raise CheckpointError(f"no good checkpoint in {folder / CHECKPOINTS}")
+
+
+def _in_precision(
+    stored: dict[str, LeafSpec], expected: dict[str, LeafSpec]
+) -> dict[str, LeafSpec]:
+    """Numbers may differ in precision, not in kind."""
+    found = {}
+    for name, spec in stored.items():
+        same = name in expected and spec.dtype.kind == expected[name].dtype.kind
+        found[name] = LeafSpec(spec.shape, expected[name].dtype if same else spec.dtype)
+    return found
