@@ -28,7 +28,6 @@ coarse = { solver = "rk4", n_steps = 1 }
 
 def make_data(n_train=2048, n_test=1024, seed=0):
     points = make_moons(n_train + n_test, noise=0.05, random_state=seed)[0]
-    points = np.concatenate([points, np.zeros((len(points), 0))], axis=1)
 
     def split(some):
         noise = np.random.default_rng(seed).choice([-1.0, 1.0], some.shape)  # for the trace
