@@ -85,7 +85,13 @@ def lengths_of(split: Split, name: str) -> np.ndarray:
     column = split.column(name)
     if isinstance(column, RaggedColumn):
         return np.asarray(column.lengths)
-    return np.full(split.n_rows, column.shape[0])
+    return np.full(split.n_rows, column.shape[0] if column.shape else 1)
+
+
+def is_series(split: Split, name: str) -> bool:
+    """Whether the rows of a column are lists. Local."""
+    column = split.column(name)
+    return isinstance(column, RaggedColumn) or column.shape != ()
 
 
 def entry_shape(split: Split, name: str) -> tuple[int, ...]:
@@ -169,21 +175,24 @@ def _wrong_shapes(split: Split, section: DataSection) -> Iterator[str]:
         for name in (section.input, section.target, section.mask):
             if name is None:
                 continue
-            column = split.column(name)
-            is_series = isinstance(column, RaggedColumn) or len(column.shape) >= 1
-            differing = np.flatnonzero(lengths_of(split, name) != n_times) if is_series else [0]
-            n_axes = len(entry_shape(split, name)) if is_series else 0
+            column, listed = split.column(name), is_series(split, name)
+            differing = np.flatnonzero(lengths_of(split, name) != n_times) if listed else [0]
+            n_axes = len(entry_shape(split, name)) if listed else 0
             if len(differing) or (n_axes != 1 and name != section.mask):
                 row = int(differing[0]) if len(differing) else 0
-                has = f"{lengths_of(split, name)[row]} entries" if is_series else "one number"
+                has = f"{lengths_of(split, name)[row]} entries" if listed else "one number"
                 yield (
                     f"The column {name!r} has rows of shape {tuple(column.shape)}; it must hold a "
                     f"vector for each of the {n_times[row]} times in {section.times!r} (row {row} "
                     f"has {has})."
                 )
+        yield from _wrong_shape_beside(split, section)
+    elif section.weights is not None and is_series(split, section.weights):
+        yield f"The weights {section.weights!r} must hold one number a row: there are no times."
     if section.inputs is not None:
         name = section.input_times or section.times
         assert name is not None  # checked by the config
+        yield from _wrong_series_of_inputs(split, section.inputs, name)
         differing = np.flatnonzero(lengths_of(split, section.inputs) != lengths_of(split, name))
         if len(differing):
             row = int(differing[0])
@@ -192,6 +201,34 @@ def _wrong_shapes(split: Split, section: DataSection) -> Iterator[str]:
                 f"{lengths_of(split, section.inputs)[row]} entries for "
                 f"{lengths_of(split, name)[row]} times in {name!r}: they must be equally many."
             )
+
+
+def _wrong_shape_beside(split: Split, section: DataSection) -> Iterator[str]:
+    """Masks and weights that do not lie beside the observations."""
+    assert section.times is not None  # the caller asks only then
+    if section.mask is not None:
+        wanted, found = entry_shape(split, section.target), entry_shape(split, section.mask)
+        if found not in ((), wanted):
+            yield (
+                f"The mask {section.mask!r} has entries of shape {found}; it must hold one for "
+                f"each time, or one for each of the {wanted} components of an observation."
+            )
+    if section.weights is not None and is_series(split, section.weights):
+        differing = lengths_of(split, section.weights) != lengths_of(split, section.times)
+        if entry_shape(split, section.weights) != () or differing.any():
+            yield (
+                f"The weights {section.weights!r} must hold one number a row, or one for each of "
+                f"the times in {section.times!r}."
+            )
+
+
+def _wrong_series_of_inputs(split: Split, inputs: str, times: str) -> Iterator[str]:
+    """Inputs that are no lists, or whose times are no numbers."""
+    for name in (inputs, times):
+        if not is_series(split, name):
+            yield f"The column {name!r} must hold a list in every row."
+    if entry_shape(split, times) != ():
+        yield f"The column {times!r} must hold a list of times in every row."
 
 
 def _not_finite(split: Split, section: DataSection) -> Iterator[str]:

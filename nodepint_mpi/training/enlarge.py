@@ -40,10 +40,10 @@ def grow(
             n_new = fresh.params.encoder.matrix.shape[0] - old.encoder.matrix.shape[0]
             if control.rank == 0:  # one factorization, so that all ranks have the same bits
                 rows = np.asarray(old.encoder.matrix, float)
-                targets = np.asarray(
-                    experiment.train.take(samples).targets
-                )  # (samples, observations, entries)
-                seen = np.asarray(targets, float).reshape(-1, rows.shape[1])
+                batch = experiment.train.take(samples)
+                seen = np.asarray(batch.targets, float).reshape(-1, rows.shape[1])
+                if batch.mask is not None:  # only what was observed whole
+                    seen = seen[np.asarray(batch.mask).reshape(seen.shape).all(axis=1)]
                 key = jax.random.fold_in(jax.random.key(experiment.config.run.seed), step)
                 directions = sample_directions(rows, seen, n_new, key)
     directions = control.bcast(directions)

@@ -286,6 +286,11 @@ REFUSED = [
     (lambda r: wrong(r, "s", 0, 0, 0.5), INPUTS, "of row 0 .*begin|must increase"),
     (lambda r: r["c"].__setitem__(2, r["c"][2][:3]), INPUTS, "Row 2 of the inputs 'c' has 3"),
     (lambda r: None, 'mask = "t"', "Row 0 of the mask 't' holds 0.25"),
+    (lambda r: None, 'mask = "c"', "'c' has rows of shape|row 0 has 6 entries"),
+    (lambda r: None, 'weights = "s"', "weights 's' must hold one number a row"),
+    (lambda r: None, 'weights = "u"', "weights 'u' must hold one number a row"),
+    (lambda r: r.update(k=[1.0] * N_ROWS), 'inputs = "k"', "'k' must hold a list in every row"),
+    (lambda r: None, 'inputs = "c"\ninput_times = "p"', "Row 0 of the inputs 'c' has 6"),
 ]
 
 
