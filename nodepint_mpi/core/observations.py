@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact
 
-from nodepint_mpi.core.partition import OwnedSlices, own_slices
+from nodepint_mpi.core.partition import OwnedSlices, own_slices, snap_times
 from nodepint_mpi.core.propagators import SliceResult
 from nodepint_mpi.errors import ProblemError
 
@@ -42,13 +42,9 @@ def place_observations(
         LayoutError: if there are more ranks than slices.
     """
     times = np.asarray(times, dtype=float)
-    span = edges[-1] - edges[0]
     if times.ndim != 1 or not np.all(np.diff(times) > 0):
         raise ProblemError("Observation times must be one list of increasing numbers.")
-    # As near as what computed them could bring them, in double precision.
-    close = max(1e-9 * span, 4 * float(np.spacing(np.max(np.abs(edges)))))
-    near = np.argmin(np.abs(times[:, None] - edges[None, :]), axis=1)
-    snapped = np.where(np.abs(times - edges[near]) <= close, edges[near], times)
+    snapped = snap_times(times, edges)
     if len(times) and (snapped[0] < edges[0] or snapped[-1] > edges[-1]):
         raise ProblemError(
             f"Observation times run from {times[0]:g} to {times[-1]:g}, outside the horizon "

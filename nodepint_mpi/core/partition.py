@@ -88,6 +88,17 @@ def check_edges(edges: ArrayLike) -> np.ndarray:
     return edges
 
 
+def snap_times(times: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Times as near to an edge as what computed them could bring them, on it. Local."""
+    span = edges[-1] - edges[0]
+    close = max(1e-9 * span, 4 * float(np.spacing(np.max(np.abs(edges)))))
+    right = np.clip(np.searchsorted(edges, times), 1, len(edges) - 1)
+    nearest = np.where(
+        np.abs(times - edges[right - 1]) <= np.abs(times - edges[right]), right - 1, right
+    )
+    return np.where(np.abs(times - edges[nearest]) <= close, edges[nearest], times)
+
+
 def check_layout(n_slices: int, n_ranks: int) -> None:
     """Refuse more ranks than slices. Local; every rank reaches the same verdict."""
     if n_ranks > n_slices:

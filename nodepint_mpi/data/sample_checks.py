@@ -8,8 +8,8 @@ import numpy as np
 
 from nodepint_mpi.build.model import build_edges
 from nodepint_mpi.config.experiment import Config, DataSection
-from nodepint_mpi.core.batch import snap_times
 from nodepint_mpi.core.exogenous import check_jumps
+from nodepint_mpi.core.partition import snap_times
 from nodepint_mpi.data.columns import RaggedColumn
 from nodepint_mpi.data.datasets import Split
 from nodepint_mpi.errors import DataError

@@ -6,19 +6,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from mpi4py import MPI
 
-from nodepint_mpi.build.model import build_edges
 from nodepint_mpi.config.experiment import Config, DataSection
 from nodepint_mpi.core.batch import (
     ReadSizes,
     SampleBatch,
-    count_reads,
     observe_at_edges,
     place_reads,
-    snap_times,
 )
-from nodepint_mpi.core.exogenous import count_knots, cut_signal
-from nodepint_mpi.core.observations import BlockObservations, place_observations
-from nodepint_mpi.core.partition import own_slices, owned_range
+from nodepint_mpi.core.exogenous import cut_signal
+from nodepint_mpi.core.partition import snap_times
 from nodepint_mpi.data.columns import RaggedColumn
 from nodepint_mpi.data.datasets import Split, batch_indices, open_split_together
 from nodepint_mpi.data.same_data import require_same_data
@@ -166,57 +162,6 @@ class Samples(NamedTuple):
         if self.section.static is None:
             return 0
         return int(np.prod(self.split.column(self.section.static).shape))
-
-
-def for_rank(
-    samples: Samples,
-    config: Config,
-    n_ranks: int,
-    rank: int,
-    *,
-    relaxed: bool = False,
-    whole: bool = False,
-) -> Samples:
-    """The same samples, of which a rank of a line takes what it needs. Local.
-
-    Args:
-        samples: A split.
-        config: The experiment.
-        n_ranks: Ranks of the line.
-        rank: The rank asked for.
-        relaxed: Whether continuity is, as far as the config says.
-        whole: Take the whole horizon for one slice.
-    """
-    edges, section = build_edges(config.time), samples.section
-    edges = edges[[0, -1]] if whole else edges
-    owned = owned_range(len(edges) - 1, n_ranks, rank)
-    sizes = None if samples.series is None else count_reads(*samples.series, edges, owned)
-    n_knots = 0
-    if section.inputs is not None:
-        knots, _, lengths = known_inputs(samples.split, section, np.arange(samples.n_rows))
-        n_knots = count_knots(snap_times(knots, edges), lengths, edges, section.interpolation)
-    relaxed = relaxed and config.time.relaxation is not None and samples.has_gaps
-    dtype = np.dtype(config.run.precision)
-    return samples._replace(block=Block(edges, owned, sizes, n_knots, relaxed, dtype))
-
-
-def place_samples(samples: Samples, n_ranks: int, rank: int) -> BlockObservations:
-    """Where a rank reads the samples that were cut for it, at common times if they have any. Local.
-
-    Raises:
-        NodepintError: see `place_observations`.
-    """
-    block = samples.block
-    assert block is not None  # they were cut for this rank
-    if block.sizes is None:
-        return place_observations(samples.times, block.edges, n_ranks, rank)
-    inside = [
-        np.linspace(a, b, block.sizes.inside + 2)[1:-1]
-        for a, b in zip(block.edges, block.edges[1:], strict=False)
-    ]
-    none = np.zeros(0, int)
-    slices = own_slices(block.edges, n_ranks, rank, inside=inside)
-    return BlockObservations(slices, none, none, none)  # the batch says where
 
 
 def open_samples(control: MPI.Intracomm, config: Config, split: str) -> Samples:

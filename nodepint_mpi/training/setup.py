@@ -32,9 +32,7 @@ from nodepint_mpi.data.samples import (
     Samples,
     check_first,
     count_outputs,
-    for_rank,
     open_samples,
-    place_samples,
 )
 from nodepint_mpi.errors import ConfigError, ProblemError
 from nodepint_mpi.models.networks import EncodeProcessDecode, FlatLinear
@@ -56,6 +54,7 @@ from nodepint_mpi.training.memory import (
     require_memory,
     require_network_fits,
 )
+from nodepint_mpi.training.rank_samples import for_rank, place_samples
 from nodepint_mpi.training.sameness import require_same_code, require_same_shapes
 from nodepint_mpi.training.step import (
     ENCODER_TAKES,
