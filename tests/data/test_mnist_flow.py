@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from nodepint_mpi.build.imports import import_file
+from nodepint_mpi.core.batch import SampleBatch
 from nodepint_mpi.data.datasets import open_split
 from nodepint_mpi.data.prepare import prepare_dataset
 from nodepint_mpi.errors import DataError
@@ -57,7 +58,9 @@ def test_a_flow_that_ends_where_the_lines_do_gives_the_images_back(root, images,
     place = prepare_dataset("mnist_flow", root=root, options=SMALL)
     lines = open_split(place, "test", ["u"]).take("u", range(6))
     samples = SimpleNamespace(
-        section=SimpleNamespace(source=str(place)), n_rows=6, take=lambda rows: (lines[:, 0], lines)
+        section=SimpleNamespace(source=str(place)),
+        n_rows=6,
+        take=lambda rows: SampleBatch(lines[:, 0], lines),
     )
     run = SimpleNamespace(experiment=SimpleNamespace(test=samples))
     monkeypatch.setattr(judge, "predict", lambda run, start: lines[:, -1])
