@@ -92,8 +92,8 @@ def check_model(model: EncodeProcessDecode, samples: Samples) -> tuple[int, ...]
             "nothing to train. Make weights `jax.Array`s that are fields of an `equinox.Module`."
         )
     name = "Differentiating encoder, vector field and decoder"
-    gradient = eqx.filter_grad(lambda model, batch, args: _total(model, batch, args))
-    _returned(name, gradient, model, batch, args, given=f"a sample of {_describe(x)}")
+    gradient = eqx.filter_grad(lambda everything: _total(*everything))
+    _returned(name, gradient, (model, batch, args), given=f"a sample of {_describe(x)}")
     _call_once(model, batch, args, samples)
     return u.shape
 

@@ -194,7 +194,7 @@ def test_the_ranks_of_a_machine_share_its_memory(source, comms, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda t: t[3].__setitem__(4, 1.01), "observation 4 .* is at 1.01 in row 3 and at 1 in"),
+        (lambda t: t[3].__setitem__(4, 1.9), "observation 5 .* of row 3 is at 1.25, after 1.9"),
         (lambda t: t.__setitem__((slice(None), 8), t[:, 7]), "observation 8 .* is at 1.75, after"),
         (lambda t: t.__imul__(1.5), "from 0 to 3, outside the horizon"),
     ],
