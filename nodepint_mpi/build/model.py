@@ -174,10 +174,11 @@ def _own_model(
     make = make if make is not None else import_object(network.name, "network.name")
     assert make is not None  # a name that stands for None fails below in words
     try:
+        parameters = inspect.signature(make).parameters if callable(make) else {}
         asked = {
             name: count
             for name, count in given._asdict().items()
-            if name in inspect.signature(make).parameters and name not in network.options
+            if name in parameters and name not in network.options
         }
         model = make(key, **shape, **asked, **network.options)
     except (ConfigError, ProblemError):

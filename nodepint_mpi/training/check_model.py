@@ -20,7 +20,14 @@ from nodepint_mpi.data.sample_checks import known_inputs
 from nodepint_mpi.data.samples import Samples
 from nodepint_mpi.errors import DataError, NodepintError, ProblemError
 from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
-from nodepint_mpi.training.step import ENCODER_TAKES, decode, encode, sample_keys, split_model
+from nodepint_mpi.training.step import (
+    DECODER_TAKES,
+    ENCODER_TAKES,
+    decode,
+    encode,
+    sample_keys,
+    split_model,
+)
 
 LONGEST = 300
 """Characters of another library's message that are shown."""
@@ -68,13 +75,16 @@ def check_model(model: EncodeProcessDecode, samples: Samples) -> tuple[int, ...]
             f"The vector field returned {_describe(slope)} for a state of {_describe(u)}; du/dt "
             "must be one array of the shape of u and of real floating-point numbers."
         )
-    prediction = _returned(
-        "The decoder",
-        lambda u, batch: decode(model, u[None, None], batch, 0)[0, 0],
-        u,
-        batch,
-        given=_describe(u),
-    )
+    if asked_for(model.decoder, 1, DECODER_TAKES):
+        prediction = _returned(
+            "The decoder",
+            lambda u, batch: decode(model, u[None, None], batch, 0)[0, 0],
+            u,
+            batch,
+            given=_describe(u),
+        )
+    else:
+        prediction = _returned("The decoder", model.decoder, u)
     if not _is_array(prediction, jnp.floating):
         raise ProblemError(
             f"The decoder returned {_describe(prediction)}; expected one array of real "

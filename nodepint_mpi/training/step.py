@@ -361,6 +361,8 @@ def encode(model: EncodeProcessDecode, batch: SampleBatch, seed: int) -> Array:
 
 ENCODER_TAKES = ("times", "mask", "static", "key")
 """What an encoder may take by name."""
+DECODER_TAKES = ("static", "key")
+"""What a decoder may take by name."""
 
 
 def _encode(problem: LineProblem, params: PyTree, batch: SampleBatch):
@@ -466,7 +468,7 @@ def decode(model: EncodeProcessDecode, states: Array, batch: SampleBatch, seed: 
     A decoder may take `static` and `key` of the sample by name.
     """
     decoder = model.decoder
-    names = asked_for(decoder, 1, ("key", "static"))
+    names = asked_for(decoder, 1, DECODER_TAKES)
     if not names:
         return per_sample(decoder)(states)
     offered = {
