@@ -221,7 +221,9 @@ def relaxed_loss(experiment):
         slices.append((left, right, np.append(here, [right] * (3 - len(seen))), observed))
     slices = [jnp.asarray(column) for column in zip(*slices, strict=True)]
 
-    def loss(params, inputs, targets, weight):
+    def loss(params, batch, weight):
+        inputs, targets = batch.initial, batch.targets
+
         def step(u, a_slice):
             left, right, where, observed = a_slice
             data = jax.vmap(jax.vmap(lambda column: jnp.interp(left, times, column), 1))(targets)
