@@ -52,7 +52,8 @@ from nodepint_mpi.parallel.ivp import solve
 from nodepint_mpi.parallel.line import Line
 from nodepint_mpi.parallel.methods.base import AbstractMethod
 from nodepint_mpi.parallel.methods.serial import walk_linearized
-from nodepint_mpi.training.step import loss_and_gradient, split_model
+from nodepint_mpi.training.batch_model import split_model
+from nodepint_mpi.training.step import loss_and_gradient
 
 TIGHT = 1e-13  # Kuramoto makes errors 1e4 times larger on the way
 ADJOINT_TIGHT = 1e-12

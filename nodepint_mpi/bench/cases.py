@@ -35,8 +35,9 @@ from nodepint_mpi.parallel.methods.reduced import Reduced
 from nodepint_mpi.parallel.methods.serial import Serial
 from nodepint_mpi.parallel.methods.tangent import Tangent
 from nodepint_mpi.parallel.shared_basis import SharedBasis
+from nodepint_mpi.training.batch_model import BatchedField
 from nodepint_mpi.training.setup import reduction_of
-from nodepint_mpi.training.step import LineProblem, batched_field
+from nodepint_mpi.training.step import LineProblem
 
 SMALL = 8
 """Largest state for which all coordinates make a basis."""
@@ -267,7 +268,7 @@ def make_gradient_case(
     comms: Comms, case: GradientCase, static: EncodeProcessDecode
 ) -> LineProblem:
     """One case as a training problem with tight tolerances. Local."""
-    field = batched_field(static.processor)
+    field = BatchedField(static.processor)
     fine = FixedSteps(diffrax.Tsit5(), STEPS_PER_SLICE)
     if case.steps == "adaptive":
         fine = AdaptiveSteps(diffrax.Tsit5(), rtol=GRADIENT_TOL, atol=GRADIENT_TOL)

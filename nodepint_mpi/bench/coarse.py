@@ -20,7 +20,7 @@ from nodepint_mpi.models.networks import make_dense
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.counters import WORD_BYTES, counting
 from nodepint_mpi.parallel.recurrence import Recurrence, solve_cocoordinates, solve_coordinates
-from nodepint_mpi.training.step import batched_field, split_model
+from nodepint_mpi.training.batch_model import BatchedField, split_model
 
 WIDTH, FINE_STEPS = 64, 64
 TIMED_SLICES = 4  # the others take as long
@@ -171,7 +171,7 @@ def _fine_work(rank: int, n_samples: int) -> tuple[Callable, jax.Array, Any]:
         activation="tanh", time_dependent=False, positive=False,
     )  # fmt: skip
     params, static = split_model(model)
-    propagator = Propagator(batched_field(static.processor), FixedSteps(RK4(), FINE_STEPS))
+    propagator = Propagator(BatchedField(static.processor), FixedSteps(RK4(), FINE_STEPS))
     owned: OwnedSlices = own_slices(np.linspace(0.0, 1.0, TIMED_SLICES + 1), 1, 0)
     dtype = jax.tree.leaves(params)[0].dtype
     starts = jax.random.normal(key, (TIMED_SLICES, n_samples, rank), dtype)

@@ -22,13 +22,8 @@ from nodepint_mpi.models.networks import make_dense
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.iterate import TimeSolver
 from nodepint_mpi.parallel.methods.serial import Serial
-from nodepint_mpi.training.step import (
-    LineProblem,
-    TrainState,
-    batched_field,
-    make_train_step,
-    split_model,
-)
+from nodepint_mpi.training.batch_model import BatchedField, split_model
+from nodepint_mpi.training.step import LineProblem, TrainState, make_train_step
 
 HORIZON, N_STEPS, SAMPLES, STEPS_PER_REPEAT = 5.0, 128, 32, 10
 
@@ -89,7 +84,7 @@ def format_overhead(result: dict[str, Any]) -> str:
 
 
 def _our_step(comms: Comms, static: Any, optimizer: optax.GradientTransformation) -> Callable:
-    fine = Propagator(batched_field(static.processor), FixedSteps(diffrax.Tsit5(), N_STEPS))
+    fine = Propagator(BatchedField(static.processor), FixedSteps(diffrax.Tsit5(), N_STEPS))
     solver = TimeSolver(fine, Serial(), JumpTolerance(1e-6), adjoint_tol=1e-6)
     observations = place_observations(np.array([HORIZON]), np.array([0.0, HORIZON]), 1, 0)
     problem = LineProblem(comms.time, static, solver, observations, mean_squared_error, {})

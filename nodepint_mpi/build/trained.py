@@ -89,7 +89,7 @@ def _first_good(paths: list[Path], folder: Path, fingerprint: str) -> tuple[Path
     """The first that is whole, which must be of this experiment."""
     for path in paths:
         if not path.is_file():
-            raise CheckpointError(f"no checkpoint at {path}: there is no such file")
+            raise CheckpointError(f"The checkpoint {path} does not exist.")
         if read_format(path) != FORMAT:
             raise CheckpointError(
                 f"{path} has format {read_format(path)}, this program reads format {FORMAT}"

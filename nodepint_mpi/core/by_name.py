@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import Any
 
 from nodepint_mpi.errors import ProblemError
@@ -20,14 +19,6 @@ def asked_for(function: Callable, n_positional: int, offered: tuple[str, ...]) -
     Raises:
         ProblemError: if it needs anything else.
     """
-    try:
-        return _asked_for(function, n_positional, offered)
-    except TypeError:  # what cannot be hashed
-        return _asked_for.__wrapped__(function, n_positional, offered)
-
-
-@lru_cache(maxsize=256)
-def _asked_for(function, n_positional, offered):
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # compiled functions

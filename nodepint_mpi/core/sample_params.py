@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
 from nodepint_mpi.core.exogenous import Inputs, Interpolation, Signal, path_of
@@ -28,7 +27,7 @@ class SampleArgs(eqx.Module):
 
 
 class FieldArgs(NamedTuple):
-    """Parameters of the field, and what each sample of a batch gets with them."""
+    """Parameters of the field of one sample, and what the sample gets with them."""
 
     params: Params
     own: SampleArgs
@@ -55,7 +54,10 @@ class SampleParams(eqx.Module):
 
 
 class SamplePropagator(Propagator):
-    """A propagator that takes samples one by one if it is given `SampleParams`, else as ever."""
+    """A propagator that takes samples one by one if it is given `SampleParams`, else as ever.
+
+    Its field has a method `of_sample(t, u, args)`, the same field for one sample with `FieldArgs`.
+    """
 
     def for_tangents(self):
         return type(self)(self.field, self.integrator.for_tangents())
@@ -68,17 +70,14 @@ class SamplePropagator(Propagator):
         static = None if params.static is None else jax.lax.stop_gradient(params.static)
         if ts.shape[0] == 0:
             times = None
-        field = self.field
-
-        def one_field(t, u, args):  # the field of a batch, on a batch of one
-            return field(t, u[None], FieldArgs(args.params, _batched(args.own)))[0]
+        field: Any = self.field  # see above
+        alone = Propagator(field.of_sample, self.integrator.for_single_samples())
 
         def one(start, times, signal, static):
             own = SampleArgs(None, static)
             if signal is not None:
                 path = path_of(params.interpolation, signal.knots, signal.values)
                 own = SampleArgs(Inputs(path, t0, signal.until), static)
-            alone = Propagator(one_field, self.integrator)
             args = FieldArgs(params.params, own)
             return alone(args, start, t0, length, ts if times is None else times, index)
 
@@ -98,7 +97,3 @@ class SampleReduction(AbstractReduction):
 
     def field(self, t, c, reduced):
         return self.inner.field(t, c, reduced)
-
-
-def _batched(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.asarray(x)[None], tree)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from nodepint_mpi.build.model import build_edges
-from nodepint_mpi.config.experiment import Config, DataSection
+from nodepint_mpi.config.data import DataSection
+from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.core.exogenous import check_jumps
 from nodepint_mpi.core.partition import snap_times
 from nodepint_mpi.data.columns import RaggedColumn
@@ -15,7 +16,7 @@ from nodepint_mpi.data.datasets import Split
 from nodepint_mpi.errors import DataError
 
 MOST = 8
-"""So many refusals are listed; the others are counted."""
+"""Maximum number of problems that are listed; the others are counted."""
 
 
 class SeriesTimes(NamedTuple):
@@ -64,8 +65,7 @@ def check_rows(split: Split, config: Config) -> SeriesTimes | None:
         times = series_times(split, section.times)
         problems += _wrong_times(split, section.times, times, edges)
         times = times._replace(times=snap_times(times.times, edges))
-        if section.mask is not None or section.missing is not None:
-            problems += _unobserved(split, section)
+        problems += _unobserved(split, section, times, edges[0])
     if section.weights is not None:
         problems += _wrong_weights(split, section.weights)
     if section.inputs is not None:
@@ -301,9 +301,12 @@ def _wrong_times(split: Split, name: str, found: SeriesTimes, edges: np.ndarray)
         )
 
 
-def _unobserved(split: Split, section: DataSection) -> Iterator[str]:
-    """Rows without a single observation, and masks that are none."""
+def _unobserved(
+    split: Split, section: DataSection, found: SeriesTimes, begin: float
+) -> Iterator[str]:
+    """Rows without an observation that counts, and masks that are not masks."""
     rows = np.arange(split.n_rows)
+    later = (np.arange(found.times.shape[1]) < found.lengths[:, None]) & (found.times > begin)
     if section.mask is not None:
         mask = split.take(section.mask, rows)
         wrong = np.argwhere((mask != 0) & (mask != 1))
@@ -315,12 +318,14 @@ def _unobserved(split: Split, section: DataSection) -> Iterator[str]:
             )
     there = observed(split, section, rows)
     if there is not None:
-        none = np.flatnonzero(~there.reshape(split.n_rows, -1).any(axis=1))
-        if len(none):
-            yield (
-                f"Row {none[0]} of column {section.target!r} has no observation"
-                f"{_more(len(none))}: leave such rows out."
-            )
+        later &= there.reshape(*later.shape, -1).any(axis=2)
+    none = np.flatnonzero(~later.any(axis=1))
+    if len(none):
+        yield (
+            f"Row {none[0]} of column {section.target!r} has no observation after the beginning of "
+            f"the horizon, {begin:g}, where the state is the encoder's{_more(len(none))}: leave "
+            "such rows out."
+        )
 
 
 def _wrong_weights(split: Split, name: str) -> Iterator[str]:

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from mpi4py import MPI
 
-from nodepint_mpi.config.experiment import Config, DataSection
+from nodepint_mpi.config.data import DataSection
+from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.core.batch import (
     ReadSizes,
     SampleBatch,
@@ -15,7 +16,6 @@ from nodepint_mpi.core.batch import (
 )
 from nodepint_mpi.core.exogenous import cut_signal
 from nodepint_mpi.core.partition import snap_times
-from nodepint_mpi.data.columns import RaggedColumn
 from nodepint_mpi.data.datasets import Split, batch_indices, open_split_together
 from nodepint_mpi.data.same_data import require_same_data
 from nodepint_mpi.data.sample_checks import (
@@ -232,19 +232,22 @@ def check_first(samples: Samples) -> None:
         DataError: with row, column and remedy.
     """
     section = samples.section
-    if not samples.has_gaps or section.initial is not None:
+    if not samples.has_gaps or section.input is None:
         return
-    there = observed(samples.split, section, np.arange(samples.n_rows))
-    first = None if there is None else there[:, 0].reshape(samples.n_rows, -1).all(axis=1)
-    if first is not None and section.input == section.target and not first.all():
-        rows = np.flatnonzero(~first)
-        column = samples.split.column(section.encoded)
-        kind = "series" if isinstance(column, RaggedColumn) else "trajectory"
+    rows = np.arange(samples.n_rows)
+    there = observed(samples.split, section, rows) if section.input == section.target else None
+    missing = np.zeros(samples.n_rows, bool)
+    if there is not None:
+        missing = ~there[:, 0].reshape(samples.n_rows, -1).all(axis=1)
+    elif section.missing is not None:
+        first = samples.split.take(section.input, rows)[:, 0]
+        missing = np.isnan(first).reshape(samples.n_rows, -1).any(axis=1)
+    if missing.any():
         raise DataError(
-            f"The {kind} in row {rows[0]} of column {section.input!r} begins with an observation "
-            f"that is missing ({len(rows)} rows do), but the encoder gets the first one: give "
-            "initial states in a column of their own, `data.initial`, or an encoder that takes "
-            "`mask` and so reads the whole series."
+            f"The first observation in row {np.argmax(missing)} of column {section.input!r} is "
+            f"missing, and in {missing.sum()} rows in all, but the encoder gets the first one: "
+            "give initial states in a column of their own, `data.initial`, or an encoder that "
+            "takes `mask` and so reads the whole series."
         )
 
 

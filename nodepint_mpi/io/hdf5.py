@@ -22,7 +22,7 @@ from nodepint_mpi.io.errno_text import error_text
 from nodepint_mpi.ranks.agreement import together
 from nodepint_mpi.ranks.guard import abort
 
-if TYPE_CHECKING:  # a model is loaded where there is no MPI
+if TYPE_CHECKING:  # trained models also load without MPI
     from mpi4py import MPI
 
 LIBVER = ("v110", "v110")
@@ -159,7 +159,9 @@ def _agree_pieces(
     """
     row_bytes = int(np.prod(dataset.shape[1:], dtype=np.int64)) * dataset.dtype.itemsize
     most = max(1, _PIECE_BYTES // max(1, row_bytes))
-    n_pieces = max(control.allgather(-(-n_owned // most)))
+    from mpi4py import MPI
+
+    n_pieces = control.allreduce(-(-n_owned // most), op=MPI.MAX)
     cuts = [min(n_owned, piece * most) for piece in range(n_pieces + 1)]
     return list(zip(cuts[:-1], cuts[1:], strict=True))
 

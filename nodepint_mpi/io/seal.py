@@ -21,7 +21,7 @@ import xxhash
 from nodepint_mpi.io.errno_text import error_text
 from nodepint_mpi.io.hdf5 import USERBLOCK_BYTES
 
-if TYPE_CHECKING:  # a model is loaded where there is no MPI
+if TYPE_CHECKING:  # trained models also load without MPI
     from mpi4py import MPI
 
 FORMAT = 3

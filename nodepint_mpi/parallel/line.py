@@ -10,7 +10,8 @@ from nodepint_mpi.parallel.comms import TimeComm
 class Line(NamedTuple):
     """Ranks along time, the slices this one owns, and the parameters of the vector field.
 
-    Parameters are floating-point arrays, replicated.
+    Parameters are floating-point arrays, replicated; `core.sample_params.SampleParams` also hold
+    what the samples bring to the slices of this rank.
     """
 
     comm: TimeComm

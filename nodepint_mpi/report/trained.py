@@ -12,6 +12,7 @@ from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.rom.evaluate import full_model, load_rom_of, run_batch
 from nodepint_mpi.rom.load import stepper_of
 from nodepint_mpi.rom.model import ReducedModel
+from nodepint_mpi.training.batch_model import ENCODER_TAKES
 from nodepint_mpi.training.evaluate import (
     BATCH,
     TrainedRun,
@@ -19,7 +20,7 @@ from nodepint_mpi.training.evaluate import (
     open_run,
     place_predictions,
 )
-from nodepint_mpi.training.step import ENCODER_TAKES, make_prediction
+from nodepint_mpi.training.step import make_prediction
 
 N_STATES = 1000
 """States of test samples that are looked at, about."""

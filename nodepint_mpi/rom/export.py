@@ -30,9 +30,9 @@ from nodepint_mpi.rom.file import PARTS, RomFile
 from nodepint_mpi.rom.load import origin_of, stepper_of
 from nodepint_mpi.rom.model import reduce_model
 from nodepint_mpi.rom.save import check_target, save_rom
+from nodepint_mpi.training.batch_model import ENCODER_TAKES
 from nodepint_mpi.training.evaluate import BATCH, open_run
 from nodepint_mpi.training.setup import Experiment
-from nodepint_mpi.training.step import ENCODER_TAKES
 
 ENERGY = 0.999999
 FIRST_RANK = 32

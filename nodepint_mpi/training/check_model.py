@@ -20,7 +20,7 @@ from nodepint_mpi.data.sample_checks import known_inputs
 from nodepint_mpi.data.samples import Samples
 from nodepint_mpi.errors import DataError, NodepintError, ProblemError
 from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
-from nodepint_mpi.training.step import (
+from nodepint_mpi.training.batch_model import (
     DECODER_TAKES,
     ENCODER_TAKES,
     decode,
@@ -46,7 +46,7 @@ def check_model(model: EncodeProcessDecode, samples: Samples) -> tuple[int, ...]
     x = jax.eval_shape(as_numbers, jax.ShapeDtypeStruct(inputs.shape[1:], inputs.dtype))
     asks = asked_for(model.encoder, 1, ENCODER_TAKES)
     if asks:
-        for step in (0, None):  # in training, and where there is no key
+        for step in (0, None):  # in training, and in evaluation, without a key
             u = _returned(
                 "The encoder",
                 lambda model, batch: encode(model, batch, 0)[0],

@@ -17,10 +17,10 @@ from nodepint_mpi.errors import ConfigError, LayoutError
 from nodepint_mpi.io.checkpoint_file import checkpoint_bytes
 from nodepint_mpi.parallel.dealing import part_of
 from nodepint_mpi.parallel.methods.base import ENDS, LEFTS
+from nodepint_mpi.training.batch_model import split_model
 from nodepint_mpi.training.check_model import check_model
 from nodepint_mpi.training.memory import kept_states, require_network_fits, show_bytes, tree_bytes
 from nodepint_mpi.training.setup import check_scores, share_batch
-from nodepint_mpi.training.step import split_model
 from nodepint_mpi.training.warm_starts import bytes_each, count_kept
 
 

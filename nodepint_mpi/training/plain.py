@@ -24,18 +24,17 @@ from nodepint_mpi.core.sample_params import FieldArgs, SampleArgs
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.models.networks import as_numbers
 from nodepint_mpi.parallel.counters import Tally
-from nodepint_mpi.training.error_control import Anew
-from nodepint_mpi.training.setup import Batch, Experiment
-from nodepint_mpi.training.step import (
-    Stepped,
-    StepReport,
-    TrainState,
-    batched_field,
+from nodepint_mpi.training.batch_model import (
+    BatchedField,
     decode,
     encode,
     offered_to_loss,
     terms_of_loss,
 )
+from nodepint_mpi.training.error_control import Anew
+from nodepint_mpi.training.rank_samples import for_rank
+from nodepint_mpi.training.setup import Batch, Experiment
+from nodepint_mpi.training.step import Stepped, StepReport, TrainState
 
 
 def plain_report(loss: ArrayLike, grad_norm: ArrayLike) -> StepReport:
@@ -83,7 +82,7 @@ def make_plain_loss(experiment: Experiment) -> Callable:
             "Plain diffrax does not end its steps where a sample's inputs jump: take `data."
             "interpolation` 'linear' or 'cubic' to compare with it."
         )
-    field = batched_field(problem.static.processor)
+    field = BatchedField(problem.static.processor)
 
     def diffeqsolve(field, initial, args, saveat):
         states = diffrax.diffeqsolve(
@@ -157,12 +156,11 @@ def _one_by_one(field, diffeqsolve, interpolation, t0, length):
             if signal is not None:
                 path = path_of(interpolation, signal.knots, signal.values)
                 own = SampleArgs(Inputs(path, jnp.asarray(t0), signal.until), static)
-            args = FieldArgs(params, jax.tree.map(lambda x: jnp.asarray(x)[None], own))
 
-            def one_field(t, u, args):
-                return field(t0 + t, u[None], args)[0]
+            def of_sample(t, u, args):
+                return field.of_sample(t0 + t, u, args)
 
-            return diffeqsolve(one_field, start, args, diffrax.SaveAt(ts=ts))
+            return diffeqsolve(of_sample, start, FieldArgs(params, own), diffrax.SaveAt(ts=ts))
 
         signal = None
         if batch.signal is not None:
@@ -206,11 +204,16 @@ def make_plain_stepper(experiment: Experiment) -> Anew:
 
 
 class _Plain(Anew):
-    """Steps that solve the whole horizon at once."""
+    """Steps that solve the whole horizon at once. On one rank."""
 
     def __init__(self, step, experiment: Experiment):
         super().__init__(step, None)
-        self._experiment = experiment
+        train = experiment.train
+        self._whole = None  # the batch of a step is of use as it is
+        if train.differ:
+            self._whole = for_rank(train, experiment.config, 1, 0, whole=True)
 
     def take(self, state, batch, step):
-        return super().take(state, Batch(batch.rows, self._experiment.whole_batch(step)), step)
+        if self._whole is not None:
+            batch = Batch(batch.rows, self._whole.take(batch.rows, step))
+        return super().take(state, batch, step)

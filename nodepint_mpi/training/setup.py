@@ -40,6 +40,13 @@ from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.dealing import own_part
 from nodepint_mpi.parallel.methods.base import AbstractMethod
 from nodepint_mpi.ranks.agreement import together
+from nodepint_mpi.training.batch_model import (
+    ENCODER_TAKES,
+    BatchedField,
+    decode,
+    sample_keys,
+    split_model,
+)
 from nodepint_mpi.training.check_model import (
     args_of,
     check_gradient,
@@ -56,15 +63,7 @@ from nodepint_mpi.training.memory import (
 )
 from nodepint_mpi.training.rank_samples import for_rank, place_samples
 from nodepint_mpi.training.sameness import require_same_code, require_same_shapes
-from nodepint_mpi.training.step import (
-    ENCODER_TAKES,
-    LineProblem,
-    TrainState,
-    batched_field,
-    decode,
-    sample_keys,
-    split_model,
-)
+from nodepint_mpi.training.step import LineProblem, TrainState
 
 
 class Batch(NamedTuple):
@@ -97,14 +96,18 @@ class Experiment(NamedTuple):
     def batch(self, step: int) -> Batch:
         """The samples of optimizer step `step`. Local."""
         rows = self.train.batch_rows(self.config.run.seed, step)
-        own = rows[own_part(self.comms.time, len(rows))]
-        return Batch(rows, self.train.take(own, step))
+        return Batch(rows, self._own(self.train, rows, step))
 
     def whole_batch(self, step: int) -> SampleBatch:
         """The same samples for a solve over the whole horizon, as one slice. Local."""
         rows = self.train.batch_rows(self.config.run.seed, step)
-        own = rows[own_part(self.comms.time, len(rows))]
-        return for_rank(self.train, self.config, 1, 0, whole=True).take(own, step)
+        if not self.train.differ:
+            return self._own(self.train, rows, step)
+        return self._own(for_rank(self.train, self.config, 1, 0, whole=True), rows, step)
+
+    def _own(self, samples: Samples, rows: np.ndarray, step: int) -> SampleBatch:
+        """This group's part of the rows."""
+        return samples.take(rows[own_part(self.comms.time, len(rows))], step)
 
 
 def set_up(config: Config, comms: Comms) -> Experiment:
@@ -123,9 +126,9 @@ def set_up(config: Config, comms: Comms) -> Experiment:
     test = open_samples(comms.control, config, config.data.test_split if config.data else "")
     n_here = count_here(comms.control)
     place = (comms.time.size, comms.time.rank)
-    train = for_rank(train, config, *place, relaxed=True)
-    test = for_rank(test, config, *place)
     with together(comms.control):
+        train = for_rank(train, config, *place, relaxed=True)
+        test = for_rank(test, config, *place)
         largest = 0 if config.growth is None else config.growth.steps[-1]
         sizes = {"input_shape": train.input_shape, "output_size": count_outputs(train)}
         require_network_fits(config, **sizes, step=largest, n_here=n_here)
@@ -189,7 +192,7 @@ def check_scores(
     As if all observations were on this rank.
     """
     loss, metrics = build_loss(config)
-    check_first_observation(model, samples)
+    check_encoded(config, model, samples)
     batch = _like_a_step(samples, state[0])
     n_times = max(1, batch.targets.shape[1])
     states = jax.ShapeDtypeStruct((n_times, *state), jnp.zeros(()).dtype)
@@ -217,10 +220,16 @@ def check_scores(
     check_terms(build_terms(config), model, batch, state[0])
 
 
-def check_first_observation(model: EncodeProcessDecode, samples: Samples) -> None:
-    """Refuse to encode a first observation that was not made. Local."""
-    if not {"times", "mask"} & set(asked_for(model.encoder, 1, ENCODER_TAKES)):
+def check_encoded(config: Config, model: EncodeProcessDecode, samples: Samples) -> None:
+    """Refuse to encode observations that were not made, or not alone. Local."""
+    asks = asked_for(model.encoder, 1, ENCODER_TAKES)
+    if not {"times", "mask"} & set(asks):
         check_first(samples)
+    if config.time.relaxation is not None and asks:
+        raise ProblemError(
+            f"`[time.relaxation]` encodes single observations at slice edges, but the encoder also "
+            f"takes {', '.join(map(repr, asks))}."
+        )
 
 
 def _like_a_step(samples: Samples, n_samples: int) -> SampleBatch:
@@ -280,7 +289,7 @@ def make_problem(
     trajectories.
     """
     _, static = split_model(model)
-    field = batched_field(static.processor)
+    field = BatchedField(static.processor)
     loss, metrics = build_loss(config)
     relaxed = relaxed and config.time.relaxation is not None
     observations = place_samples(samples, comm.size, comm.rank)
@@ -310,11 +319,13 @@ def check_times(
     named = {name: getattr(section, name) for name in ("fine", "coarse", "tangents")}
     steps = [build_integrator(part, f"time.{name}") for name, part in named.items() if part]
     state = jax.ShapeDtypeStruct(shape, jnp.zeros(()).dtype)
-    field, of_field = batched_field(static.processor), params.processor
-    if args is not None:
-        state = jax.ShapeDtypeStruct((1, *shape[1:]), state.dtype)
-        of_field = FieldArgs(of_field, jax.tree.map(lambda x: x[None], args))
-    check_field_resolution(field, of_field, state, build_edges(section), steps)
+    field, of_field = BatchedField(static.processor), params.processor
+    if args is None:
+        check_field_resolution(field, of_field, state, build_edges(section), steps)
+    else:
+        one = jax.ShapeDtypeStruct(shape[1:], state.dtype)
+        of_field = FieldArgs(of_field, args)
+        check_field_resolution(field.of_sample, of_field, one, build_edges(section), steps)
 
 
 def reduction_of(static: PyTree, field: Field) -> AbstractReduction:

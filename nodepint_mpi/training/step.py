@@ -15,13 +15,13 @@ import optax
 from jaxtyping import Array, Bool, PyTree
 
 from nodepint_mpi.core.batch import SampleBatch
-from nodepint_mpi.core.by_name import asked_for, call
+from nodepint_mpi.core.by_name import call
 from nodepint_mpi.core.exogenous import Interpolation
 from nodepint_mpi.core.objective import Loss, Mean, Term, nothing, per_sample
 from nodepint_mpi.core.observations import BlockObservations
 from nodepint_mpi.core.propagators import SliceResult
 from nodepint_mpi.core.relaxation import RelaxedParams
-from nodepint_mpi.core.sample_params import FieldArgs, SampleParams
+from nodepint_mpi.core.sample_params import SampleParams
 from nodepint_mpi.core.sweeps import slices_finite
 from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
 from nodepint_mpi.parallel.adjoint import pull_back_walk
@@ -34,6 +34,7 @@ from nodepint_mpi.parallel.line import Line
 from nodepint_mpi.parallel.methods.base import Carry
 from nodepint_mpi.parallel.methods.serial import walk_linearized
 from nodepint_mpi.parallel.warm_start import follow
+from nodepint_mpi.training.batch_model import decode, encode, offered_to_loss, terms_of_loss
 
 
 class TrainState(NamedTuple):
@@ -121,28 +122,6 @@ class LineProblem(NamedTuple):
     def line(self, of_field: PyTree[Array]) -> Line:
         """The line, with these parameters of the vector field. Local."""
         return Line(self.comm, self.observations.owned, of_field)
-
-
-def split_model(model: EncodeProcessDecode) -> tuple[PyTree, PyTree]:
-    """Trainable arrays and everything else. Local."""
-    return eqx.partition(model, eqx.is_inexact_array)
-
-
-def batched_field(static: PyTree) -> Callable:
-    """The processor as a vector field of a batch, with its parameters as `args`. Local.
-
-    With `FieldArgs` every sample's processor gets what the sample brings.
-    """
-
-    def field(t, u, params):
-        if isinstance(params, FieldArgs) and jax.tree.leaves(params.own):
-            processor = eqx.combine(params.params, static)
-            return jax.vmap(lambda sample, own: processor(t, sample, own))(u, params.own)
-        params = params.params if isinstance(params, FieldArgs) else params
-        processor = eqx.combine(params, static)
-        return jax.vmap(lambda sample: processor(t, sample, None))(u)
-
-    return field
 
 
 def make_train_step(problem: LineProblem, optimiser: optax.GradientTransformation) -> Callable:
@@ -331,40 +310,6 @@ def _forward(problem: LineProblem, params: PyTree, batch: SampleBatch) -> SliceR
     return solve_block(problem.line(of_field), problem.solver, initial)
 
 
-def sample_keys(seed: int, batch: SampleBatch) -> Array | None:
-    """A random key for each sample in this step, whatever rank it is on; None outside training."""
-    if batch.step is None:
-        return None
-    key = jax.random.fold_in(jax.random.key(seed), batch.step)
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.asarray(batch.rows))
-
-
-def encode(model: EncodeProcessDecode, batch: SampleBatch, seed: int) -> Array:
-    """Initial states (samples, *state). Local.
-
-    An encoder that takes `times` or `mask` gets the whole series of targets, which are zero where
-    there is none; `static` and `key` are of the sample.
-    """
-    names = asked_for(model.encoder, 1, ENCODER_TAKES)
-    if not names:
-        return jax.vmap(model.encoder)(as_numbers(jnp.asarray(batch.initial)))
-    is_series = "times" in names or "mask" in names
-    x = as_numbers(jnp.asarray(batch.targets if is_series else batch.initial))
-    mask = jnp.ones(jnp.shape(batch.targets), bool) if batch.mask is None else batch.mask
-    static = None if batch.static is None else as_numbers(jnp.asarray(batch.static))
-    offered = {"mask": mask, "static": static, "key": sample_keys(seed, batch)}
-    if batch.times is not None:
-        offered["times"] = as_numbers(jnp.asarray(batch.times))
-    given = {name: offered[name] for name in names}
-    return jax.vmap(lambda x, given: model.encoder(x, **given))(x, given)
-
-
-ENCODER_TAKES = ("times", "mask", "static", "key")
-"""What an encoder may take by name."""
-DECODER_TAKES = ("static", "key")
-"""What a decoder may take by name."""
-
-
 def _encode(problem: LineProblem, params: PyTree, batch: SampleBatch):
     """Initial states on the first rank, where alone they are read, and their pull-back."""
 
@@ -385,15 +330,6 @@ def _linearize_loss(problem, params, result, batch):
         return mean.sum, mean.count
 
     return jax.vjp(local_loss, params, result, has_aux=True)
-
-
-def terms_of_loss(
-    terms: tuple[Term, ...], model: EncodeProcessDecode, batch: SampleBatch, seed: int
-) -> Array:
-    """What a group's samples add to the loss. Local."""
-    offered = {"batch": batch, "key": sample_keys(seed, batch)}
-    values = [term.weight * jnp.mean(call(term.function, model, offered=offered)) for term in terms]
-    return sum(values, jnp.zeros(()))
 
 
 def _with_terms(problem: LineProblem, params: PyTree, batch, loss, gradient, scale):
@@ -462,24 +398,6 @@ def _decode(problem: LineProblem, params: PyTree, states: Array, batch: SampleBa
     return decode(eqx.combine(params, problem.static), states, batch, problem.seed)
 
 
-def decode(model: EncodeProcessDecode, states: Array, batch: SampleBatch, seed: int) -> Array:
-    """Predictions from states (seen, samples, *state). Local.
-
-    A decoder may take `static` and `key` of the sample by name.
-    """
-    decoder = model.decoder
-    names = asked_for(decoder, 1, DECODER_TAKES)
-    if not names:
-        return per_sample(decoder)(states)
-    offered = {
-        "key": sample_keys(seed, batch),
-        "static": None if batch.static is None else as_numbers(jnp.asarray(batch.static)),
-    }
-    given = {name: offered[name] for name in names}
-    one_time = jax.vmap(lambda u, given: decoder(u, **given))
-    return jax.vmap(lambda u: one_time(u, given))(states)
-
-
 def _compare(
     problem: LineProblem, params: PyTree, result: SliceResult, batch: SampleBatch, function: Loss
 ) -> Mean:
@@ -522,22 +440,3 @@ def _compare(
     predictions = _decode(problem, params, _read(problem, result, batch), batch)
     offered = offered_to_loss(model, batch, seen, mask, problem.seed)
     return call(function, predictions, seen(targets), offered=offered)
-
-
-def offered_to_loss(
-    model: EncodeProcessDecode,
-    batch: SampleBatch,
-    seen: Callable[[Array], Array],
-    mask: Array | None,
-    seed: int,
-) -> dict[str, object]:
-    """What a loss may take by name; see `core.objective.OFFERED`. Local.
-
-    `seen` takes (samples, times, ...) to what is compared, (seen, samples, ...).
-    """
-    weights = None if batch.weights is None else as_numbers(seen(batch.weights))
-    times = None if batch.times is None else as_numbers(seen(batch.times))
-    return {
-        "mask": mask, "weights": weights, "times": times, "model": model, "batch": batch,
-        "key": sample_keys(seed, batch),
-    }  # fmt: skip

@@ -23,7 +23,8 @@ from nodepint_mpi.bench.cases import (
 )
 from nodepint_mpi.core.batch import SampleBatch
 from nodepint_mpi.core.problems import PROBLEMS
-from nodepint_mpi.training.step import loss_and_gradient, split_model
+from nodepint_mpi.training.batch_model import split_model
+from nodepint_mpi.training.step import loss_and_gradient
 
 LV = PROBLEMS["lotka_volterra"]
 ARGS = {name: jnp.asarray(value) for name, value in LV.args.items()}

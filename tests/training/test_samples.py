@@ -1,5 +1,7 @@
 """Samples with times, gaps, inputs and features of their own, against plain diffrax."""
 
+from typing import Any
+
 import datasets
 import equinox as eqx
 import jax
@@ -11,7 +13,7 @@ from scipy.integrate import solve_ivp
 
 from nodepint_mpi.config.experiment import parse_config
 from nodepint_mpi.errors import ConfigError, DataError, ProblemError
-from nodepint_mpi.parallel.comms import alone, make_comms
+from nodepint_mpi.parallel.comms import alone, free_comms, make_comms, world
 from nodepint_mpi.training.error_control import make_stepper
 from nodepint_mpi.training.evaluate import evaluate
 from nodepint_mpi.training.plain import make_plain_loss
@@ -93,8 +95,10 @@ def config_of(folder, data: str, options: str) -> str:
     steps = 'coarse = { solver = "euler", n_steps = 2 }'
     if "fine" not in options:
         steps += '\nfine = { solver = "tsit5", n_steps = 8 }'
-    text = small_config(folder, EXACT + options, steps=steps, data=data)
-    return text.replace('input = "u"\n', "") if "initial" in data else text
+    exact = EXACT if "adjoint" not in options else ""
+    text = small_config(folder, exact + options, steps=steps, data=data)
+    own_input = "initial" in data or "input = " in data.replace('initial = "u0"\ninput', "")
+    return text.replace('input = "u"\ntarget', "target") if own_input else text
 
 
 def losses(comms, text: str, n_steps: int) -> np.ndarray:
@@ -105,6 +109,17 @@ def losses(comms, text: str, n_steps: int) -> np.ndarray:
         state = taken.state
         found.append(float(taken.report.loss))
     return np.array([*found, *evaluate(comms, experiment, state.params).values()])
+
+
+def check_step(experiment, step: int) -> None:
+    """Loss and gradient of a step are those of plain diffrax, on one rank."""
+    state = fresh_state(experiment)
+    taken = make_stepper(experiment).take(state, experiment.batch(step), step)
+    plain = jax.jit(jax.value_and_grad(make_plain_loss(experiment)))
+    loss, gradient = plain(state.params, experiment.whole_batch(step))
+    np.testing.assert_allclose(float(taken.report.loss), float(loss), rtol=1e-8)
+    ours, wanted = (ravel_pytree(tree)[0] for tree in (taken.gradient, gradient))
+    assert jnp.linalg.norm(ours - wanted) < 1e-8 * jnp.linalg.norm(wanted)
 
 
 @pytest.mark.parametrize(
@@ -121,14 +136,8 @@ def test_loss_and_gradient_are_those_of_a_solve_for_each_sample(
     kind, data, options = CASES[case]
     text = config_of(save(comms, shared_tmp_path / "set", make_rows(kind)), data, options)
     experiment = set_up(parse_config(text), comms)
-    state = fresh_state(experiment)
-    taken = make_stepper(experiment).take(state, experiment.batch(0), 0)
     if comms.time.size == 1:
-        plain = jax.jit(jax.value_and_grad(make_plain_loss(experiment)))
-        loss, gradient = plain(state.params, experiment.whole_batch(0))
-        np.testing.assert_allclose(float(taken.report.loss), float(loss), rtol=1e-8)
-        ours, wanted = (ravel_pytree(tree)[0] for tree in (taken.gradient, gradient))
-        assert jnp.linalg.norm(ours - wanted) < 1e-8 * jnp.linalg.norm(wanted)
+        check_step(experiment, 0)
     found = losses(comms, text, 4)
     assert np.all(np.isfinite(found))
     if comms.time.size > 1:
@@ -257,14 +266,8 @@ def test_losses_terms_and_encoders_get_what_they_ask_for(comms, on_one_rank, sha
     text = config_of(folder, "", "").replace("\nwidth = 8", "").replace('"mlp"', f'"{file}:latent"')
     text = text.replace('name = "mean_squared_error"', f'name = "{file}:loss"\nterms = {terms}')
     experiment = set_up(parse_config(text), comms)
-    state = fresh_state(experiment)
-    taken = make_stepper(experiment).take(state, experiment.batch(3), 3)
     if comms.time.size == 1:
-        plain = jax.jit(jax.value_and_grad(make_plain_loss(experiment)))
-        loss, gradient = plain(state.params, experiment.whole_batch(3))
-        np.testing.assert_allclose(float(taken.report.loss), float(loss), rtol=1e-8)
-        ours, wanted = (ravel_pytree(tree)[0] for tree in (taken.gradient, gradient))
-        assert jnp.linalg.norm(ours - wanted) < 1e-8 * jnp.linalg.norm(wanted)
+        check_step(experiment, 3)
     else:
         found = losses(comms, text, 3)
         np.testing.assert_allclose(
@@ -272,20 +275,47 @@ def test_losses_terms_and_encoders_get_what_they_ask_for(comms, on_one_rank, sha
         )
 
 
+@pytest.mark.mpi(min_size=2)
+def test_samples_are_dealt_to_lines_of_ranks(comms, on_one_rank, shared_tmp_path):
+    """A line of one rank for each part of the samples, with inputs and times of their own."""
+    size = comms.control.size
+    n_groups = size if N_ROWS % size == 0 else 2
+    _, data, options = CASES["cubic inputs, static"]
+    text = config_of(
+        save(comms, shared_tmp_path / "set", make_rows("own times")), data, options
+    ).replace('precision = "float64"', f'precision = "float64"\ndata_ranks = {n_groups}')
+    grid = make_comms(world(), n_groups=n_groups)
+    found = losses(grid, text, 3)
+    wanted = on_one_rank(lambda: losses(make_comms(alone()), text, 3))
+    np.testing.assert_allclose(found, wanted, rtol=1e-10)
+    jax.effects_barrier()
+    free_comms(grid)
+
+
 def wrong(rows, column, row, place, value):
     rows[column][row][place] = value
 
 
-REFUSED = [
+REFUSED: list[tuple[Any, str, str]] = [
     (lambda r: wrong(r, "u", 2, 4, [float("nan"), 1.0]), "", r"row 2 of column 'u' holds nan.*t"),
     (lambda r: wrong(r, "t", 3, 5, 0.1), "", "must increase, but observation 5 .* of row 3"),
     (lambda r: wrong(r, "t", 1, 8, 2.5), "", r"from 0 to 2.5 in row 1, outside the horizon"),
     (lambda r: wrong(r, "u", 4, 2, [float("inf"), 1.0]), 'missing = "nan"', "row 4 .* holds inf"),
-    (lambda r: wrong(r, "u", 4, 0, [np.nan, 1.0]), 'missing = "nan"', "row 4 .* begins with"),
+    (lambda r: wrong(r, "u", 4, 0, [np.nan, 1.0]), 'missing = "nan"', "in row 4 of column 'u' is"),
     (lambda r: wrong(r, "w", 5, 2, -1.0), 'weights = "w"', "Row 5 of the weights"),
     (lambda r: wrong(r, "s", 0, 0, 0.5), INPUTS, "of row 0 .*begin|must increase"),
     (lambda r: r["c"].__setitem__(2, r["c"][2][:3]), INPUTS, "Row 2 of the inputs 'c' has 3"),
     (lambda r: None, 'mask = "t"', "Row 0 of the mask 't' holds 0.25"),
+    (
+        lambda r: r["t"].__setitem__(1, [0.0]) or r["u"].__setitem__(1, [[1.0, 1.0]]),
+        "",
+        "Row 1 of column 'u' has no observation after the beginning",
+    ),
+    (
+        lambda r: r.update(v=[[[np.nan, 1.0]] + row[1:] for row in r["u"]]),
+        'missing = "nan"\ninput = "v"',
+        "first observation in row 0 of column 'v' is missing",
+    ),
     (lambda r: None, 'mask = "c"', "'c' has rows of shape|row 0 has 6 entries"),
     (lambda r: None, 'weights = "s"', "weights 's' must hold one number a row"),
     (lambda r: None, 'weights = "u"', "weights 'u' must hold one number a row"),
@@ -328,6 +358,8 @@ FEW_STEPS = "n_slices = 2\nfine = { solver = 'rk4', n_steps = 2 }"
         (CONSTANT, FEW_STEPS, "where no fine step can end"),
         (CONSTANT, ADAPTIVE, "chosen by error control"),
         ('input_times = "s"', "", "are those of `inputs`"),
+        (CONSTANT, 'adjoint.kind = "continuous"', "do not end where inputs jump"),
+        ('initial = "u0"', "relaxation = { steps = 3 }", "needs `data.input`, not"),
         (INPUTS, 'method = "reduced"\nbasis = { kind = "identity" }', "any method but 'reduced'"),
         ('initial = "u0"\ninput = "u"', "", "needs one of `input`"),
     ],
@@ -336,9 +368,6 @@ def test_inputs_that_do_not_fit(comms, shared_tmp_path, data, options, said):
     folder = save(comms, shared_tmp_path / "set", make_rows("common"))
     with pytest.raises((DataError, ConfigError), match=said):
         text = config_of(folder, data, options)
-        if "input = " in data:
-            text = text.replace("[network]", 'input = "u"\n[network]', 1)
-            text = text.replace('input = "u"\n\n', "\n", 1)
         if "n_slices = 2" in options:
             text = text.replace("n_slices = 7\n", "", 1)
         set_up(parse_config(text), comms)

@@ -12,11 +12,12 @@ from nodepint_mpi.core.runge_kutta import RK4
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.parallel.comms import Comms, alone, make_comms
 from nodepint_mpi.parallel.failure import _log_power as warn_once
+from nodepint_mpi.training.batch_model import BatchedField
 from nodepint_mpi.training.error_control import Tracker, make_stepper, relative_error
 from nodepint_mpi.training.evaluate import evaluate
 from nodepint_mpi.training.plain import make_plain_loss
 from nodepint_mpi.training.setup import fresh_state, set_up
-from nodepint_mpi.training.step import batched_field, make_prediction
+from nodepint_mpi.training.step import make_prediction
 from tests.training.small_config import EXACT, small_config
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.timeout_s(300)]
@@ -211,7 +212,7 @@ def relaxed_loss(experiment):
     """Slices one after the other by plain diffrax, each from its relaxed start."""
     problem, edges = experiment.train_problem, np.linspace(0.0, 2.0, 8)
     times, static = experiment.train.times, problem.static
-    field = batched_field(static.processor)
+    field = BatchedField(static.processor)
     slices = []
     for left, right in zip(edges, edges[1:], strict=False):
         seen = [i for i, t in enumerate(times) if left + 1e-9 < t <= right + 1e-9]
