@@ -225,15 +225,29 @@ def shapes_of_data(samples: Samples) -> dict[str, Any]:
     }
 
 
-def check_first(samples: Samples) -> None:
-    """Refuse to encode a first observation that was not made. Local.
+def check_first(samples: Samples, begin: float) -> None:
+    """Refuse to encode a first observation that was not made, or not at the beginning. Local.
+
+    Args:
+        samples: A split.
+        begin: Of the horizon.
 
     Raises:
-        DataError: with row, column and remedy.
+        DataError: with row, column, time and remedy.
     """
     section = samples.section
     if not samples.has_gaps or section.input is None:
         return
+    starts = None if samples.series is None else samples.series.times[:, 0]
+    if starts is not None and (starts > begin).any():
+        late = np.flatnonzero(starts > begin)
+        raise DataError(
+            f"Row {late[0]} of {section.times!r} begins at t = {starts[late[0]]:g} "
+            f"({len(late)} rows begin late), but the encoder turns the first observation into the "
+            f"state at the beginning of the horizon, {begin:g}: count each row's time from its "
+            "first observation, give initial states in a column of their own, `data.initial`, or "
+            "an encoder that takes `times` and so reads the whole series."
+        )
     rows = np.arange(samples.n_rows)
     there = observed(samples.split, section, rows) if section.input == section.target else None
     missing = np.zeros(samples.n_rows, bool)

@@ -20,7 +20,7 @@ from nodepint_mpi.parallel.methods.base import ENDS, LEFTS
 from nodepint_mpi.training.batch_model import split_model
 from nodepint_mpi.training.check_model import check_model
 from nodepint_mpi.training.memory import kept_states, require_network_fits, show_bytes, tree_bytes
-from nodepint_mpi.training.setup import check_scores, share_batch
+from nodepint_mpi.training.setup import check_encoded, check_scores, share_batch
 from nodepint_mpi.training.warm_starts import bytes_each, count_kept
 
 
@@ -69,6 +69,7 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
     batch = samples.section.batch_size or samples.n_rows
     shape = check_model(model, samples)
     state, n_samples = int(np.prod(shape)), share_batch(config, samples.n_rows, n_groups)
+    check_encoded(config, model, samples)
     check_scores(config, model, samples, (n_samples, *shape))
     message = n_samples * state * number_bytes
     params_bytes, opt_bytes = tree_bytes(params), tree_bytes(opt_state)

@@ -175,6 +175,8 @@ def _assemble(
     n_samples = share_batch(config, train.n_rows, comms.time.n_groups)
     shape = (n_samples, *check_model(model, train))
     check_times(config, model, shape, args_of(train, 0))
+    check_encoded(config, model, train)
+    check_encoded(config, model, test)
     check_scores(config, model, train, shape)
     state = jax.ShapeDtypeStruct(shape, config.run.precision)
     train_problem.solver.method.carry_like(1, state)  # says if a basis does not fit the state
@@ -192,7 +194,6 @@ def check_scores(
     As if all observations were on this rank.
     """
     loss, metrics = build_loss(config)
-    check_encoded(config, model, samples)
     batch = _like_a_step(samples, state[0])
     n_times = max(1, batch.targets.shape[1])
     states = jax.ShapeDtypeStruct((n_times, *state), jnp.zeros(()).dtype)
@@ -224,7 +225,7 @@ def check_encoded(config: Config, model: EncodeProcessDecode, samples: Samples) 
     """Refuse to encode observations that were not made, or not alone. Local."""
     asks = asked_for(model.encoder, 1, ENCODER_TAKES)
     if not {"times", "mask"} & set(asks):
-        check_first(samples)
+        check_first(samples, config.time.horizon[0])
     if config.time.relaxation is not None and asks:
         raise ProblemError(
             f"`[time.relaxation]` encodes single observations at slice edges, but the encoder also "

@@ -316,6 +316,7 @@ REFUSED: list[tuple[Any, str, str]] = [
         'missing = "nan"\ninput = "v"',
         "first observation in row 0 of column 'v' is missing",
     ),
+    (lambda r: wrong(r, "t", 4, 0, 0.1), "", "Row 4 of 't' begins at t = 0.1"),
     (lambda r: None, 'mask = "c"', "'c' has rows of shape|row 0 has 6 entries"),
     (lambda r: None, 'weights = "s"', "weights 's' must hold one number a row"),
     (lambda r: None, 'weights = "u"', "weights 'u' must hold one number a row"),
@@ -332,6 +333,21 @@ def test_what_is_wrong_is_said_with_row_and_remedy(comms, shared_tmp_path, chang
     folder = save(comms, shared_tmp_path / "set", rows)
     with pytest.raises((DataError, ProblemError, ConfigError), match=said):
         set_up(parse_config(config_of(folder, data, "")), comms)
+
+
+@pytest.mark.mpi(max_size=2)
+def test_the_test_split_is_looked_at_too(comms, shared_tmp_path):
+    folder = shared_tmp_path / "set"
+    if comms.control.rank == 0:
+        bad = make_rows("common")
+        wrong(bad, "u", 4, 0, [np.nan, 1.0])
+        parts = {"train": make_rows("common"), "test": bad}
+        datasets.DatasetDict(
+            {name: datasets.Dataset.from_dict(rows) for name, rows in parts.items()}
+        ).save_to_disk(str(folder))
+    comms.control.Barrier()
+    with pytest.raises(DataError, match="first observation in row 4"):
+        set_up(parse_config(config_of(folder, 'missing = "nan"', "")), comms)
 
 
 @pytest.mark.mpi(max_size=2)
