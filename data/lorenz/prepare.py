@@ -8,7 +8,7 @@ import numpy as np
 from nodepint_mpi.data.trajectories import make_trajectories, solve
 from nodepint_mpi.errors import DataError
 
-CENTRE = np.array([0.0, 0.0, 25.0])
+CENTER = np.array([0.0, 0.0, 25.0])
 SCALE = np.array([10.0, 10.0, 10.0])
 
 
@@ -49,10 +49,10 @@ def prepare(
         return np.array([sigma * (y - x), x * (rho - z) - y, x * y - beta * z])
 
     def make(draw: np.random.Generator, times: np.ndarray) -> np.ndarray:
-        start = CENTRE + SCALE * draw.uniform(-1.0, 1.0, 3)
+        start = CENTER + SCALE * draw.uniform(-1.0, 1.0, 3)
         if lead > 0:
             start = solve(field, start, np.array([0.0, lead]))[-1]
-        return (solve(field, start, times) - CENTRE) / SCALE
+        return (solve(field, start, times) - CENTER) / SCALE
 
     return datasets.DatasetDict(
         make_trajectories(

@@ -48,7 +48,7 @@ class Torch:
 
         self._torch = torch = importlib.import_module("torch")
         self._odeint = importlib.import_module("torchdiffeq").odeint
-        config, optimiser = experiment.config, experiment.optimiser
+        config, optimizer = experiment.config, experiment.optimizer
         assert config.time.fine.n_steps is not None  # `can_torchdiffeq` has looked
         left, right = config.time.horizon
         self._step_size = (right - left) / (config.time.n_slices * config.time.fine.n_steps)
@@ -59,7 +59,7 @@ class Torch:
         self._positive = isinstance(config.network, DenseNetwork) and config.network.positive
 
         def update(params, opt_state, gradient):
-            updates, opt_state = optimiser.update(gradient, opt_state, params)
+            updates, opt_state = optimizer.update(gradient, opt_state, params)
             return optax.apply_updates(params, updates), opt_state
 
         self._update = jax.jit(update)

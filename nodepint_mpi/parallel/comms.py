@@ -125,9 +125,9 @@ def make_comms(mpi: MPI.Intracomm, *, n_groups: int = 1) -> Comms:
     return Comms(time=time, data=_split(mpi, place, group), control=mpi.Dup())
 
 
-def _split(mpi: MPI.Intracomm, colour: int, key: int) -> MPI.Intracomm:
+def _split(mpi: MPI.Intracomm, color: int, key: int) -> MPI.Intracomm:
     """The ranks of one color, in the order of their keys."""
-    return MPI.Intracomm(mpi.Split(colour, key))
+    return MPI.Intracomm(mpi.Split(color, key))
 
 
 def free_comms(comms: Comms) -> None:

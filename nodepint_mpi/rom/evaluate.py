@@ -92,10 +92,10 @@ def compare_models(
     rom: ReducedModel, trained: TrainedRun, file: Path
 ) -> tuple[dict[str, Any], Figure]:
     """Errors, speed and size of a reduced model and the full one, and a figure of both. Local."""
-    if trained.step != rom.origin.optimiser_step:
+    if trained.step != rom.origin.optimizer_step:
         _log.warning(
             "%s is from optimizer step %d, the newest checkpoint from %d: export it again",
-            file, rom.origin.optimiser_step, trained.step,
+            file, rom.origin.optimizer_step, trained.step,
         )  # fmt: skip
     return _compare(full_model(trained, rom.stepper), rom, trained.experiment, file)
 
@@ -150,7 +150,7 @@ def _compare(
     predictions, reduced = (run_batch(model.solve, inputs, ts) for model in (full, rom))
     result: dict[str, Any] = {
         "file": str(file),
-        "optimiser_step": rom.origin.optimiser_step,
+        "optimizer_step": rom.origin.optimizer_step,
         "n_test": len(inputs),
         "energy": rom.origin.energy,
         "reduced_vs_full": _relative(reduced_states, states),

@@ -108,7 +108,7 @@ def export_rom(
     return {
         "file": str(out),
         "file_bytes": control.bcast(n_bytes),
-        "optimiser_step": step,
+        "optimizer_step": step,
         "n_snapshots": control.allreduce(len(snapshots.states)),
         "state_size": size,
         "rank": len(basis),

@@ -155,7 +155,7 @@ def origin_of(config: Config, meta: Mapping[str, Any]) -> Origin:
     return Origin(
         name=config.run.name,
         fingerprint=meta["fingerprint"],
-        optimiser_step=meta["step"],
+        optimizer_step=meta["step"],
         horizon=(config.time.horizon[0], config.time.horizon[1]),
         times=tuple(meta["times"]),
         energy=meta["energy"],

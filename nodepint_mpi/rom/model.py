@@ -88,7 +88,7 @@ class Origin(NamedTuple):
     name: str
     """Of the run."""
     fingerprint: str
-    optimiser_step: int
+    optimizer_step: int
     horizon: tuple[float, float]
     times: tuple[float, ...]
     """Observation times it was trained on."""
@@ -163,7 +163,7 @@ class ReducedModel(eqx.Module):
             f"ReducedModel({self.origin.name!r}, {rank} of {size} directions, "
             f"energy {self.origin.energy:.9f}, field {type(self.processor).__name__} {how}, "
             f"t = {first:g} to {last:g}, {self.basis.dtype.name}, "
-            f"optimizer step {self.origin.optimiser_step})"
+            f"optimizer step {self.origin.optimizer_step})"
         )
 
 

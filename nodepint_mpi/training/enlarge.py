@@ -51,7 +51,7 @@ def grow(
         new = None if directions is None else jnp.asarray(directions)
         params, places = enlarge(old, fresh.params, new)
         moments = optax.tree.map_params(
-            experiment.optimiser, lambda leaf, place: place.place(leaf), state.opt_state, places
+            experiment.optimizer, lambda leaf, place: place.place(leaf), state.opt_state, places
         )
         shapes = [jax.tree.map(jnp.shape, tree) for tree in (moments, fresh.opt_state)]
         if jax.tree.leaves(shapes[0]) != jax.tree.leaves(shapes[1]):

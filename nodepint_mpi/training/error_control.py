@@ -109,11 +109,11 @@ class Tracker:
     """Steps that start from what the last ones left; see `parallel.warm_start`."""
 
     def __init__(self, experiment: Experiment, section: TrackingSection):
-        problem, optimiser = experiment.train_problem, experiment.optimiser
+        problem, optimizer = experiment.train_problem, experiment.optimizer
         serial = eqx.tree_at(lambda solver: solver.method, problem.solver, Serial())
         self._section, self._relaxation = section, experiment.config.time.relaxation
-        self._sweep: Any = make_tracked_step(problem, optimiser)
-        self._serial = make_train_step(problem._replace(solver=serial), optimiser)
+        self._sweep: Any = make_tracked_step(problem, optimizer)
+        self._serial = make_train_step(problem._replace(solver=serial), optimizer)
         self._store = WarmStarts(experiment, section)
         self._control = _Control.first()
 
@@ -214,7 +214,7 @@ def make_stepper(experiment: Experiment) -> Stepper:
     section = _section(experiment)
     if section is not None:
         return Tracker(experiment, section)
-    step = make_train_step(experiment.train_problem, experiment.optimiser)
+    step = make_train_step(experiment.train_problem, experiment.optimizer)
     return Anew(step, experiment.config.time.relaxation)
 
 

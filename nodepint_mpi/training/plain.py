@@ -189,14 +189,14 @@ def _real(batch) -> Array:
 
 def make_plain_stepper(experiment: Experiment) -> Anew:
     """Steps by plain diffrax and optax, as those of `training.error_control`. Local."""
-    loss, optimiser = make_plain_loss(experiment), experiment.optimiser
+    loss, optimizer = make_plain_loss(experiment), experiment.optimizer
 
     nothing = Tally().as_array()  # of what time-parallel code counts
 
     def step(state: TrainState, batch: SampleBatch, weight: None) -> Stepped:
         del weight
         value, gradient = jax.value_and_grad(loss)(state.params, batch)
-        updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         updated = TrainState(optax.apply_updates(state.params, updates), opt_state)
         return Stepped(updated, None, plain_report(value, optax.tree.norm(gradient)), nothing)
 

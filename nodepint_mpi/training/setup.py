@@ -83,7 +83,7 @@ class Experiment(NamedTuple):
     test: Samples
     train_problem: LineProblem
     test_problem: LineProblem
-    optimiser: optax.GradientTransformation
+    optimizer: optax.GradientTransformation
     state: jax.ShapeDtypeStruct
     """Shape of the states of this group's part of a batch, (samples, *state)."""
     comms: Comms
@@ -180,9 +180,9 @@ def _assemble(
     check_scores(config, model, train, shape)
     state = jax.ShapeDtypeStruct(shape, config.run.precision)
     train_problem.solver.method.carry_like(1, state)  # says if a basis does not fit the state
-    optimiser = build_optimizer(config.optim)
+    optimizer = build_optimizer(config.optim)
     return Experiment(
-        config, model, train, test, train_problem, test_problem, optimiser, state, comms
+        config, model, train, test, train_problem, test_problem, optimizer, state, comms
     )
 
 
@@ -337,7 +337,7 @@ def reduction_of(static: PyTree, field: Field) -> AbstractReduction:
 def fresh_state(experiment: Experiment) -> TrainState:
     """Parameters and optimizer state before the first step. Local."""
     params, _ = split_model(experiment.model)
-    return TrainState(params, experiment.optimiser.init(params))
+    return TrainState(params, experiment.optimizer.init(params))
 
 
 def slice_rows(config: Config, comm: TimeComm) -> tuple[int, int]:

@@ -124,7 +124,7 @@ class LineProblem(NamedTuple):
         return Line(self.comm, self.observations.owned, of_field)
 
 
-def make_train_step(problem: LineProblem, optimiser: optax.GradientTransformation) -> Callable:
+def make_train_step(problem: LineProblem, optimizer: optax.GradientTransformation) -> Callable:
     """Make the jitted step `(state, batch, weight) -> Stepped`, which solves anew.
 
     Local to make; the step is collective over the line. `weight` is that of continuity, for a
@@ -134,13 +134,13 @@ def make_train_step(problem: LineProblem, optimiser: optax.GradientTransformatio
     def step(state: TrainState, batch: SampleBatch, weight: Array | None) -> Stepped:
         with counting() as ledger:
             gradient, report = loss_and_gradient(problem, state.params, batch, weight)
-        updated = _update(optimiser, state, gradient)
+        updated = _update(optimizer, state, gradient)
         return Stepped(updated, gradient, report, ledger.tally.as_array())
 
     return jax.jit(step)
 
 
-def make_tracked_step(problem: LineProblem, optimiser: optax.GradientTransformation) -> Callable:
+def make_tracked_step(problem: LineProblem, optimizer: optax.GradientTransformation) -> Callable:
     """Make the jitted step `(state, carry, batch, weight) -> Tracked`.
 
     Local to make; the step is collective over the line. One forward and one adjoint sweep, from
@@ -154,14 +154,14 @@ def make_tracked_step(problem: LineProblem, optimiser: optax.GradientTransformat
             gradient, report, carry, magnification = tracked_gradient(
                 problem, state.params, carry, batch, weight
             )
-        updated, tally = _update(optimiser, state, gradient), ledger.tally.as_array()
+        updated, tally = _update(optimizer, state, gradient), ledger.tally.as_array()
         return Tracked(updated, gradient, report, tally, carry, magnification)
 
     return jax.jit(tracked_step, donate_argnums=1)
 
 
-def _update(optimiser, state: TrainState, gradient: PyTree[Array]) -> TrainState:
-    updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
+def _update(optimizer, state: TrainState, gradient: PyTree[Array]) -> TrainState:
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     return TrainState(optax.apply_updates(state.params, updates), opt_state)
 
 

@@ -82,7 +82,7 @@ def test_all_directions_give_the_run_s_own_predictions(comms, make_run):
     folder, experiment = make_run()
     file = folder / "rom.h5"
     made = export_rom(folder, file, comms, rank=SIZE)
-    assert (made["rank"], made["projected_field"], made["optimiser_step"]) == (SIZE, True, 3)
+    assert (made["rank"], made["projected_field"], made["optimizer_step"]) == (SIZE, True, 3)
     assert made["n_snapshots"] == 8 * (1 + 5 + 7)  # start, ends, and times between
     rom = load_rom(file)
     params = open_run(folder, comms).params

@@ -84,19 +84,19 @@ def test_runs_grow_and_resume_on_any_ranks(comms, source, shared_tmp_path):
         assert resumed["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-10)
     made = export_rom(shared_tmp_path / "whole", shared_tmp_path / "rom.h5", comms)
     assert made["state_size"] == 4
-    assert load_rom(shared_tmp_path / "rom.h5").origin.optimiser_step == 8
+    assert load_rom(shared_tmp_path / "rom.h5").origin.optimizer_step == 8
 
 
 def losses_of(comms, text, n_steps):
     experiment = set_up(parse_config(text), comms)
     state, losses = fresh_state(experiment), []
-    step = make_train_step(experiment.train_problem, experiment.optimiser)
+    step = make_train_step(experiment.train_problem, experiment.optimizer)
     for k in range(n_steps):
         batch = experiment.batch(k)
         if k == 3:
             experiment, state = grow(comms, experiment, state, batch.rows, k)
-            problem, optimiser = experiment.train_problem, experiment.optimiser
-            step = make_train_step(problem, optimiser)
+            problem, optimizer = experiment.train_problem, experiment.optimizer
+            step = make_train_step(problem, optimizer)
         state, _, report, _ = step(state, batch.data, None)
         losses.append(float(report.loss))
     return np.array(losses), state
@@ -112,7 +112,7 @@ def test_the_loss_goes_on_where_it_was_and_any_ranks_agree(comms, on_one_rank, s
     # The step at which the network grows sees the loss that it would have had without.
     experiment = set_up(parse_config(config_text(source, growth="")), comms)
     fixed, plain_losses = fresh_state(experiment), []
-    step = make_train_step(experiment.train_problem, experiment.optimiser)
+    step = make_train_step(experiment.train_problem, experiment.optimizer)
     for k in range(4):
         fixed, _, report, _ = step(
             fixed, experiment.train.take(experiment.train.batch_rows(0, k)), None
