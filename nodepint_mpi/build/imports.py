@@ -11,6 +11,7 @@ from typing import Any
 
 import xxhash
 
+from nodepint_mpi.build.objects import find_object, is_object
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.errors import ConfigError
 
@@ -23,7 +24,10 @@ def is_import_path(name: str) -> bool:
 
 
 def named_code(config: Config) -> dict[str, str]:
-    """The import paths in a config by their keys: the code that running it would import. Local."""
+    """The import paths in a config by their keys: the code that running it would import. Local.
+
+    Without what stands for an object, which a program has to give itself.
+    """
     found = dict(_solvers(config.time.model_dump(), "time"))
     found["time.method"] = config.time.method
     if config.network is not None:
@@ -36,7 +40,8 @@ def named_code(config: Config) -> dict[str, str]:
         found["data.source"] = config.data.source
     if config.problem is not None:
         found["problem.field"] = config.problem.field
-    return {key: path for key, path in found.items() if is_import_path(path)}
+    found |= {f"output.callbacks[{i}]": path for i, path in enumerate(config.output.callbacks)}
+    return {k: path for k, path in found.items() if is_import_path(path) and not is_object(path)}
 
 
 def require_trust(config: Config, folder: Path, *, trust: bool) -> None:
@@ -65,15 +70,18 @@ def _solvers(section: Mapping[str, Any], key: str) -> Iterator[tuple[str, str]]:
 
 
 def import_object(path: str, key: str) -> Any:
-    """Import what a config key names. Local.
+    """Import what a config key names, or find the object it stands for. Local.
 
     Args:
-        path: `module:name`, or `file.py:name` relative to the working directory.
+        path: `module:name`, or `file.py:name` relative to the working directory, or the name of an
+            object that the program has given.
         key: The config key, for messages.
 
     Raises:
         ConfigError: if there is no such module, file or name, or importing it fails.
     """
+    if is_object(path):
+        return find_object(path, key)
     home, _, name = path.rpartition(":")
     known = set(sys.modules)
     try:

@@ -202,6 +202,10 @@ def _own_function(path: str, key: str) -> Callable:
 
 def build_optimizer(section: OptimSection) -> optax.GradientTransformation:
     """An optax optimizer with its schedule. Local."""
+    if is_import_path(section.name):
+        return _own_function(section.name, "optim.name")(
+            _build_schedule(section), **section.options
+        )
     make = getattr(optax, section.name, None)
     if make is None or section.name.startswith("_"):
         known = [name for name in dir(optax) if callable(getattr(optax, name))]

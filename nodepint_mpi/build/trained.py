@@ -10,6 +10,7 @@ import jax
 
 from nodepint_mpi.build.imports import require_trust
 from nodepint_mpi.build.model import Given, build_model
+from nodepint_mpi.build.objects import model_of_run, objects_given
 from nodepint_mpi.errors import CheckpointError
 from nodepint_mpi.io.checkpoint_file import DamagedError, Head, read_head, read_leaves
 from nodepint_mpi.io.checkpoint_folder import find_checkpoints
@@ -34,6 +35,7 @@ def load_model(
     *,
     checkpoint: str | os.PathLike[str] | None = None,
     trust: bool = False,
+    model: Any = None,
 ) -> EncodeProcessDecode:
     """The trained model of a run, an Equinox module to be solved by plain diffrax. Local; no MPI.
 
@@ -45,6 +47,8 @@ def load_model(
         checkpoint: The file of one; the newest good one unless given.
         trust: Import the code that the run's config names, once a checkpoint has shown that the
             config is the run's own; without, such a run is refused.
+        model: The Equinox module, or the function that makes it, which the run was started with, if
+            it was given as an object. Its weights do not matter.
 
     Raises:
         NodepintError: if the run or a checkpoint cannot be read, holds numbers that are not finite
@@ -65,10 +69,11 @@ def load_model(
             "of nodepint_mpi. Resume the run (`--resume auto --set run.n_steps=...`), which "
             "writes a new checkpoint."
         ) from error
-    model = build_model(
-        config, input_shape=shape, output_size=size, given=given, step=head.step - 1
-    )
-    params, static = eqx.partition(model, eqx.is_inexact_array)
+    with objects_given({} if model is None else model_of_run(config, model)):
+        fresh = build_model(
+            config, input_shape=shape, output_size=size, given=given, step=head.step - 1
+        )
+    params, static = eqx.partition(fresh, eqx.is_inexact_array)
     stored = {n: spec for n, spec in head.replicated.items() if n.startswith(PARAMS)}
     expected = describe_leaves({"params": params})
     differences = list_differences(_in_precision(stored, expected), expected)

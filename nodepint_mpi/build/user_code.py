@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nodepint_mpi.build.imports import import_object, is_import_path
+from nodepint_mpi.build.objects import is_object
 from nodepint_mpi.config.embedded import named_code
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.errors import ConfigError, NodepintError
+from nodepint_mpi.parallel.fingerprint import fingerprint
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """Where this package is."""
 
 
 class LoadedCode(NamedTuple):
-    """Digests of source files by what they are called on all ranks; or why importing failed."""
+    """Digests of source files, and of objects that a program gives, by what they are called on all
+    ranks; or why importing failed."""
 
     digests: dict[str, str]
     error: NodepintError | None
@@ -39,6 +42,9 @@ def load_code(config: Config) -> LoadedCode:
         for key, name in named_code(config.model_dump()):
             if is_import_path(name) and key not in ("data.source", "problem.field"):
                 found = _import(name, key)
+                if is_object(name):
+                    digests[name] = f"{fingerprint(found):016x}"
+                    continue
                 home = name.rpartition(":")[0]
                 sources = _file_of(home, found)
                 if sources:

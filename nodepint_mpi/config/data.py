@@ -6,9 +6,13 @@ from pydantic import PositiveInt, model_validator
 
 from nodepint_mpi.config.section import Section
 
+GIVEN = "object.data:data"
+"""The source of data that a program gives as an object."""
+
 
 class DataSection(Section):
-    """Where samples come from. `source` is a prepared folder, `hub:NAME`, or an import path.
+    """Where samples come from. `source` is a prepared folder, `hub:NAME`, or an import path; a
+    program that gives the data itself leaves it out.
 
     What the import path names is a function of the user's own, called with `options`, that makes
     the splits; see `nodepint_mpi.data.made`. All other keys but the splits are names of columns.
@@ -23,7 +27,7 @@ class DataSection(Section):
     constant, linear or cubic between them (`interpolation`).
     """
 
-    source: str
+    source: str = GIVEN
     input: str | None = None
     target: str
     times: str | None = None

@@ -22,6 +22,7 @@ _OWN = (
     ("loss", "terms", "name"),
     ("time", "method"),
     ("problem", "field"),
+    ("output", "callbacks"),
     *(("time", steps, "solver") for steps in ("fine", "coarse", "tangents")),
 )
 """Where a config names code."""

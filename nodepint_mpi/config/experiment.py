@@ -175,7 +175,8 @@ class OutputSection(Section):
 
     Without `checkpoint_every` a checkpoint is saved every 500 steps, but put off as long as saving
     would take more than 3 % of the time; with it, every so many steps whatever it costs.
-    `tensorboard` also writes the metrics for TensorBoard.
+    `tensorboard` also writes the metrics for TensorBoard. `callbacks` are told of them: "wandb",
+    "mlflow", or import paths of what makes a `nodepint_mpi.Callback`.
     """
 
     dir: str = "runs"
@@ -183,6 +184,7 @@ class OutputSection(Section):
     checkpoint_every: PositiveInt | None = None
     keep: PositiveInt = 3
     tensorboard: bool = False
+    callbacks: list[str] = []
 
 
 class ProblemSection(Section):

@@ -13,16 +13,21 @@ or evaluated reads the data it was started with.
 
 import hashlib
 import inspect
+import io
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 
+from nodepint_mpi.build.objects import is_object
+from nodepint_mpi.data.columns import open_column, open_series
+from nodepint_mpi.data.datasets import Split
 from nodepint_mpi.data.prepare import resolve_options
 from nodepint_mpi.data.prepared import no_progress_bars, save_prepared
 from nodepint_mpi.data.sources import MADE, PROVENANCE
@@ -66,7 +71,8 @@ def make_own_data(
         "code_sha256": hashlib.sha256(code.encode()).hexdigest(),
     }
     digest = hashlib.sha256(json.dumps(origin, sort_keys=True).encode()).hexdigest()[:12]
-    target = MADE / f"{Path(name.rpartition(':')[0]).stem}-{digest}"
+    home, _, own = name.rpartition(":")
+    target = MADE / f"{own if is_object(name) else Path(home).stem}-{digest}"
     if (target / PROVENANCE).is_file():  # its files are compared with that when they are opened
         return target
     made = _call(function, name, origin["options"])
@@ -92,13 +98,77 @@ def _call(
             f"{name} must return a datasets.DatasetDict, or columns by split as in "
             f'{{"train": {{"t": times, "u": states}}, "test": ...}}, given {type(made).__name__}'
         )
-    splits = {}
-    for split, part in made.items():
-        try:
-            splits[str(split)] = part if isinstance(part, datasets.Dataset) else _as_dataset(part)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{name} made no data for split {split!r}: {error}") from error
-    return splits
+    return {str(split): _as_split(part, split, name) for split, part in made.items()}
+
+
+def content_of(made: Any, name: str) -> str:
+    """A digest of data that are given and not made, by all their numbers. Local.
+
+    Args:
+        made: Columns or a dataset for each split.
+        name: For messages.
+
+    Raises:
+        DataError: if they are neither.
+    """
+    whole = hashlib.sha256()
+    for split, part in _call(lambda: made, name, {}).items():
+        part = _in_order(part)
+        table = part.data.table
+        whole.update(f"{split} {part.features}".encode())
+        with pa.ipc.new_stream(pa.PythonFile(_Hashing(whole), mode="w"), table.schema) as stream:
+            stream.write_table(table)
+    return whole.hexdigest()
+
+
+class _Hashing(io.RawIOBase):
+    """A file that keeps nothing but a digest of what is written."""
+
+    def __init__(self, whole: Any):
+        self._whole = whole
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._whole.update(data)
+        return len(data)
+
+
+def columns_as_split(columns: Any, name: str, series: Sequence[str]) -> Split:
+    """Columns of one split in memory as those of a file are opened. Local.
+
+    Args:
+        columns: Arrays by name, a row for each sample, or a `datasets.Dataset`.
+        name: For messages.
+        series: Those whose rows may be lists of different lengths.
+
+    Raises:
+        DataError: if they are something else.
+    """
+    dataset = _in_order(_as_split(columns, "given", name))
+    opened = {
+        name: (open_series if name in series else open_column)(
+            name, dataset.data.column(name), dataset.features[name]
+        )
+        for name in dataset.column_names
+    }
+    return Split(dataset.num_rows, opened)
+
+
+def _in_order(dataset: datasets.Dataset) -> datasets.Dataset:
+    """With the rows of its Arrow table, of which a dataset may be a selection."""
+    if dataset._indices is None:
+        return dataset
+    with no_progress_bars():
+        return dataset.flatten_indices()
+
+
+def _as_split(part: Any, split: Any, name: str) -> datasets.Dataset:
+    try:
+        return part if isinstance(part, datasets.Dataset) else _as_dataset(part)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name} made no data for split {split!r}: {error}") from error
 
 
 def _as_dataset(columns: Any) -> datasets.Dataset:

@@ -7,9 +7,10 @@ from typing import Any
 from mpi4py import MPI
 
 from nodepint_mpi.build.imports import import_object
+from nodepint_mpi.build.objects import is_object
 from nodepint_mpi.config.embedded import code_of
 from nodepint_mpi.config.experiment import Config
-from nodepint_mpi.data.made import make_own_data
+from nodepint_mpi.data.made import content_of, make_own_data
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.ranks.agreement import together
 
@@ -28,10 +29,17 @@ def with_own_data(config: Config) -> Config:
     if data is None or not data.is_made:
         return config
     function = import_object(data.source, KEY)
+    if is_object(data.source) and not callable(function):
+        given, code = function, content_of(function, data.source)
+
+        def function():
+            return given
+
+    else:
+        code = _code(function, data.source)
     folder = make_own_data(
-        function, data.source, _code(function, data.source), data.options,
-        missing=data.missing is not None,
-    )  # fmt: skip
+        function, data.source, code, data.options, missing=data.missing is not None
+    )
     made = data.model_copy(update={"source": folder.as_posix(), "options": {}})
     return config.model_copy(update={"data": made})
 

@@ -14,7 +14,7 @@ STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
 
 class StopFlag:
-    """Remembers that this process was asked to stop.
+    """Remembers that this process was asked to stop, by a signal or by the program itself.
 
     A Python signal handler runs between two bytecodes of the main thread, so not during a jitted
     call: a step must be short against the time the scheduler grants.
@@ -22,6 +22,11 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._asked = False
+
+    def ask(self) -> None:
+        """Stop, for a reason of the program's own. Local."""
+        self._asked = True
 
     def install(self) -> "StopFlag":
         """Handle the stop signals from now on. Local; main thread only."""
@@ -38,7 +43,8 @@ class StopFlag:
         """Whether any rank was asked to stop. Collective over `control`; equal on all ranks."""
         from mpi4py import MPI
 
-        return bool(control.allreduce(int(self.received is not None), op=MPI.MAX))
+        asked = self._asked or self.received is not None
+        return bool(control.allreduce(int(asked), op=MPI.MAX))
 
     def _remember(self, number: int, frame: object) -> None:
         self.received = signal.Signals(number)

@@ -8,7 +8,7 @@ import logging
 import socket
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from nodepint_mpi.ranks.machine import peak_bytes
 from nodepint_mpi.ranks.signals import StopFlag
 from nodepint_mpi.ranks.watchdog import Watchdog
 from nodepint_mpi.training.cadence import is_due
+from nodepint_mpi.training.callbacks import Callback, Listeners, make_callbacks
 from nodepint_mpi.training.enlarge import grow
 from nodepint_mpi.training.error_control import Stepper, Taken, make_stepper
 from nodepint_mpi.training.evaluate import evaluate, save_predictions
@@ -64,6 +65,7 @@ def train(
     *,
     resume: str | None = None,
     plain: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Train, checkpoint, evaluate and draw. Collective over `comms`.
 
@@ -74,6 +76,7 @@ def train(
         flag: Asked to stop by a signal on any rank, the run checkpoints and returns early.
         resume: "auto" for the newest good checkpoint of `folder`, or the path of one.
         plain: Take the steps by plain diffrax and optax; on one rank, with a `plain_config`.
+        callbacks: Told of the run on rank 0, besides those that the config names.
 
     Returns:
         What `--json` writes: status, step, losses, test metrics, times, memory. Equal on all ranks.
@@ -98,6 +101,7 @@ def train(
         with watchdog.phase("comparing code", collective=True):
             require_same_code(control, code)
         with watchdog.phase("setting up", limit_s=600.0):
+            listeners = None
             with together(control):
                 if control.rank == 0:
                     check_directory(folder, resume=resume is not None)
@@ -105,6 +109,7 @@ def train(
                         opened.enter_context(writing_in(folder, resume=True))
                     if config.output.tensorboard:
                         require_tensorboard()
+                    listeners = Listeners(make_callbacks(config, callbacks), flag)
             config = share_own_data(control, config)
             experiment = set_up(config, comms)
             state, start, stepper = fresh_state(experiment), 0, None
@@ -124,7 +129,12 @@ def train(
                     )
                     log_to_file(folder)
         records, scalars = _open_records(
-            comms, folder, start if resume is not None else None, opened, config.output.tensorboard
+            comms,
+            folder,
+            start if resume is not None else None,
+            opened,
+            experiment.config,
+            listeners,
         )
         run = Run(experiment, state, start, stepper, make, folder, flag, watchdog, timers, records)
         run.to_the_end()
@@ -153,6 +163,8 @@ def train(
         )  # fmt: skip
         if result["status"] == "stopped":
             _log.info("asked to stop: resume with `--resume auto`")
+            if listeners is not None:
+                listeners.finish(result)
             return result
         with watchdog.phase("evaluating", limit_s=600.0):
             scores = evaluate(comms, experiment, state.params)
@@ -166,6 +178,8 @@ def train(
                 if scalars is not None:
                     scalars.append({"step": step} | {f"test_{k}": v for k, v in scores.items()})
                 write_text(folder / DONE, json.dumps(result, indent=1) + "\n")
+        if listeners is not None:
+            listeners.finish(result)
         for name, value in scores.items():
             _log.info("test %s: %.6g", name, value)
         return result
@@ -287,15 +301,26 @@ def _open_records(
     folder: Path,
     resume_step: int | None,
     opened: contextlib.ExitStack,
-    tensorboard: bool,
+    config: Config,
+    listeners: Listeners | None,
 ) -> tuple[Records | None, Scalars | None]:
-    """Metrics, kept by rank 0, and their copy for TensorBoard; closed with `opened`."""
+    """Metrics, kept by rank 0, and their copy for TensorBoard; closed with `opened`.
+
+    Callbacks, which rank 0 has, begin to listen to the metrics.
+    """
     records = scalars = None
     with together(comms.control):
-        if comms.control.rank == 0:
-            if tensorboard:
+        if listeners is not None:
+            opened.enter_context(listeners)
+            listeners.start(config, folder, resumed=resume_step is not None)
+            copies = [listeners.append]
+            if config.output.tensorboard:
                 scalars = opened.enter_context(Scalars(folder, resume_step=resume_step))
-            copy_to = None if scalars is None else scalars.append
-            records = Records(folder, resume_step=resume_step, copy_to=copy_to)
-            opened.enter_context(records)
+                copies.insert(0, scalars.append)
+
+            def tell(record: Mapping[str, Any]) -> None:
+                for copy in copies:
+                    copy(record)
+
+            records = opened.enter_context(Records(folder, resume_step=resume_step, copy_to=tell))
     return records, scalars
