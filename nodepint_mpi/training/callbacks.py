@@ -5,6 +5,7 @@
 Callbacks are called on rank 0 alone, with numbers that all ranks hold.
 """
 
+import importlib
 import json
 import logging
 import math
@@ -219,7 +220,7 @@ def _import_package(name: str) -> Any:
         ConfigError: if it is missing.
     """
     try:
-        return __import__(name)
+        return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(
             f"`{KEY}` holds {name!r}, but that package is not installed ({error}): run "

@@ -23,7 +23,10 @@ def main(stem: str) -> None:
     solved = runpy.run_path(str(EXAMPLES / "solve_ode.py"))
     trained = runpy.run_path(str(EXAMPLES / "own_field.py"))
     reduced = runpy.run_path(str(EXAMPLES / "reduced_model.py"))
+    given = runpy.run_path(str(EXAMPLES / "objects.py"))
     found = {
+        "test_error": given["result"]["test_relative_error"],
+        "predicted": given["predicted"].values,
         "interface": solved["solution"].interface,
         "converged": solved["solution"].status.name == "CONVERGED",
         "slope": solved["slope"]["strength"],

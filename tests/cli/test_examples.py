@@ -52,7 +52,7 @@ def test_rank_0_alone_speaks_and_says_the_same_on_any_number_of_ranks(found, fol
     two, alone = ((folder / f"{name}.txt").read_text() for name in ("two", "alone"))
     assert two == alone
     assert two.startswith("converged: every slice is solved\n")
-    assert len(two.splitlines()) == 10
+    assert len(two.splitlines()) == 13
 
 
 def test_the_solution_and_its_slope_are_those_of_scipy(found):
@@ -69,6 +69,16 @@ def test_the_solution_and_its_slope_are_those_of_scipy(found):
         assert rank["converged"]
         np.testing.assert_allclose(rank["interface"][-1, 0], last_angle(0.5), rtol=1e-7)
         np.testing.assert_allclose(rank["slope"], slope, rtol=1e-5)
+
+
+def test_a_program_without_config_learns_the_swings(found):
+    for rank in found.values():
+        assert rank["test_error"] < 0.05
+        np.testing.assert_allclose(rank["predicted"], found["alone.0"]["predicted"], atol=1e-3)
+    times = np.linspace(0.0, 6.0, 25)
+    decay = np.exp(-0.1 * times)  # of a swing that starts at rest at 1
+    angle = decay * (np.cos(times) + 0.1 * np.sin(times))
+    np.testing.assert_allclose(found["alone.0"]["predicted"][0, :, 0], angle, atol=0.03)
 
 
 @pytest.fixture
