@@ -47,7 +47,13 @@ from nodepint_mpi.training.runtime_errors import explained
 from nodepint_mpi.training.sameness import require_same_code, require_same_values
 from nodepint_mpi.training.saving import resume_run, save_run
 from nodepint_mpi.training.scalars import Scalars, require_tensorboard
-from nodepint_mpi.training.setup import Batch, Experiment, fresh_state, set_up
+from nodepint_mpi.training.setup import (
+    Batch,
+    Experiment,
+    evaluated_params,
+    fresh_state,
+    set_up,
+)
 from nodepint_mpi.training.step import StepReport, TrainState
 
 IMPORT_PATIENCE = 8.0
@@ -155,9 +161,10 @@ def train(
             _log.info("asked to stop: resume with `--resume auto`")
             return result
         with watchdog.phase("evaluating", limit_s=600.0):
-            scores = evaluate(comms, experiment, state.params)
+            params = evaluated_params(experiment, state)
+            scores = evaluate(comms, experiment, params)
             result |= {f"test_{name}": value for name, value in scores.items()}
-            save_predictions(comms, experiment, state.params, folder)
+            save_predictions(comms, experiment, params, folder)
         with watchdog.phase("writing results", limit_s=120.0), together(control):
             if control.rank == 0:
                 assert records is not None  # rank 0 keeps them
