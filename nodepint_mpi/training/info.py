@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from nodepint_mpi.build.model import Given, build_model
-from nodepint_mpi.build.optimizers import build_optimizer, check_optimizer
+from nodepint_mpi.build.optimizers import build_optimizer, check_optimizer, parameter_paths
 from nodepint_mpi.build.sections import build_problem
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.core.partition import check_layout, owned_range
@@ -92,6 +92,7 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
         "n_train": samples.n_rows,
         "batch_size": batch,
         "n_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "parameter_paths": parameter_paths(params),
         "state_size": state,
         "message_bytes": message,
         "gradient_message_bytes": params_bytes,

@@ -86,6 +86,8 @@ def test_all_at_once_on_any_ranks_is_what_plain_optax_does(comms: Comms, on_one_
         for k in (0, 2):  # the fifth gradient waits for a sixth
             pair = [gradient(params, single.batch(j).data) for j in (k, k + 1)]
             mean = jax.tree.map(lambda a, b: (a + b) / 2, *pair)
+            # Two batches of three are all six samples.
+            same(mean, gradient(params, single.train.take(np.arange(6))), 1e-9)
             updates, state = optimizer.update(mean, state, params)
             params = optax.apply_updates(params, updates)
             passed.append(params)
