@@ -264,12 +264,23 @@ class Run:
         reported = step % config.output.log_every == 0 or last
         if reported:
             progress.report(step, taken.report, seconds.steps[-1])
+        if self.records is not None:
+            report = taken.report
+            self.records.history.append(
+                step,
+                loss=float(report.loss),
+                grad_norm=float(report.grad_norm),
+                step_s=seconds.steps[-1],
+                sweeps=(int(report.sweeps), int(report.adjoint_sweeps)),
+            )
         # A gradient error that was found would else be lost: checks have a rhythm of their own.
         if self.records is not None and (reported or taken.error is not None):
             times = {"step_s": seconds.steps[-1], "training_s": spent}
             self.records.append(step, **taken.numbers(), **times)
         if saved:
             began = time.perf_counter()
+            if self.records is not None:
+                self.records.history.write()  # first: a run that is resumed has all steps there
             with self._phase("saving a checkpoint", limit_s=600.0):
                 save_run(self.experiment, self.folder, self.state, self.stepper, step)
             if self.records is not None:

@@ -8,6 +8,7 @@ import pytest
 
 import nodepint_mpi as nm
 from nodepint_mpi.config.experiment import parse_config
+from nodepint_mpi.io.history import read_history
 from nodepint_mpi.parallel.comms import Comms, alone, make_comms
 from nodepint_mpi.ranks.signals import StopFlag
 from nodepint_mpi.training.error_control import make_stepper
@@ -129,6 +130,11 @@ def test_a_resumed_run_is_the_uninterrupted_one_and_its_average_is_evaluated(
     again = train(parse_config(config_text(source)), parts, comms, StopFlag(), resume="auto")
     assert again["train_loss"] == done["train_loss"]
     assert again["test_loss"] == done["test_loss"] == evaluate_run(whole, comms)["loss"]
+    histories = [read_history(folder) for folder in (whole, parts)]
+    for found in histories:  # one record only is reported, of the last step
+        assert found["step"].tolist() == [1, 2, 3, 4, 5]
+        assert found["loss"][-1] == done["train_loss"]
+    np.testing.assert_array_equal(histories[0]["grad_norm"], histories[1]["grad_norm"])
     models = [nm.load_model(folder) for folder in (whole, parts)]
     same(*models, rtol=0)
     raw, average = nm.load_model(whole, averaged=False), models[0]
