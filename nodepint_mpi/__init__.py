@@ -67,6 +67,7 @@ _HOMES = {
     "export_rom": "api",
     "load_model": "build.trained",
     "load_rom": "rom.load",
+    "read_history": "io.history",
 }
 
 __all__ = ["__version__", *_HOMES]

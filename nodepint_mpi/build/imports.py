@@ -30,6 +30,10 @@ def named_code(config: Config) -> dict[str, str]:
     """
     found = dict(_solvers(config.time.model_dump(), "time"))
     found["time.method"] = config.time.method
+    found |= {"optim.name": config.optim.name, "optim.schedule": config.optim.schedule}
+    for i, group in enumerate(config.optim.groups):
+        own = {"name": group.name, "schedule": group.schedule}
+        found |= {f"optim.groups[{i}].{key}": path for key, path in own.items() if path is not None}
     if config.network is not None:
         found["network.name"] = config.network.name
     if config.loss is not None:

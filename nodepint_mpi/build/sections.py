@@ -1,4 +1,4 @@
-"""Config sections to objects: solvers, propagators, networks, losses, optimizers.
+"""Config sections to objects: solvers, propagators, networks, losses; see `build.optimizers`.
 
 The only place that turns names into things; the numerics never see the config.
 """
@@ -6,11 +6,10 @@ The only place that turns names into things; the numerics never see the config.
 from collections.abc import Callable
 
 import numpy as np
-import optax
 
 from nodepint_mpi.build.imports import import_object, is_import_path
 from nodepint_mpi.build.model import build_integrator, unknown_name
-from nodepint_mpi.config.experiment import Config, DenseNetwork, OptimSection, ProblemSection
+from nodepint_mpi.config.experiment import Config, DenseNetwork, ProblemSection
 from nodepint_mpi.config.time import BasisSection, StepsSection, StoppingSection, TimeSection
 from nodepint_mpi.core.galerkin import AbstractReduction
 from nodepint_mpi.core.objective import LOSSES, METRICS, Loss, Term
@@ -200,29 +199,6 @@ def _own_function(path: str, key: str) -> Callable:
     return found
 
 
-def build_optimizer(section: OptimSection) -> optax.GradientTransformation:
-    """An optax optimizer with its schedule. Local."""
-    if is_import_path(section.name):
-        return _own_function(section.name, "optim.name")(
-            _build_schedule(section), **section.options
-        )
-    make = getattr(optax, section.name, None)
-    if make is None or section.name.startswith("_"):
-        known = [name for name in dir(optax) if callable(getattr(optax, name))]
-        raise ConfigError(unknown_name("optim.name", section.name, known))
-    try:
-        optimizer = make(learning_rate=_build_schedule(section), **section.options)
-        assert isinstance(optimizer, optax.GradientTransformation)
-    except (TypeError, AssertionError) as error:
-        raise ConfigError(
-            f'`optim.name = "{section.name}"` does not take a learning rate and the options '
-            f"{section.options}: {error}"
-        ) from error
-    if section.clip_norm is None:
-        return optimizer
-    return optax.chain(optax.clip_by_global_norm(section.clip_norm), optimizer)
-
-
 def build_problem(section: ProblemSection, horizon: list[float]) -> Problem:
     """One initial-value problem on the config's horizon. Local."""
     if is_import_path(section.field):
@@ -243,24 +219,3 @@ def build_problem(section: ProblemSection, horizon: list[float]) -> Problem:
     if section.box is not None:
         problem = scale_to_box(problem, *section.box)
     return problem._replace(span=(horizon[0], horizon[1]))
-
-
-def _build_schedule(section: OptimSection) -> Callable | float:
-    peak, warmup, decay = section.learning_rate, section.warmup_steps, section.decay_steps
-    if section.schedule == "constant":
-        if not warmup:
-            return peak
-        return optax.linear_schedule(0.0, peak, warmup)
-    assert decay is not None  # checked by the config
-    if section.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(
-            0.0 if warmup else peak, peak, warmup, decay, peak * section.end_factor
-        )
-    return optax.warmup_exponential_decay_schedule(
-        0.0 if warmup else peak,
-        peak,
-        warmup,
-        decay - warmup,
-        section.end_factor,
-        end_value=peak * section.end_factor,
-    )

@@ -11,6 +11,7 @@ import jax
 from nodepint_mpi.build.imports import require_trust
 from nodepint_mpi.build.model import Given, build_model
 from nodepint_mpi.build.objects import model_of_run, objects_given
+from nodepint_mpi.build.optimizers import averaged_prefix
 from nodepint_mpi.errors import CheckpointError
 from nodepint_mpi.io.checkpoint_file import DamagedError, Head, read_head, read_leaves
 from nodepint_mpi.io.checkpoint_folder import find_checkpoints
@@ -34,6 +35,7 @@ def load_model(
     run_directory: str | os.PathLike[str],
     *,
     checkpoint: str | os.PathLike[str] | None = None,
+    averaged: bool = True,
     trust: bool = False,
     model: Any = None,
 ) -> EncodeProcessDecode:
@@ -45,6 +47,8 @@ def load_model(
     Args:
         run_directory: Of a run with a good checkpoint.
         checkpoint: The file of one; the newest good one unless given.
+        averaged: Take the moving average of the parameters where the run keeps one
+            (`optim.average`); without, those that the last step left.
         trust: Import the code that the run's config names, once a checkpoint has shown that the
             config is the run's own; without, such a run is refused.
         model: The Equinox module, or the function that makes it, which the run was started with, if
@@ -74,12 +78,15 @@ def load_model(
             config, input_shape=shape, output_size=size, given=given, step=head.step - 1
         )
     params, static = eqx.partition(fresh, eqx.is_inexact_array)
-    stored = {n: spec for n, spec in head.replicated.items() if n.startswith(PARAMS)}
+    where = (averaged_prefix(config.optim) if averaged else None) or PARAMS
+    specs = {n: spec for n, spec in head.replicated.items() if n.startswith(where)}
+    stored = {PARAMS + n.removeprefix(where): spec for n, spec in specs.items()}
     expected = describe_leaves({"params": params})
     differences = list_differences(_in_precision(stored, expected), expected)
     if differences:
         raise CheckpointError(f"{path} does not fit this model: {differences}")
-    leaves = read_leaves(path, stored)
+    leaves = read_leaves(path, specs)
+    leaves = {PARAMS + n.removeprefix(where): leaf for n, leaf in leaves.items()}
     wrong = list_nonfinite(leaves)
     if wrong:
         raise CheckpointError(

@@ -58,7 +58,8 @@ def _did_you_mean(path: Sequence, loc: Sequence, model: type[BaseModel]) -> str:
     if close:
         return f"; did you mean `{'.'.join(map(str, [*path[:-1], close[0]]))}`?"
     given = ".".join(map(str, path))  # a key of another kind of network is known, but not here
-    everywhere = {key.rsplit(".", 1)[-1]: key for key in _all_keys(model) if key != given}
+    keys = sorted(_all_keys(model), key=lambda key: -key.count("."))  # `optim` before its groups
+    everywhere = {key.rsplit(".", 1)[-1]: key for key in keys if key != given}
     close = difflib.get_close_matches(str(path[-1]), list(everywhere), n=1, cutoff=0.8)
     if close:
         return f"; did you mean `{everywhere[close[0]]}`?"

@@ -21,6 +21,7 @@ from nodepint_mpi.errors import DataError, OutputError
 from nodepint_mpi.io.errno_text import error_text
 from nodepint_mpi.io.hdf5 import LIBVER
 from nodepint_mpi.io.hdf5_check import check_contents, find_dataset
+from nodepint_mpi.io.history import History
 
 JSON_LINES = "metrics.jsonl"
 TABLE = "metrics.h5"
@@ -29,7 +30,10 @@ _log = logging.getLogger(__name__)
 
 
 class Records:
-    """Metrics of a run, open for more. Local: made and used on one rank alone."""
+    """Metrics of a run, open for more. Local: made and used on one rank alone.
+
+    With the `history` of all steps, which is written when these are closed.
+    """
 
     def __init__(
         self,
@@ -50,6 +54,7 @@ class Records:
             OutputError: if the folder cannot be written, or a new run finds metrics there.
         """
         self.folder, self._copy_to = folder, copy_to
+        self.history = History(folder, resume_step=resume_step)
         self.last: dict[str, Any] = {}  # of the records a resumed run goes on from
         self._steps: list[int] = []  # of all records there should be
         path = folder / JSON_LINES
@@ -118,6 +123,8 @@ class Records:
                 os.fsync(self._file.fileno())
         except OSError as error:
             raise OutputError(f"cannot write {self._file.name}: {error_text(error)}") from error
+        finally:
+            self.history.write()
 
     def __enter__(self) -> "Records":
         return self

@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from nodepint_mpi.io.history import read_history
 from nodepint_mpi.io.records import read_records
 
 STYLES = ("-", "--", "-.", ":")
@@ -18,22 +19,33 @@ MANY_COMPONENTS = 8
 
 
 def plot_losses(folder: Path) -> Path:
-    """Loss and sweeps per step, from the run's records."""
-    records = read_records(folder)
-    steps = [record["step"] for record in records]
+    """Loss and sweeps of every step, from the run's history and, before it began, its records."""
+    steps, columns = _by_step(folder)
     figure = Figure(figsize=(7, 5), layout="constrained")
     losses, sweeps = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    losses.semilogy(steps, [record["loss"] for record in records], color="black")
+    losses.semilogy(steps, columns["loss"], color="black")
     losses.set_ylabel("training loss")
     losses.grid(alpha=0.3)
     for style, key, label in (("-", "sweeps", "forward"), ("--", "adjoint_sweeps", "adjoint")):
-        sweeps.plot(steps, [record[key] for record in records], style, color="black", label=label)
+        sweeps.plot(steps, columns[key], style, color="black", label=label)
     sweeps.set_ylabel("sweeps per step")
     sweeps.set_xlabel("optimizer step")
     sweeps.set_ylim(bottom=0)
     sweeps.legend(fontsize="small")
     sweeps.grid(alpha=0.3)
     return save_figure(figure, folder / "loss.png")
+
+
+def _by_step(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Steps, and what is drawn over them; runs begun by older versions have records alone."""
+    history = read_history(folder)
+    first = history["step"][0] if len(history["step"]) else np.inf
+    older = [record for record in read_records(folder) if record["step"] < first]
+    columns = {
+        name: np.concatenate([[record[name] for record in older], history[name]])
+        for name in ("step", "loss", "sweeps", "adjoint_sweeps")
+    }
+    return columns.pop("step"), columns
 
 
 def draw_trajectories(

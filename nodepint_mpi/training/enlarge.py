@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from nodepint_mpi.build.optimizers import restart_average
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.models.growth import enlarge, sample_directions
 from nodepint_mpi.models.networks import LinearMap
@@ -23,7 +24,8 @@ def grow(
 ) -> tuple[Experiment, TrainState]:
     """Experiment and state with the network that `step` is taken with. Collective over `comms`.
 
-    Weights and the optimizer's moments are carried over; new moments are zero. New directions of
+    Weights and the optimizer's moments are carried over; new moments are zero, and an average of
+    parameters starts anew. New directions of
     a dense network are those in which the targets of `samples`, row numbers, lie outside the old
     ones. Interface states and the method's memory are those of another state: the next step starts
     anew.
@@ -51,7 +53,11 @@ def grow(
         new = None if directions is None else jnp.asarray(directions)
         params, places = enlarge(old, fresh.params, new)
         moments = optax.tree.map_params(
-            experiment.optimizer, lambda leaf, place: place.place(leaf), state.opt_state, places
+            experiment.optimizer,
+            lambda leaf, place: leaf if _is_masked(leaf) else place.place(leaf),
+            state.opt_state,
+            places,
+            is_leaf=_is_masked,
         )
         shapes = [jax.tree.map(jnp.shape, tree) for tree in (moments, fresh.opt_state)]
         if jax.tree.leaves(shapes[0]) != jax.tree.leaves(shapes[1]):
@@ -63,7 +69,13 @@ def grow(
         opt_state = jax.tree.unflatten(
             jax.tree.structure(fresh.opt_state), jax.tree.leaves(moments)
         )
+        opt_state = restart_average(opt_state, params)
     if control.rank == 0:
         sizes = [tree.shape[-1] for tree in (experiment.state, grown.state)]
         _log.info("step %d: the state grows from %d to %d", step, *sizes)
     return grown, TrainState(params, opt_state)
+
+
+def _is_masked(leaf: object) -> bool:
+    """Whether a parameter is in another group of the optimizer's."""
+    return isinstance(leaf, optax.MaskedNode)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nodepint_mpi.build.imports import named_code, require_trust
+from nodepint_mpi.build.optimizers import averaged_of
 from nodepint_mpi.core.batch import SampleBatch
 from nodepint_mpi.data.samples import Samples
 from nodepint_mpi.io.checkpoint import load_checkpoint, require_fingerprint, require_finite
@@ -80,7 +81,8 @@ def evaluate_run(
 class TrainedRun(NamedTuple):
     """The newest good checkpoint of a run, with the experiment it belongs to.
 
-    `basis` is the one that the slices share, if the method keeps one from step to step.
+    `params` are averaged if the run averages them. `basis` is the one that the slices share, if the
+    method keeps one from step to step.
     """
 
     experiment: Experiment
@@ -117,7 +119,10 @@ def open_run(folder: Path, comms: Comms, *, trust: bool = False) -> TrainedRun:
         fingerprint=experiment.config.fingerprint(),
     )
     require_finite(loaded)
-    params = jax.tree.map(jnp.asarray, loaded.replicated["params"])
+    held = averaged_of(
+        experiment.config.optim, loaded.replicated["params"], loaded.replicated["opt_state"]
+    )
+    params = jax.tree.map(jnp.asarray, held)
     basis = loaded.replicated.get("tracking", {}).get("basis")
     basis = None if basis is None else np.asarray(basis)
     return TrainedRun(at_step(experiment, loaded.step - 1), loaded.step, params, basis)

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from nodepint_mpi.build.model import Given, build_model
-from nodepint_mpi.build.sections import build_optimizer, build_problem
+from nodepint_mpi.build.optimizers import build_optimizer, check_optimizer, parameter_paths
+from nodepint_mpi.build.sections import build_problem
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.core.partition import check_layout, owned_range
 from nodepint_mpi.data.datasets import open_split
@@ -65,7 +66,9 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
     given = Given(samples.n_inputs, samples.n_static)
     model = build_model(config, input_shape=shape, output_size=size, given=given, step=last)
     params, _ = split_model(model)
-    opt_state = jax.eval_shape(build_optimizer(config.optim).init, params)
+    optimizer = build_optimizer(config.optim, params)
+    check_optimizer(config.optim, optimizer, params)
+    opt_state = jax.eval_shape(optimizer.init, params)
     batch = samples.section.batch_size or samples.n_rows
     shape = check_model(model, samples)
     state, n_samples = int(np.prod(shape)), share_batch(config, samples.n_rows, n_groups)
@@ -89,6 +92,7 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
         "n_train": samples.n_rows,
         "batch_size": batch,
         "n_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "parameter_paths": parameter_paths(params),
         "state_size": state,
         "message_bytes": message,
         "gradient_message_bytes": params_bytes,

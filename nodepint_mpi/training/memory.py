@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from nodepint_mpi.build.model import build_model
-from nodepint_mpi.build.sections import build_optimizer
+from nodepint_mpi.build.optimizers import build_optimizer
 from nodepint_mpi.config.experiment import Config, UserNetwork
 from nodepint_mpi.config.time import StepsSection, TimeSection
 from nodepint_mpi.errors import ConfigError, NodepintError
@@ -52,7 +52,8 @@ def plan_parameters(config: Config, params: PyTree) -> dict[str, int]:
         config: The experiment.
         params: Trainable arrays, or their shapes.
     """
-    moments = jax.eval_shape(build_optimizer(config.optim).init, _inexact(params))
+    trained = _inexact(params)
+    moments = jax.eval_shape(build_optimizer(config.optim, trained).init, trained)
     return {"parameters and gradient": 2 * tree_bytes(params), "the optimizer": tree_bytes(moments)}
 
 

@@ -12,12 +12,8 @@ from jaxtyping import Array, PyTree
 from mpi4py import MPI
 
 from nodepint_mpi.build.model import Given, build_edges, build_integrator, build_model
-from nodepint_mpi.build.sections import (
-    build_loss,
-    build_optimizer,
-    build_terms,
-    build_time_solver,
-)
+from nodepint_mpi.build.optimizers import averaged_of, build_optimizer, check_optimizer
+from nodepint_mpi.build.sections import build_loss, build_terms, build_time_solver
 from nodepint_mpi.build.user_code import load_code
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.core.batch import SampleBatch
@@ -181,7 +177,9 @@ def _assemble(
     check_scores(config, model, train, shape)
     state = jax.ShapeDtypeStruct(shape, config.run.precision)
     train_problem.solver.method.carry_like(1, state)  # says if a basis does not fit the state
-    optimizer = build_optimizer(config.optim)
+    params, _ = split_model(model)
+    optimizer = build_optimizer(config.optim, params)
+    check_optimizer(config.optim, optimizer, params)
     return Experiment(
         config, model, train, test, train_problem, test_problem, optimizer, state, comms
     )
@@ -346,6 +344,11 @@ def fresh_state(experiment: Experiment) -> TrainState:
     """Parameters and optimizer state before the first step. Local."""
     params, _ = split_model(experiment.model)
     return TrainState(params, experiment.optimizer.init(params))
+
+
+def evaluated_params(experiment: Experiment, state: TrainState) -> PyTree:
+    """The parameters that are evaluated: the average of `optim.average`, or the newest. Local."""
+    return averaged_of(experiment.config.optim, state.params, state.opt_state)
 
 
 def slice_rows(config: Config, comm: TimeComm) -> tuple[int, int]:

@@ -1,11 +1,11 @@
-"""One optimizer step and one evaluation, each a single jitted function per rank.
+"""One optimizer step and one evaluation: jitted programs of each rank.
 
 The step walks: encode on the first rank - solve in parallel - loss where the observations fall -
 adjoint in parallel - encoder's pull-back on the first rank - one sum over ranks - update.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -124,45 +124,66 @@ class LineProblem(NamedTuple):
         return Line(self.comm, self.observations.owned, of_field)
 
 
-def make_train_step(problem: LineProblem, optimizer: optax.GradientTransformation) -> Callable:
-    """Make the jitted step `(state, batch, weight) -> Stepped`, which solves anew.
+class TrainStep:
+    """A step in two jitted programs, one for the gradient and one for the update. Collective.
+
+    The ranks of a line compile different programs for their parts of the gradient. An update that
+    XLA fuses with them rounds differently on each, and the parameters drift apart; on its own it is
+    the same program on all ranks.
+    """
+
+    def __init__(self, solve: Any, optimizer: optax.GradientTransformation, kind: type):
+        """Local. `solve` takes parameters and what the step takes, and returns the gradient and
+        what follows it in `kind`, `Stepped` or `Tracked`."""
+
+        def update_step(state: TrainState, gradient: PyTree[Array]) -> TrainState:
+            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+            return TrainState(optax.apply_updates(state.params, updates), opt_state)
+
+        self._solve, self._update, self._kind = solve, jax.jit(update_step), kind
+
+    def __call__(self, state: TrainState, *args: Any) -> Any:
+        """The step's result, on what the step takes besides its state."""
+        gradient, *rest = self._solve(state.params, *args)
+        return self._kind(self._update(state, gradient), gradient, *rest)
+
+    def _cache_size(self) -> int:
+        """How often the gradient has been compiled, as a jitted function says it."""
+        return self._solve._cache_size()
+
+
+def make_train_step(problem: LineProblem, optimizer: optax.GradientTransformation) -> TrainStep:
+    """Make the step `(state, batch, weight) -> Stepped`, which solves anew.
 
     Local to make; the step is collective over the line. `weight` is that of continuity, for a
     relaxed solve, or None.
     """
 
-    def step(state: TrainState, batch: SampleBatch, weight: Array | None) -> Stepped:
+    def step(params: PyTree, batch: SampleBatch, weight: Array | None):
         with counting() as ledger:
-            gradient, report = loss_and_gradient(problem, state.params, batch, weight)
-        updated = _update(optimizer, state, gradient)
-        return Stepped(updated, gradient, report, ledger.tally.as_array())
+            gradient, report = loss_and_gradient(problem, params, batch, weight)
+        return gradient, report, ledger.tally.as_array()
 
-    return jax.jit(step)
+    return TrainStep(jax.jit(step), optimizer, Stepped)
 
 
-def make_tracked_step(problem: LineProblem, optimizer: optax.GradientTransformation) -> Callable:
-    """Make the jitted step `(state, carry, batch, weight) -> Tracked`.
+def make_tracked_step(problem: LineProblem, optimizer: optax.GradientTransformation) -> TrainStep:
+    """Make the step `(state, carry, batch, weight) -> Tracked`.
 
     Local to make; the step is collective over the line. One forward and one adjoint sweep, from
     what the last ones left; it consumes the carry.
     """
 
     def tracked_step(  # a name of its own in XLA's profile, beside `step`
-        state: TrainState, carry: Carry, batch: SampleBatch, weight: Array | None
+        params: PyTree, carry: Carry, batch: SampleBatch, weight: Array | None
     ):
         with counting() as ledger:
             gradient, report, carry, magnification = tracked_gradient(
-                problem, state.params, carry, batch, weight
+                problem, params, carry, batch, weight
             )
-        updated, tally = _update(optimizer, state, gradient), ledger.tally.as_array()
-        return Tracked(updated, gradient, report, tally, carry, magnification)
+        return gradient, report, ledger.tally.as_array(), carry, magnification
 
-    return jax.jit(tracked_step, donate_argnums=1)
-
-
-def _update(optimizer, state: TrainState, gradient: PyTree[Array]) -> TrainState:
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    return TrainState(optax.apply_updates(state.params, updates), opt_state)
+    return TrainStep(jax.jit(tracked_step, donate_argnums=1), optimizer, Tracked)
 
 
 def loss_and_gradient(

@@ -48,7 +48,13 @@ from nodepint_mpi.training.runtime_errors import explained
 from nodepint_mpi.training.sameness import require_same_code, require_same_values
 from nodepint_mpi.training.saving import resume_run, save_run
 from nodepint_mpi.training.scalars import Scalars, require_tensorboard
-from nodepint_mpi.training.setup import Batch, Experiment, fresh_state, set_up
+from nodepint_mpi.training.setup import (
+    Batch,
+    Experiment,
+    evaluated_params,
+    fresh_state,
+    set_up,
+)
 from nodepint_mpi.training.step import StepReport, TrainState
 
 IMPORT_PATIENCE = 8.0
@@ -167,9 +173,10 @@ def train(
                 listeners.finish(result)
             return result
         with watchdog.phase("evaluating", limit_s=600.0):
-            scores = evaluate(comms, experiment, state.params)
+            params = evaluated_params(experiment, state)
+            scores = evaluate(comms, experiment, params)
             result |= {f"test_{name}": value for name, value in scores.items()}
-            save_predictions(comms, experiment, state.params, folder)
+            save_predictions(comms, experiment, params, folder)
         with watchdog.phase("writing results", limit_s=120.0), together(control):
             if control.rank == 0:
                 assert records is not None  # rank 0 keeps them
@@ -271,12 +278,23 @@ class Run:
         reported = step % config.output.log_every == 0 or last
         if reported:
             progress.report(step, taken.report, seconds.steps[-1])
+        if self.records is not None:
+            report = taken.report
+            self.records.history.append(
+                step,
+                loss=float(report.loss),
+                grad_norm=float(report.grad_norm),
+                step_s=seconds.steps[-1],
+                sweeps=(int(report.sweeps), int(report.adjoint_sweeps)),
+            )
         # A gradient error that was found would else be lost: checks have a rhythm of their own.
         if self.records is not None and (reported or taken.error is not None):
             times = {"step_s": seconds.steps[-1], "training_s": spent}
             self.records.append(step, **taken.numbers(), **times)
         if saved:
             began = time.perf_counter()
+            if self.records is not None:
+                self.records.history.write()  # first: a run that is resumed has all steps there
             with self._phase("saving a checkpoint", limit_s=600.0):
                 save_run(self.experiment, self.folder, self.state, self.stepper, step)
             if self.records is not None:

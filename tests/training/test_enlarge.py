@@ -1,10 +1,13 @@
 """Training with a network that grows: on any ranks, and across a resume."""
 
+from typing import Any
+
 import datasets
 import jax
 import numpy as np
 import pytest
 
+from nodepint_mpi.build.optimizers import averaged_of
 from nodepint_mpi.config.experiment import parse_config
 from nodepint_mpi.errors import ConfigError, ProblemError
 from nodepint_mpi.parallel.comms import alone, make_comms
@@ -138,3 +141,30 @@ def test_the_loss_goes_on_where_it_was_and_any_ranks_agree(comms, on_one_rank, s
 def test_growth_that_cannot_be_is_refused(comms, source, change, error, message):
     with pytest.raises(error, match=message):
         losses_of(comms, config_text(source).replace(*change), 4)
+
+
+@pytest.mark.mpi(max_size=2)
+def test_the_average_starts_anew_when_the_network_grows(comms, source):
+    text = config_text(source, "serial", "[growth]\nsteps = [4]\nsizes = [3]\n")
+    text = text.replace(
+        "learning_rate = 0.02",
+        'learning_rate = 0.02\naverage = 0.9\naccumulate = 2\n[[optim.groups]]\n'
+        'match = ["encoder.*"]\nfrozen = true',
+    )  # fmt: skip
+    experiment = set_up(parse_config(text), comms)
+    state = fresh_state(experiment)
+    opt_state: Any = state.opt_state
+    for _ in range(2):
+        _, opt_state = experiment.optimizer.update(state.params, opt_state, state.params)
+    state = state._replace(opt_state=opt_state)
+    section = experiment.config.optim
+    before = averaged_of(section, state.params, opt_state)
+    assert int(opt_state.inner_opt_state.n_averaged) == 1
+    assert not np.allclose(*(jax.tree.leaves(t)[1] for t in (before, state.params)))
+    _, grown = grow(comms, experiment, state, experiment.batch(4).rows, 4)
+    after: Any = grown.opt_state
+    assert int(after.inner_opt_state.n_averaged) == 0
+    anew = averaged_of(section, grown.params, grown.opt_state)
+    jax.tree.map(np.testing.assert_array_equal, anew, grown.params)
+    with pytest.raises(ConfigError, match="multiples of `optim.accumulate`"):
+        parse_config(text.replace("steps = [4]", "steps = [3]"))
