@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nodepint_mpi.config.experiment import Config, read_config
-from nodepint_mpi.io.directory import read_run
+from nodepint_mpi.io.directory import Which, read_run
 from nodepint_mpi.parallel.comms import Comms, make_comms, world
 from nodepint_mpi.ranks.signals import StopFlag
 from nodepint_mpi.rom import export as rom_export
@@ -54,6 +54,7 @@ def export_rom(
     *,
     rank: int | None = None,
     energy: float | None = None,
+    checkpoint: Which = None,
     trust: bool = False,
 ) -> dict[str, Any]:
     """Write the reduced model of a run to one file, as `nodepint rom export` does.
@@ -65,6 +66,8 @@ def export_rom(
         out: The file; one that is there is replaced if it is a reduced model.
         rank: How many directions.
         energy: Or the share of the trajectories' sum of squares that they must hold.
+        checkpoint: "best", "last", a step or the path of a file; unless given the best one if the
+            run keeps it apart (`output.best`), else the newest good one.
         trust: Import the code that the run's config names; without, such a run is refused.
 
     Returns:
@@ -75,8 +78,9 @@ def export_rom(
     """
     _start(lambda: read_run(Path(run_directory)))
     return rom_export.export_rom(
-        Path(run_directory), Path(out), _world_comms(1), rank=rank, energy=energy, trust=trust
-    )
+        Path(run_directory), Path(out), _world_comms(1), rank=rank, energy=energy,
+        checkpoint=checkpoint, trust=trust,
+    )  # fmt: skip
 
 
 def _start(read: Callable[[], Config]) -> Config:

@@ -18,13 +18,22 @@ MANY_COMPONENTS = 8
 
 
 def plot_losses(folder: Path) -> Path:
-    """Loss and sweeps per step, from the run's records."""
+    """Loss, also on the validation set if there is one, and sweeps, from the run's records."""
     records = read_records(folder)
     steps = [record["step"] for record in records]
     figure = Figure(figsize=(7, 5), layout="constrained")
     losses, sweeps = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    losses.semilogy(steps, [record["loss"] for record in records], color="black")
+    losses.semilogy(steps, [record["loss"] for record in records], color="black", label="training")
     losses.set_ylabel("training loss")
+    validated = [record for record in records if "valid_loss" in record]
+    if validated:
+        losses.semilogy(
+            [record["step"] for record in validated],
+            [record["valid_loss"] for record in validated],
+            "--o", color="tab:orange", markersize=3, label="validation",
+        )  # fmt: skip
+        losses.set_ylabel("loss")
+        losses.legend(fontsize="small")
     losses.grid(alpha=0.3)
     for style, key, label in (("-", "sweeps", "forward"), ("--", "adjoint_sweeps", "adjoint")):
         sweeps.plot(steps, [record[key] for record in records], style, color="black", label=label)
