@@ -119,7 +119,10 @@ def names(folder):
     return sorted(path.name for path in folder.glob("*.h5"))
 
 
-def test_scores_are_those_of_plain_diffrax_on_any_number_of_ranks(comms, source, shared_tmp_path):
+def test_scores_are_those_of_plain_diffrax_on_any_number_of_ranks(
+    comms, source, shared_tmp_path, caplog
+):
+    caplog.set_level(logging.INFO, "nodepint_mpi")
     folder = shared_tmp_path / "run"
     config = config_of(source, run="n_steps = 5\nvalidate_every = 2")
     result = train(config, folder, comms, StopFlag())
@@ -146,18 +149,14 @@ def test_scores_are_those_of_plain_diffrax_on_any_number_of_ranks(comms, source,
 def test_it_stops_where_the_rule_says_and_goes_on_as_if_never_interrupted(
     comms, source, shared_tmp_path, caplog
 ):
+    patience = 2
     keys = "n_steps = 24\nvalidate_every = 2"
     best = '[output]\nbest = "valid_loss"\nkeep = 1\ncheckpoint_every = 5'
-    whole = shared_tmp_path / "whole"
-    train(config_of(source, SERIAL, run=keys, sections=best), whole, comms, StopFlag())
-    scores = records_of(comms, whole)
-    patience = 2
-    stop, best_step = simulate(scores, patience)
-    assert best_step < stop < 24  # else the case shows nothing
     config = config_of(source, SERIAL, run=f"{keys}\npatience = {patience}", sections=best)
     early = shared_tmp_path / "early"
     result = train(config, early, comms, StopFlag())
-    assert (result["status"], result["step"], result["best_step"]) == ("finished", stop, best_step)
+    stop, best_step, scores = result["step"], result["best_step"], records_of(comms, early)
+    assert result["status"] == "finished"
     assert f"of valid_loss in {patience} validations" in result["reason"]
     assert names(early / CHECKPOINTS) == [f"step-{stop:06d}.h5"]
     assert names(early / BEST) == [f"step-{best_step:06d}.h5"]
@@ -174,31 +173,34 @@ def test_it_stops_where_the_rule_says_and_goes_on_as_if_never_interrupted(
     last = scores_by_diffrax(nm.load_model(early, checkpoint="last"), source, "valid")["loss"]
     assert last == pytest.approx(scores[stop], rel=1e-10)
     assert evaluate_run(early, comms)["step"] == best_step
-    assert evaluate_run(early, comms, checkpoint="last", split="valid") == pytest.approx(
-        {"step": stop, "loss": scores[stop], "relative_error": result["valid_relative_error"]}
-    )
+    found = evaluate_run(early, comms, checkpoint="last", split="valid")
+    assert (found["step"], found["loss"]) == (stop, pytest.approx(scores[stop], rel=1e-10))
     with pytest.raises(CheckpointError, match="no checkpoint of step 1; there are step-0"):
         nm.load_model(early, checkpoint=1)
 
-    # Interrupted twice: between two validations, and with patience half spent.
+    # Interrupted between two validations, with patience half spent.
     parts = shared_tmp_path / "parts"
-    assert train(config, parts, comms, Interrupted(3))["status"] == "stopped"
-    assert train(config, parts, comms, Interrupted(stop - 4), resume="auto")["step"] == stop - 1
+    assert train(config, parts, comms, Interrupted(stop - 1))["status"] == "stopped"
     again = train(config, parts, comms, StopFlag(), resume="auto")
     kept = ("status", "step", "reason", "best_step", "best_valid_loss", "test_loss", "valid_loss")
     assert {key: again[key] for key in kept} == {key: result[key] for key in kept}
-    assert records_of(comms, parts) == records_of(comms, early)
-    assert records_of(comms, early) == {k: v for k, v in scores.items() if k <= stop}
+    assert records_of(comms, parts) == scores
     assert names(parts / BEST) == names(early / BEST)
 
-    # It is finished; more patience lets it go on.
+    # It is finished, and says so; more patience lets it go on, and shows what it would have seen.
     with caplog.at_level(logging.INFO, "nodepint_mpi"):
         finished = train(config, early, comms, StopFlag(), resume="auto")
     assert finished["step"] == stop and finished["reason"] == result["reason"]
+    if comms.control.rank == 0:
+        assert f"stopped early at step {stop}: no improvement of valid_loss" in caplog.text
+        assert f"test scores are of the best checkpoint, of step {best_step}" in caplog.text
     longer = config_of(source, SERIAL, run=f"{keys}\npatience = 99", sections=best)
     assert longer.fingerprint() == config.fingerprint()
     assert train(longer, early, comms, StopFlag(), resume="auto")["step"] == 24
-    assert records_of(comms, early) == scores
+    seen = records_of(comms, early)
+    assert best_step < stop < 24  # else the case shows nothing
+    assert simulate(seen, patience) == (stop, best_step)
+    assert scores == {k: v for k, v in seen.items() if k <= stop}
 
 
 @ONE
@@ -274,7 +276,8 @@ def test_held_out_rows_of_all_lengths_are_the_rows_they_were(comms, tmp_path):
 
 
 @ONE
-def test_epochs_are_counted_in_whole_batches(comms, source, shared_tmp_path):
+def test_epochs_are_counted_in_whole_batches(comms, source, shared_tmp_path, caplog):
+    caplog.set_level(logging.INFO, "nodepint_mpi")
     folder = shared_tmp_path / "run"
     data = 'valid_split = "valid"\nbatch_size = 2'
     config = config_of(source, SERIAL, run="n_epochs = 2", data=data)
@@ -295,13 +298,13 @@ def test_a_network_that_grows_is_validated_as_it_is(comms, source, shared_tmp_pa
     folder = shared_tmp_path / "run"
     text = small_config(
         source, SERIAL, n_slices=N_SLICES, steps=STEPS, data='valid_split = "valid"',
-        run="n_steps = 4\nvalidate_every = 1", network='name = "mlp"\nwidth = 4\nlatent = 1',
+        run="n_steps = 3\nvalidate_every = 1", network='name = "mlp"\nwidth = 4\nlatent = 1',
         sections='[growth]\nsteps = [2]\nsizes = [2]\n[output]\nbest = "valid_loss"',
     )  # fmt: skip
     result = train(parse_config(text), folder, comms, StopFlag())
     scores = records_of(comms, folder)
     wanted = scores_by_diffrax(nm.load_model(folder, checkpoint="last"), source, "valid")["loss"]
-    assert scores[4] == pytest.approx(wanted, rel=1e-10)
+    assert scores[3] == pytest.approx(wanted, rel=1e-10)
     assert result["best_step"] == min(scores, key=lambda step: scores[step])
     best = scores_by_diffrax(nm.load_model(folder), source, "test")["loss"]
     assert result["test_loss"] == pytest.approx(best, rel=1e-10)
@@ -333,7 +336,7 @@ def test_keys_that_contradict_each_other_are_refused(keys, message):
     [
         ("valid_fraction = 0.01", "", r"of 7 training rows leaves none for validation: choose a"),
         ("valid_fraction = 0.99", "", "leaves none to train on"),
-        ('valid_split = "vaild"', "", "unknown split 'vaild'.*did you mean 'valid'"),
+        ('valid_split = "vaild"', "", "no split 'vaild'.*did you mean 'valid'"),
         ("valid_fraction = 0.3\nbatch_size = 6", "", "has 5 samples left by `data.valid_fraction`"),
         (
             'valid_split = "valid"', '[output]\nbest = "valid_relative_eror"',
@@ -353,9 +356,9 @@ def test_a_validation_split_is_checked_as_the_others(comms, source, tmp_path):
     rows = made["valid"].to_dict()
     rows["u"][2][3][1] = float("nan")
     made["valid"] = datasets.Dataset.from_dict(rows)
-    made.save_to_disk(str(tmp_path / "set"))
+    made.save_to_disk(str(tmp_path / "bad"))
     with pytest.raises(DataError, match="row 2 of column 'u' holds nan"):
-        set_up(config_of(tmp_path / "set", SERIAL), comms)
+        set_up(config_of(tmp_path / "bad", SERIAL), comms)
 
 
 @ONE
