@@ -13,7 +13,7 @@ from typing import Any, Unpack
 from nodepint_mpi.build.objects import Objects, objects_given, with_objects
 from nodepint_mpi.config.experiment import Config, read_config
 from nodepint_mpi.errors import ConfigError
-from nodepint_mpi.io.directory import read_run
+from nodepint_mpi.io.directory import Which, read_run
 from nodepint_mpi.parallel.comms import Comms, make_comms, world
 from nodepint_mpi.ranks.signals import StopFlag
 from nodepint_mpi.rom import export as rom_export
@@ -73,7 +73,7 @@ def predict(
     run_directory: str | os.PathLike[str],
     columns: Mapping[str, Any],
     *,
-    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint: Which = None,
     trust: bool = False,
     model: Any = None,
 ) -> Predictions:
@@ -87,7 +87,8 @@ def predict(
             row for each sample, or lists of arrays where rows differ in length. Targets may be left
             out unless the encoder reads them; of `data.input` only the first observation is then
             read, and a column with that alone, (samples, 1, ...), will do.
-        checkpoint: The file of one; the newest good one unless given.
+        checkpoint: "best", "last", a step or the path of a file; unless given the best one if the
+            run keeps it apart (`output.best`), else the newest good one.
         trust: Import the code that the run's config names.
         model: The object or function that the run was started with, if it was given one.
 
@@ -111,6 +112,7 @@ def export_rom(
     *,
     rank: int | None = None,
     energy: float | None = None,
+    checkpoint: Which = None,
     trust: bool = False,
 ) -> dict[str, Any]:
     """Write the reduced model of a run to one file, as `nodepint rom export` does.
@@ -122,6 +124,8 @@ def export_rom(
         out: The file; one that is there is replaced if it is a reduced model.
         rank: How many directions.
         energy: Or the share of the trajectories' sum of squares that they must hold.
+        checkpoint: "best", "last", a step or the path of a file; unless given the best one if the
+            run keeps it apart (`output.best`), else the newest good one.
         trust: Import the code that the run's config names; without, such a run is refused.
 
     Returns:
@@ -132,8 +136,9 @@ def export_rom(
     """
     _start(lambda: read_run(Path(run_directory)))
     return rom_export.export_rom(
-        Path(run_directory), Path(out), _world_comms(1), rank=rank, energy=energy, trust=trust
-    )
+        Path(run_directory), Path(out), _world_comms(1), rank=rank, energy=energy,
+        checkpoint=checkpoint, trust=trust,
+    )  # fmt: skip
 
 
 def _start(read: Callable[[], Config]) -> Config:

@@ -15,7 +15,7 @@ from nodepint_mpi.build.optimizers import averaged_prefix
 from nodepint_mpi.errors import CheckpointError
 from nodepint_mpi.io.checkpoint_file import DamagedError, Head, read_head, read_leaves
 from nodepint_mpi.io.checkpoint_folder import find_checkpoints
-from nodepint_mpi.io.directory import CHECKPOINTS, read_run
+from nodepint_mpi.io.directory import Which, find_place, read_run
 from nodepint_mpi.io.leaves import (
     LeafSpec,
     describe_leaves,
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 def load_model(
     run_directory: str | os.PathLike[str],
     *,
-    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint: Which = None,
     averaged: bool = True,
     trust: bool = False,
     model: Any = None,
@@ -46,7 +46,8 @@ def load_model(
 
     Args:
         run_directory: Of a run with a good checkpoint.
-        checkpoint: The file of one; the newest good one unless given.
+        checkpoint: "best", "last", a step or the path of a file; unless given the best one if the
+            run keeps it apart (`output.best`), else the newest good one.
         averaged: Take the moving average of the parameters where the run keeps one
             (`optim.average`); without, those that the last step left.
         trust: Import the code that the run's config names, once a checkpoint has shown that the
@@ -61,8 +62,7 @@ def load_model(
     folder = Path(run_directory)
     config = read_run(folder)
     require_trust(config, folder, trust=trust)
-    paths = find_checkpoints(folder / CHECKPOINTS) if checkpoint is None else [Path(checkpoint)]
-    path, head = _first_good(paths, folder, config.fingerprint())
+    path, head = _first_good(find_place(folder, config, checkpoint), config.fingerprint())
     shapes: dict[str, Any] = head.meta.get("model") or {}
     try:
         shape = tuple(int(n) for n in shapes["input_shape"])
@@ -97,11 +97,9 @@ def load_model(
     return eqx.combine(jax.tree.map(jax.numpy.asarray, filled), static)
 
 
-def _first_good(paths: list[Path], folder: Path, fingerprint: str) -> tuple[Path, Head]:
-    """The first that is whole, which must be of this experiment."""
-    for path in paths:
-        if not path.is_file():
-            raise CheckpointError(f"The checkpoint {path} does not exist.")
+def _first_good(place: Path, fingerprint: str) -> tuple[Path, Head]:
+    """A file, or the newest of a folder, that is whole; it must be of this experiment."""
+    for path in [place] if place.is_file() else find_checkpoints(place):
         if read_format(path) != FORMAT:
             raise CheckpointError(
                 f"{path} has format {read_format(path)}, this program reads format {FORMAT}"
@@ -121,7 +119,7 @@ def _first_good(paths: list[Path], folder: Path, fingerprint: str) -> tuple[Path
                 f"{fingerprint})"
             )
         return path, head
-    raise CheckpointError(f"no good checkpoint in {folder / CHECKPOINTS}")
+    raise CheckpointError(f"no good checkpoint in {place}")
 
 
 def _in_precision(

@@ -70,6 +70,10 @@ set_option = click.option(
 trust_option = click.option(
     "--trust", is_flag=True, help="Import the code that the run's config names."
 )
+checkpoint_option = click.option(
+    "--checkpoint", metavar="best|last|STEP|FILE",
+    help="The checkpoint to take [the best one if the run keeps it apart, else the newest].",
+)  # fmt: skip
 config_argument = click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
 
 

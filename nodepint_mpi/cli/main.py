@@ -12,6 +12,7 @@ import click
 from nodepint_mpi import __version__
 from nodepint_mpi.cli.bench import bench
 from nodepint_mpi.cli.common import (
+    checkpoint_option,
     config_argument,
     finish,
     json_option,
@@ -99,21 +100,26 @@ def train(
 @cli.command()
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @click.option(
-    "--split", default="test", show_default=True, type=click.Choice(["test", "train"]),
+    "--split", default="test", show_default=True, type=click.Choice(["test", "train", "valid"]),
     help="Samples to evaluate on.",
 )  # fmt: skip
+@checkpoint_option
 @trust_option
 @json_option
 def evaluate(
-    run_dir: Path, split: Literal["test", "train"], trust: bool, json_file: Path | None
+    run_dir: Path,
+    split: Literal["test", "train", "valid"],
+    checkpoint: str | None,
+    trust: bool,
+    json_file: Path | None,
 ) -> None:
-    """Evaluate the newest checkpoint of RUN_DIR."""
+    """Evaluate a checkpoint of RUN_DIR."""
     from nodepint_mpi.io.directory import read_run
 
     comms, _ = start_run(lambda: read_run(run_dir))
     from nodepint_mpi.training.evaluate import evaluate_run
 
-    scores = evaluate_run(run_dir, comms, split=split, trust=trust)
+    scores = evaluate_run(run_dir, comms, split=split, checkpoint=checkpoint, trust=trust)
     say(comms.control, "\n".join(f"{name}: {value:.6g}" for name, value in scores.items()))
     finish(comms.control, scores, json_file)
 
@@ -226,6 +232,7 @@ def rom() -> None:
     type=click.FloatRange(0, 1, min_open=True),
     help="Or keep enough for this share of the energy [0.999999].",
 )
+@checkpoint_option
 @trust_option
 @json_option
 def export(
@@ -233,10 +240,11 @@ def export(
     out: Path,
     rank: int | None,
     energy: float | None,
+    checkpoint: str | None,
     trust: bool,
     json_file: Path | None,
 ) -> None:
-    """Export a reduced model of the newest checkpoint of RUN_DIR."""
+    """Export a reduced model of a checkpoint of RUN_DIR."""
     if rank is not None and energy is not None:
         raise ConfigError(
             "`--rank` and `--energy` both set the number of directions: give only one."
@@ -246,7 +254,9 @@ def export(
     comms, _ = start_run(lambda: read_run(run_dir))
     from nodepint_mpi.rom.export import export_rom
 
-    result = export_rom(run_dir, out, comms, rank=rank, energy=energy, trust=trust)
+    result = export_rom(
+        run_dir, out, comms, rank=rank, energy=energy, checkpoint=checkpoint, trust=trust
+    )
     say(
         comms.control,
         "{file}: {rank} of {state_size} directions, energy {energy:.9f}, {file_bytes} bytes".format(
@@ -259,16 +269,19 @@ def export(
 @rom.command("evaluate")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("run_dir", type=click.Path(path_type=Path))
+@checkpoint_option
 @trust_option
 @json_option
-def evaluate_reduced(file: Path, run_dir: Path, trust: bool, json_file: Path | None) -> None:
+def evaluate_reduced(
+    file: Path, run_dir: Path, checkpoint: str | None, trust: bool, json_file: Path | None
+) -> None:
     """Compare the reduced model in FILE with RUN_DIR on the test split: error, speed, size."""
     from nodepint_mpi.io.directory import read_run
 
     comms, _ = start_run(lambda: read_run(run_dir))
     from nodepint_mpi.rom.evaluate import evaluate_rom, format_comparison
 
-    result = evaluate_rom(file, run_dir, comms, trust=trust)
+    result = evaluate_rom(file, run_dir, comms, checkpoint=checkpoint, trust=trust)
     say(comms.control, format_comparison(result))
     finish(comms.control, result, json_file)
 

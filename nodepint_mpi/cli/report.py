@@ -4,7 +4,14 @@ from pathlib import Path
 
 import click
 
-from nodepint_mpi.cli.common import json_option, start_ranks, start_run, trust_option, write_json
+from nodepint_mpi.cli.common import (
+    checkpoint_option,
+    json_option,
+    start_ranks,
+    start_run,
+    trust_option,
+    write_json,
+)
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.ranks.launcher import in_job
 
@@ -23,8 +30,9 @@ page_option = click.option(
 )  # fmt: skip
 @click.option(
     "--model/--no-model", "with_model", default=True,
-    help="Load the newest checkpoint and predict the test split (the default; needs the data).",
+    help="Load a checkpoint and predict the test split (the default; needs the data).",
 )  # fmt: skip
+@checkpoint_option
 @trust_option
 @json_option
 def report(
@@ -32,6 +40,7 @@ def report(
     page: Path | None,
     rom_file: Path | None,
     with_model: bool,
+    checkpoint: str | None,
     trust: bool,
     json_file: Path | None,
 ) -> None:
@@ -43,6 +52,8 @@ def report(
 
     if rom_file is not None and not with_model:
         raise ConfigError("`--rom` compares with the full model: remove `--no-model`.")
+    if checkpoint is not None and not with_model:
+        raise ConfigError("`--checkpoint` names the model to look at: remove `--no-model`.")
     if with_model:
         comms, _ = start_run(lambda: read_run(run_dir))
         _require_one(comms.control.size, "report")
@@ -51,7 +62,9 @@ def report(
         _require_alone("report")
     from nodepint_mpi.report.sections import make_report
 
-    result = make_report(run_dir, comms, page=page, rom_file=rom_file, trust=trust)
+    result = make_report(
+        run_dir, comms, page=page, rom_file=rom_file, checkpoint=checkpoint, trust=trust
+    )
     click.echo(f"{result['page']}: {len(result['figures'])} figures")
     write_json(result, json_file)
 

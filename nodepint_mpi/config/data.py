@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from nodepint_mpi.config.section import Section
 
@@ -25,6 +25,9 @@ class DataSection(Section):
     observations in the loss. `static` are numbers of a sample that the field is given, and
     `inputs` a signal it is given over time, known at `input_times` (`times` unless given) and
     constant, linear or cubic between them (`interpolation`).
+
+    The validation set is the split `valid_split`, or the share `valid_fraction` of the training
+    rows, drawn by `run.seed` and not trained on.
     """
 
     source: str = GIVEN
@@ -41,6 +44,8 @@ class DataSection(Section):
     interpolation: Literal["constant", "linear", "cubic"] = "linear"
     train_split: str = "train"
     test_split: str = "test"
+    valid_split: str | None = None
+    valid_fraction: float | None = Field(default=None, gt=0, lt=1)
     batch_size: PositiveInt | None = None
     options: dict[str, Any] = {}
 
@@ -59,6 +64,24 @@ class DataSection(Section):
         if self.times is None and (self.mask is not None or self.missing is not None):
             raise ValueError("`mask` and `missing` are for trajectories: they need `times`")
         return self
+
+    @model_validator(mode="after")
+    def _one_validation_set(self):
+        if self.valid_split is not None and self.valid_fraction is not None:
+            raise ValueError(
+                "takes `valid_split` or `valid_fraction`, not both: remove one of them"
+            )
+        if self.valid_split == self.train_split:
+            raise ValueError(
+                f"`valid_split = {self.valid_split!r}` is the split that is trained on: hold out "
+                "some of its rows by `valid_fraction`"
+            )
+        return self
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether there is a validation set."""
+        return self.valid_split is not None or self.valid_fraction is not None
 
     @property
     def encoded(self) -> str:

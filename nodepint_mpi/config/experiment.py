@@ -31,10 +31,17 @@ from nodepint_mpi.errors import ConfigError
 
 SCHEDULES = ("constant", "cosine", "exponential")
 """Schedules with keys of their own in `[optim]`."""
+N_STEPS = 1000
+"""Optimizer steps where the config gives neither `run.n_steps` nor `run.n_epochs`."""
 
 
 class RunSection(Section):
     """What to run, for how long, and on what.
+
+    A run takes `n_steps` optimizer steps (1000 unless given), or goes `n_epochs` times through the training rows.
+    Where there is a validation set it is scored every `validate_every` steps (`output.log_every`
+    unless given) and after the last one, and `patience` scores in a row that do not improve on the
+    best one before them, by at least `min_delta`, end the run; see `output.best`.
 
     Parameters are compared across ranks every `compare_every` steps and before each checkpoint (0:
     only there). `data_ranks` lines of ranks share the samples of a step, and the ranks of each line
@@ -45,12 +52,33 @@ class RunSection(Section):
     name: Name
     seed: int = Field(default=0, ge=0, lt=2**63)
     precision: Literal["float32", "float64"] = "float32"
-    n_steps: PositiveInt = 1000
+    n_steps: PositiveInt | None = None
+    n_epochs: PositiveInt | None = None
+    validate_every: PositiveInt | None = None
+    patience: PositiveInt | None = None
+    min_delta: NonNegativeFloat = 0.0
     hang_timeout_s: PositiveFloat = 15.0
     compare_every: NonNegativeInt = 100
     data_ranks: PositiveInt = 1
     share_gpus: bool = False
     cuda_mpi: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_length(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and not {"n_steps", "n_epochs"} & set(given):
+            return {**given, "n_steps": N_STEPS}
+        return given
+
+    @model_validator(mode="after")
+    def _one_length(self):
+        if self.n_steps is not None and self.n_epochs is not None:
+            raise ValueError("takes `n_steps` or `n_epochs`, not both: remove one of them")
+        if self.patience is None and self.min_delta != 0:
+            raise ValueError(
+                "`min_delta` is what `patience` counts as an improvement: give `patience` too"
+            )
+        return self
 
 
 class DenseNetwork(Section):
@@ -253,15 +281,26 @@ class OutputSection(Section):
     Without `checkpoint_every` a checkpoint is saved every 500 steps, but put off as long as saving
     would take more than 3 % of the time; with it, every so many steps whatever it costs.
     `tensorboard` also writes the metrics for TensorBoard. `callbacks` are told of them: "wandb",
-    "mlflow", or import paths of what makes a `nodepint_mpi.Callback`.
+    "mlflow", or import paths of what makes a `nodepint_mpi.Callback`. `best` names a score on the
+    validation set, "valid_loss" or "valid_" and a metric: the checkpoint of the best one is kept
+    apart, whatever `keep` says. `best_mode` says whether the smallest or the largest score is the
+    best: "min" unless given, "max" for "valid_accuracy".
     """
 
     dir: str = "runs"
     log_every: PositiveInt = 50
     checkpoint_every: PositiveInt | None = None
     keep: PositiveInt = 3
+    best: str | None = None
+    best_mode: Literal["min", "max"] | None = None
     tensorboard: bool = False
     callbacks: list[str] = []
+
+    @model_validator(mode="after")
+    def _mode_of_best(self):
+        if self.best is None and self.best_mode is not None:
+            raise ValueError("`best_mode` is the direction of a score: name it by `best`")
+        return self
 
 
 class ProblemSection(Section):
@@ -348,6 +387,23 @@ class Config(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _validation(self):
+        if self.data is not None and self.data.is_validated:
+            return self
+        given = {
+            "run.validate_every": self.run.validate_every,
+            "run.patience": self.run.patience,
+            "output.best": self.output.best,
+        }
+        for key, value in given.items():
+            if value is not None:
+                raise ValueError(
+                    f"`{key}` needs a validation set: give `data.valid_split`, the name of a "
+                    "split, or `data.valid_fraction`, a share of the training rows, or remove it"
+                )
+        return self
+
     def network_at(self, step: int) -> DenseNetwork | ConvNetwork | UserNetwork | None:
         """The network that takes the optimizer step after `step` are done. Local."""
         if self.growth is None or self.network is None:
@@ -367,7 +423,8 @@ class Config(Section):
         """
         identity = self.model_dump(mode="json", exclude={"output", "problem"})
         where = ("data_ranks", "share_gpus", "cuda_mpi")
-        for key in ("name", "n_steps", "hang_timeout_s", "compare_every", *where):
+        length = ("n_steps", "n_epochs", "validate_every", "patience", "min_delta")
+        for key in ("name", "hang_timeout_s", "compare_every", *length, *where):
             del identity["run"][key]
         if identity["time"]["basis"] is not None:
             del identity["time"]["basis"]["recurrence"]
@@ -383,7 +440,7 @@ class Config(Section):
                 options[key] = float(value)
         if identity["data"] is not None:  # as before there were such keys
             added = ("initial", "mask", "missing", "weights", "static", "inputs", "input_times")
-            _drop_none(identity["data"], added)
+            _drop_none(identity["data"], (*added, "valid_split", "valid_fraction"))
             if self.data is not None and self.data.inputs is None:
                 del identity["data"]["interpolation"]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

@@ -14,11 +14,14 @@ def plain_config(config: Config) -> Config:
         ConfigError: if the slices are never to join: no serial solve has such a loss.
     """
     relaxation = config.time.relaxation
-    if relaxation is not None and relaxation.weight_at(config.run.n_steps) < 1:
-        raise ConfigError(
-            "no serial training has this loss: by `time.relaxation` the slices do not join before "
-            "the last step"
-        )
+    if relaxation is not None:
+        # How many steps its epochs have only the data can say.
+        n_steps = relaxation.steps if config.run.n_steps is None else config.run.n_steps
+        if relaxation.weight_at(n_steps) < 1:
+            raise ConfigError(
+                "no serial training has this loss: by `time.relaxation` the slices do not join "
+                "before the last step"
+            )
     time = config.time.model_copy(update={"method": "serial", "tracking": None, "relaxation": None})
     run = config.run.model_copy(update={"data_ranks": 1})
     return config.model_copy(update={"time": time, "run": run})

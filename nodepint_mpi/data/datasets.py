@@ -22,12 +22,28 @@ class Split:
     """Some columns of one split of a dataset, memory-mapped.
 
     Local. `n_rows` is the number of rows, `columns` the column objects by name; a `ViewColumn`
-    gives its chunks as read-only arrays in `views`, without a copy.
+    gives its chunks as read-only arrays in `views`, without a copy. A part of a split has some of
+    its rows, numbered anew: `rows` are their numbers in the `whole`, None where it has them all.
     """
 
-    def __init__(self, n_rows: int, columns: Mapping[str, AbstractColumn]):
-        self.n_rows = n_rows
+    def __init__(
+        self,
+        n_rows: int,
+        columns: Mapping[str, AbstractColumn],
+        rows: np.ndarray | None = None,
+    ):
+        self.n_rows = n_rows if rows is None else len(rows)
         self.columns = dict(columns)
+        self.rows = rows
+        self.whole = self if rows is None else Split(n_rows, columns)
+
+    def part(self, rows: np.ndarray) -> "Split":
+        """Some rows of a whole split, by number. Local."""
+        return Split(self.n_rows, self.columns, rows)
+
+    def number(self, row: int | np.integer) -> int:
+        """What a row's number is in the whole split. Local."""
+        return int(row) if self.rows is None else int(self.rows[row])
 
     def column(self, name: str) -> AbstractColumn:
         """The opened column `name`, with the `shape` and `dtype` of one row. Local.
@@ -62,7 +78,8 @@ class Split:
         if index.size and not (0 <= index.min() and index.max() < self.n_rows):
             bad = index[(index < 0) | (index >= self.n_rows)][0]
             raise DataError(f"there is no row {bad}: rows are numbered 0 to {self.n_rows - 1}")
-        return column.take(index.astype(np.int64))
+        index = index.astype(np.int64)
+        return column.take(index if self.rows is None else self.rows[index])
 
 
 def open_split(
@@ -202,6 +219,35 @@ def batch_indices(seed: int, step: int, batch_size: int, n_rows: int) -> np.ndar
         epoch, batch = divmod(step, n_rows // batch_size)
         order, start = _epoch_order(seed, epoch, n_rows), batch * batch_size
     return order[start : start + batch_size]
+
+
+def held_out_rows(seed: int, fraction: float, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows are trained on, and which are held out for validation.
+
+    Local; a pure function of its arguments, as `batch_indices`. Drawn as the order of an epoch that
+    no run comes to, the last one there could be.
+
+    Args:
+        seed: Not negative.
+        fraction: Share to hold out, between 0 and 1; what is held out is rounded to whole rows.
+        n_rows: Rows in the split.
+
+    Returns:
+        Two int64 arrays of row numbers in ascending order.
+
+    Raises:
+        DataError: if one of them would be empty.
+    """
+    n_held = round(fraction * n_rows)
+    if not 0 < n_held < n_rows:
+        what = "none for validation" if n_held == 0 else "none to train on"
+        raise DataError(
+            f"`data.valid_fraction = {fraction:g}` of {n_rows} training rows leaves {what}: "
+            f"choose a fraction from {1 / n_rows:.3g} to {1 - 1 / n_rows:.3g}, or name a split by "
+            "`data.valid_split`"
+        )
+    order = _epoch_order(seed, 2**64 - 1, n_rows)
+    return np.sort(order[n_held:]), np.sort(order[:n_held])
 
 
 @lru_cache(maxsize=2)

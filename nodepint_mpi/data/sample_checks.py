@@ -74,6 +74,16 @@ def check_rows(split: Split, config: Config) -> SeriesTimes | None:
     return times
 
 
+def check_counted(split: Split, section: DataSection, what: str) -> None:
+    """Refuse a part of a split, whose whole was checked, in which no row counts. Local."""
+    if section.weights is None or split.take(section.weights, np.arange(split.n_rows)).any():
+        return
+    raise DataError(
+        f"The weights {section.weights!r} are zero in all {split.n_rows} rows that are {what}: "
+        "change `run.seed` or `data.valid_fraction`, or name a split by `data.valid_split`."
+    )
+
+
 def series_times(split: Split, name: str) -> SeriesTimes:
     """Times of all rows as they are stored. Local."""
     times = split.take(name, np.arange(split.n_rows)).astype(float)
@@ -84,7 +94,8 @@ def lengths_of(split: Split, name: str) -> np.ndarray:
     """How many entries each row of a column of series has. Local."""
     column = split.column(name)
     if isinstance(column, RaggedColumn):
-        return np.asarray(column.lengths)
+        lengths = np.asarray(column.lengths)
+        return lengths if split.rows is None else lengths[split.rows]
     return np.full(split.n_rows, column.shape[0] if column.shape else 1)
 
 

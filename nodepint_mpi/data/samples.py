@@ -16,10 +16,16 @@ from nodepint_mpi.core.batch import (
 )
 from nodepint_mpi.core.exogenous import cut_signal
 from nodepint_mpi.core.partition import snap_times
-from nodepint_mpi.data.datasets import Split, batch_indices, open_split_together
+from nodepint_mpi.data.datasets import (
+    Split,
+    batch_indices,
+    held_out_rows,
+    open_split_together,
+)
 from nodepint_mpi.data.same_data import require_same_data
 from nodepint_mpi.data.sample_checks import (
     SeriesTimes,
+    check_counted,
     check_rows,
     columns_of,
     entry_shape,
@@ -68,6 +74,16 @@ class Samples(NamedTuple):
     @property
     def n_rows(self) -> int:
         return self.split.n_rows
+
+    @property
+    def epoch_steps(self) -> int:
+        """Optimizer steps of an epoch: its whole batches. Local."""
+        return self.n_rows // (self.section.batch_size or self.n_rows)
+
+    @property
+    def n_left_out(self) -> int:
+        """Rows that an epoch leaves out, others in each: those that fill no batch. Local."""
+        return self.n_rows % (self.section.batch_size or self.n_rows)
 
     @property
     def differ(self) -> bool:
@@ -164,8 +180,17 @@ class Samples(NamedTuple):
         return int(np.prod(self.split.column(self.section.static).shape))
 
 
-def open_samples(control: MPI.Intracomm, config: Config, split: str) -> Samples:
-    """Open one split on all ranks and check it. Collective over `control`.
+class Splits(NamedTuple):
+    """What is trained on, what is looked at meanwhile, if anything, and what is scored at the
+    end."""
+
+    train: Samples
+    valid: Samples | None
+    test: Samples
+
+
+def open_splits(control: MPI.Intracomm, config: Config) -> Splits:
+    """Open the splits of a config on all ranks and check them. Collective over `control`.
 
     Raises:
         DataError: on all ranks, if the data are missing, damaged or not what the config says.
@@ -174,14 +199,48 @@ def open_samples(control: MPI.Intracomm, config: Config, split: str) -> Samples:
     section = config.data
     if section is None:
         raise ConfigError("Training needs a section `[data]`.")
+    train, test = (
+        _open(control, config, section, s) for s in (section.train_split, section.test_split)
+    )
+    valid = None
+    if section.valid_split is not None:
+        valid = _open(control, config, section, section.valid_split)
+    with together(control):
+        return hold_out(config, train, valid, test)
+
+
+def hold_out(config: Config, train: Samples, valid: Samples | None, test: Samples) -> Splits:
+    """The splits, with the rows that are held out for validation. Local.
+
+    Raises:
+        DataError: if there are too few rows to train on, or to hold out.
+    """
+    section = train.section
+    if section.valid_fraction is not None:
+        kept, held = held_out_rows(config.run.seed, section.valid_fraction, train.n_rows)
+        train, valid = part_of_samples(train, kept), part_of_samples(train, held)
+        for part, what in ((train, "trained on"), (valid, "held out for validation")):
+            check_counted(part.split, section, what)
+    check_batch(section, train.n_rows)
+    return Splits(train, valid, test)
+
+
+def part_of_samples(samples: Samples, rows: np.ndarray) -> Samples:
+    """Some rows of a whole split that was checked, numbered anew. Local."""
+    split, series = samples.split.part(rows), samples.series
+    if series is None:
+        return samples._replace(split=split)
+    series = SeriesTimes(series.times[rows], series.lengths[rows])
+    return samples._replace(split=split, series=series, times=_all_times(series))
+
+
+def _open(control: MPI.Intracomm, config: Config, section: DataSection, split: str) -> Samples:
+    """One split on all ranks, checked. Collective over `control`."""
     columns = columns_of(section)
     opened = open_split_together(control, section.source, split, columns, series_of(section))
     require_same_data(control, section.source, split, opened, columns)
     with together(control):
-        samples = checked_samples(opened, config)
-        if split == section.train_split:
-            check_batch(section, opened.n_rows)
-    return samples
+        return checked_samples(opened, config)
 
 
 def checked_samples(split: Split, config: Config) -> Samples:
@@ -197,8 +256,13 @@ def checked_samples(split: Split, config: Config) -> Samples:
         return Samples(split, section, np.array([config.time.horizon[1]]))
     if times.are_common:
         return Samples(split, section, times.times[0])
-    real = np.arange(times.times.shape[1]) < times.lengths[:, None]
-    return Samples(split, section, np.unique(times.times[real]), times)
+    return Samples(split, section, _all_times(times), times)
+
+
+def _all_times(series: SeriesTimes) -> np.ndarray:
+    """All times that occur. Local."""
+    real = np.arange(series.times.shape[1]) < series.lengths[:, None]
+    return np.unique(series.times[real])
 
 
 def count_outputs(samples: Samples) -> int:
@@ -206,7 +270,8 @@ def count_outputs(samples: Samples) -> int:
     section = samples.section
     if section.times is not None:
         return entry_shape(samples.split, section.target)[-1]
-    labels = samples.split.take(section.target, np.arange(samples.n_rows))
+    whole = samples.split.whole  # a class may be held out with all its rows
+    labels = whole.take(section.target, np.arange(whole.n_rows))
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
         raise DataError(
             f"The target column {section.target!r} holds {labels.dtype} of shape "
@@ -242,8 +307,8 @@ def check_first(samples: Samples, begin: float) -> None:
     if starts is not None and (starts > begin).any():
         late = np.flatnonzero(starts > begin)
         raise DataError(
-            f"Row {late[0]} of {section.times!r} begins at t = {starts[late[0]]:g} "
-            f"({len(late)} rows begin late), but the encoder turns the first observation into the "
+            f"Row {samples.split.number(late[0])} of {section.times!r} begins at t = "
+            f"{starts[late[0]]:g} ({len(late)} rows begin late), but the encoder turns the first observation into the "
             f"state at the beginning of the horizon, {begin:g}: count each row's time from its "
             "first observation, give initial states in a column of their own, `data.initial`, or "
             "an encoder that takes `times` and so reads the whole series."
@@ -258,17 +323,18 @@ def check_first(samples: Samples, begin: float) -> None:
         missing = np.isnan(first).reshape(samples.n_rows, -1).any(axis=1)
     if missing.any():
         raise DataError(
-            f"The first observation in row {np.argmax(missing)} of column {section.input!r} is "
-            f"missing, and in {missing.sum()} rows in all, but the encoder gets the first one: "
-            "give initial states in a column of their own, `data.initial`, or an encoder that "
+            f"The first observation in row {samples.split.number(np.argmax(missing))} of column "
+            f"{section.input!r} is missing, and in {missing.sum()} rows in all, but the encoder "
+            "gets the first one: give initial states in a column of their own, `data.initial`, or an encoder that "
             "takes `mask` and so reads the whole series."
         )
 
 
 def check_batch(section: DataSection, n_rows: int) -> None:
-    """Check that the training split has enough rows for a batch. Local."""
+    """Check that there are enough rows to train on for a batch. Local."""
     if section.batch_size is not None and section.batch_size > n_rows:
+        left = "" if section.valid_fraction is None else " left by `data.valid_fraction`"
         raise DataError(
             f"`data.batch_size` is {section.batch_size}, but the split {section.train_split!r} "
-            f"has {n_rows} samples."
+            f"has {n_rows} samples{left}."
         )

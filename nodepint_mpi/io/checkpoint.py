@@ -87,7 +87,7 @@ def save_checkpoint(
     row_start: int,
     n_rows: int,
     meta: Mapping[str, Any],
-    keep: int,
+    keep: int | None,
 ) -> Path:
     """Save a checkpoint and remove the oldest ones.
 
@@ -106,6 +106,7 @@ def save_checkpoint(
         meta: Further facts that JSON can hold, equal on all ranks: "fingerprint" of the
             experiment, seeds, data cursor; "config" (TOML text) explains a wrong fingerprint.
         keep: How many checkpoints up to this step stay, this one among them; at least 1.
+            None for all.
 
     Returns:
         The checkpoint's path, on all ranks.
@@ -150,7 +151,8 @@ def save_checkpoint(
         with together(control):
             if control.rank == 0:
                 publish(partial, path)
-                prune(folder, step=step, keep=keep)
+                if keep is not None:
+                    prune(folder, step=step, keep=keep)
     except NodepintError:
         if control.rank == 0:
             remove_file(partial)
@@ -213,14 +215,17 @@ def load_checkpoint(
 
 
 def require_fingerprint(control: MPI.Intracomm, where: Path, fingerprint: str) -> None:
-    """Check, before anything else is done, that a folder's newest good checkpoint belongs here.
+    """Check, before anything else is done, that a checkpoint belongs here: a file, or a folder's
+    newest good one.
 
     Collective over `control`. Reads no array.
 
     Raises:
         CheckpointError: on all ranks, if there is none or it belongs to another experiment.
     """
-    for path in control.bcast(find_checkpoints(where) if control.rank == 0 else None):
+    with together(control):
+        listed = _candidates(where)[0] if control.rank == 0 else None
+    for path in control.bcast(listed):
         with together(control):
             if control.rank == 0:
                 _check_format(path)

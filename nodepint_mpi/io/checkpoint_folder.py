@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from nodepint_mpi.errors import CheckpointError, OutputError
@@ -73,6 +74,16 @@ def prune(folder: Path, *, step: int, keep: int) -> None:
         older = [path for path in find_checkpoints(folder) if _step(path) <= step]
         for path in older[max(1, keep) :]:
             path.unlink()
+    except (CheckpointError, OSError) as error:
+        _log.warning("cannot remove old checkpoints in %s: %s", folder, error_text(error))
+
+
+def keep_steps(folder: Path, steps: Collection[int]) -> None:
+    """Remove all checkpoints but those of some steps. Local."""
+    try:
+        for path in find_checkpoints(folder):
+            if _step(path) not in steps:
+                path.unlink()
     except (CheckpointError, OSError) as error:
         _log.warning("cannot remove old checkpoints in %s: %s", folder, error_text(error))
 

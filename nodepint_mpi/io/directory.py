@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 import subprocess
 import sys
@@ -16,11 +17,16 @@ import tomli_w
 
 from nodepint_mpi.config.experiment import Config, read_config
 from nodepint_mpi.errors import CheckpointError, ConfigError, OutputError
+from nodepint_mpi.io.checkpoint_folder import checkpoint_path, find_checkpoints
 from nodepint_mpi.io.lock import LOCK, locking
 
-CONFIG, PROVENANCE, LOG, PHASES, CHECKPOINTS, DONE = (
-    "config.toml", "provenance.json", "log.txt", "phases.json", "ckpt", "DONE",
+CONFIG, PROVENANCE, LOG, PHASES, CHECKPOINTS, BEST, DONE = (
+    "config.toml", "provenance.json", "log.txt", "phases.json", "ckpt", "best", "DONE",
 )  # fmt: skip
+
+Which = str | os.PathLike[str] | int | None
+"""A checkpoint of a run: "best", "last", its step, or its path; None for the best if the run keeps
+it apart, else the last."""
 
 PACKAGES = ("jax", "equinox", "diffrax", "optax", "mpi4py", "mpi4jax", "h5py", "datasets")
 
@@ -107,6 +113,8 @@ def start_directory(
     """
     try:
         (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        if config.output.best is not None:
+            (folder / BEST).mkdir(exist_ok=True)
     except OSError as error:
         raise OutputError(f"Cannot write the run directory {folder}: {error.strerror}.") from error
     provenance = _read_json(folder / PROVENANCE)
@@ -144,6 +152,46 @@ def read_run(folder: Path) -> Config:
     if not (folder / CONFIG).is_file():
         raise ConfigError(f"{folder} is not a run directory: it has no {CONFIG}.")
     return read_config(folder / CONFIG)
+
+
+def find_place(folder: Path, config: Config, which: Which) -> Path:
+    """Where a checkpoint of a run is: a file, or a folder whose newest good one is meant. Local.
+
+    Args:
+        folder: The run directory.
+        config: Its config.
+        which: The checkpoint.
+
+    Raises:
+        CheckpointError: if it is not there.
+    """
+    best = find_checkpoints(folder / BEST)
+    if isinstance(which, str) and which.isdecimal():
+        which = int(which)
+    match which:
+        case None:
+            return folder / (BEST if best and config.output.best is not None else CHECKPOINTS)
+        case "last":
+            return folder / CHECKPOINTS
+        case "best":
+            if not best:
+                raise CheckpointError(
+                    f"{folder} has no best checkpoint: a run keeps it apart if its config has "
+                    '`output.best`, such as "valid_loss", and after the first validation.'
+                )
+            return folder / BEST
+        case int():
+            for place in (CHECKPOINTS, BEST):
+                if checkpoint_path(folder / place, which).is_file():
+                    return checkpoint_path(folder / place, which)
+            names = [path.name for path in [*find_checkpoints(folder / CHECKPOINTS), *best]]
+            raise CheckpointError(
+                f"{folder} has no checkpoint of step {which}; there are "
+                f"{', '.join(dict.fromkeys(names)) or 'none'}."
+            )
+    if not Path(which).is_file():
+        raise CheckpointError(f"The checkpoint {which} does not exist.")
+    return Path(which)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -19,12 +19,24 @@ MANY_COMPONENTS = 8
 
 
 def plot_losses(folder: Path) -> Path:
-    """Loss and sweeps of every step, from the run's history and, before it began, its records."""
+    """Loss, also on the validation set if there is one, and sweeps of every step.
+
+    From the run's history and, before it began, its records.
+    """
     steps, columns = _by_step(folder)
     figure = Figure(figsize=(7, 5), layout="constrained")
     losses, sweeps = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    losses.semilogy(steps, columns["loss"], color="black")
+    losses.semilogy(steps, columns["loss"], color="black", label="training")
     losses.set_ylabel("training loss")
+    validated = [record for record in read_records(folder) if "valid_loss" in record]
+    if validated:
+        losses.semilogy(
+            [record["step"] for record in validated],
+            [record["valid_loss"] for record in validated],
+            "--o", color="tab:orange", markersize=3, label="validation",
+        )  # fmt: skip
+        losses.set_ylabel("loss")
+        losses.legend(fontsize="small")
     losses.grid(alpha=0.3)
     for style, key, label in (("-", "sweeps", "forward"), ("--", "adjoint_sweeps", "adjoint")):
         sweeps.plot(steps, columns[key], style, color="black", label=label)

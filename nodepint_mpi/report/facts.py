@@ -9,7 +9,7 @@ import numpy as np
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.errors import DataError
 from nodepint_mpi.io.checkpoint_folder import find_checkpoints
-from nodepint_mpi.io.directory import CHECKPOINTS, DONE, LOG, PHASES, PROVENANCE, read_run
+from nodepint_mpi.io.directory import BEST, CHECKPOINTS, DONE, LOG, PHASES, PROVENANCE, read_run
 from nodepint_mpi.io.records import JSON_LINES, TABLE, read_records, read_table
 
 Columns = dict[str, np.ndarray]
@@ -21,7 +21,8 @@ class Facts(NamedTuple):
 
     `done` holds the final numbers; None if the run is not finished. `times` are those of the last
     start that came to an end, from `profiling`; None if there is none. `n_damaged` counts the
-    lines of the metrics that could not be read. `checkpoints` are names and bytes, newest first.
+    lines of the metrics that could not be read. `checkpoints` are names and bytes, newest first,
+    and then the best one.
     """
 
     folder: Path
@@ -66,8 +67,14 @@ def read_facts(folder: Path) -> Facts:
     starts = (_read_json(folder / PROVENANCE) or {}).get("starts", [])
     if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
         raise DataError(f"{folder / PROVENANCE} is damaged: `starts` is not a list of tables.")
-    paths = find_checkpoints(folder / CHECKPOINTS)
-    checkpoints = [(path.name, path.stat().st_size) for path in paths]
+    paths = find_checkpoints(folder / CHECKPOINTS) + find_checkpoints(folder / BEST)
+    checkpoints = [
+        (
+            path.name if path.parent.name == CHECKPOINTS else f"{BEST}/{path.name}",
+            path.stat().st_size,
+        )
+        for path in paths
+    ]
     return Facts(
         folder, config, columns, n_damaged, done, times, starts, checkpoints, _lines(folder / LOG)
     )

@@ -28,9 +28,11 @@ def loss(facts: Facts) -> Section | None:
     norms = facts.column("grad_norm")
     scores = {name: facts.column(name) for name in facts.columns if name.endswith("accuracy")}
     scores = {name: values for name, values in scores.items() if values is not None}
-    rows = 1 + (norms is not None) + bool(scores)
+    checked = scores.pop("valid_accuracy", None)
+    rows = 1 + (norms is not None) + bool(scores or checked is not None)
     figure, panels = _panels(facts, rows)
     draw_lines(panels[0], facts.steps, {"training loss of the step's batch": losses})
+    _draw_validated(panels[0], facts, facts.column("valid_loss"), "validation loss")
     test_loss = (facts.done or {}).get("test_loss")
     if test_loss is not None:
         draw_level(panels[0], facts.steps, test_loss, "test loss at the end")
@@ -40,8 +42,10 @@ def loss(facts: Facts) -> Section | None:
     if norms is not None:
         draw_lines(panels[1], facts.steps, {"gradient norm": norms}, legend=False)
         panels[1].set_ylabel("gradient norm")
-    if scores:
-        draw_lines(panels[-1], facts.steps, scores, log=False)
+    if scores or checked is not None:
+        if scores:
+            draw_lines(panels[-1], facts.steps, scores, log=False)
+        _draw_validated(panels[-1], facts, checked, "valid_accuracy")
         panels[-1].set_ylabel("accuracy")
     caption = "Loss and norm of its gradient at every reported optimizer step."
     return Section("Loss", [Picture("loss", figure, caption)])
@@ -166,6 +170,18 @@ def draw_lines(
         panel.set_yscale("log")
     if legend:
         panel.legend(fontsize="small")
+
+
+def _draw_validated(panel: Axes, facts: Facts, values: np.ndarray | None, label: str) -> None:
+    """A score on the validation set, if there is any: not every record has one."""
+    if values is None:
+        return
+    seen = np.isfinite(values)
+    panel.plot(
+        facts.steps[seen], values[seen], "--s", color=COLORS[2], markersize=4,
+        markerfacecolor="none", linewidth=1.2, label=label,
+    )  # fmt: skip
+    panel.legend(fontsize="small")
 
 
 def draw_level(panel: Axes, x: np.ndarray, level: float, label: str) -> None:

@@ -1,10 +1,12 @@
 """`nodepint report`: the list of sections, and the page made of them."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from nodepint_mpi.errors import NodepintError
+from nodepint_mpi.io.directory import Which
 from nodepint_mpi.pages.page import check_page, write_page
 from nodepint_mpi.pages.parts import Section
 from nodepint_mpi.parallel.comms import Comms
@@ -54,6 +56,7 @@ def make_report(
     *,
     page: Path | None = None,
     rom_file: Path | None = None,
+    checkpoint: Which = None,
     trust: bool = False,
 ) -> dict[str, Any]:
     """Write the page of a run. Local.
@@ -63,6 +66,8 @@ def make_report(
         comms: Of one rank, to run the model on; None leaves it out, and with it the need for data.
         page: The HTML file; `report.html` in the run directory if None.
         rom_file: A reduced model of this run.
+        checkpoint: The model to look at, as of `open_run`.
+        trust: Import the code that the run's config names.
 
     Returns:
         What `--json` writes.
@@ -76,7 +81,8 @@ def make_report(
     sections = [make(facts) for make in FROM_RECORDS]
     scores = {}
     if comms is not None:
-        model = _open_model(folder, comms, rom_file, trust)
+        with _without_model():
+            model = look_at_model(folder, comms, rom_file, checkpoint=checkpoint, trust=trust)
         scores = model.predicted.scores
         sections.append(tables.checkpoint_used(facts, model.predicted.step))
         sections += [make(model) for make in FROM_MODEL]
@@ -92,9 +98,11 @@ def make_report(
     }
 
 
-def _open_model(folder: Path, comms: Comms, rom_file: Path | None, trust: bool) -> Model:
+@contextlib.contextmanager
+def _without_model() -> Iterator[None]:
+    """Say of an error how a report is made all the same."""
     try:
-        return look_at_model(folder, comms, rom_file, trust=trust)
+        yield
     except NodepintError as error:
         raise type(error)(
             f"{str(error).rstrip('.')}. `--no-model` makes the report without predictions."

@@ -16,10 +16,11 @@ def summary(facts: Facts) -> Section:
     rows.append(("ranks of every start", rank_counts(facts)))
     parts: list = [Table(("quantity", "value"), rows)]
     if facts.done is None:
-        n_steps = facts.config.run.n_steps
+        run = facts.config.run
+        of = f"of {run.n_steps}" if run.n_epochs is None else f"of a run of {run.n_epochs} epochs"
         parts.insert(
             0,
-            f"This run is not finished: step {facts.steps[-1]} of {n_steps} is the last that is "
+            f"This run is not finished: step {facts.steps[-1]} {of} is the last that is "
             "recorded. The page shows what there is.",
         )
     if facts.n_damaged > 0:
@@ -35,10 +36,10 @@ def checkpoint_used(facts: Facts, step: int) -> Section | None:
     return Section(
         "Which checkpoint",
         [
-            f"The newest good checkpoint is of step {step}, the last record of step {last}: what "
+            f"The checkpoint looked at is of step {step}, the last record of step {last}: what "
             "follows about the model is of that earlier step."
             if step < last
-            else f"The newest good checkpoint is of step {step}, later than the last record, of "
+            else f"The checkpoint looked at is of step {step}, later than the last record, of "
             f"step {last}."
         ],
     )

@@ -7,6 +7,7 @@ import numpy as np
 
 from nodepint_mpi.build.model import build_edges
 from nodepint_mpi.core.by_name import asked_for
+from nodepint_mpi.io.directory import Which
 from nodepint_mpi.models.networks import LinearMap
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.rom.evaluate import full_model, load_rom_of, run_batch
@@ -27,7 +28,7 @@ N_STATES = 1000
 
 
 class Predicted(NamedTuple):
-    """The test split and what the newest good checkpoint makes of it.
+    """The test split and what the model of a checkpoint makes of it.
 
     `targets` and `predictions` have axes (samples, times, ...); labels have one time. Of labels the
     predictions are logits. What was not observed, or is not predicted, is NaN. `times` are those of
@@ -65,9 +66,14 @@ class Model(NamedTuple):
 
 
 def look_at_model(
-    folder: Path, comms: Comms, rom_file: Path | None, *, trust: bool = False
+    folder: Path,
+    comms: Comms,
+    rom_file: Path | None,
+    *,
+    checkpoint: Which = None,
+    trust: bool = False,
 ) -> Model:
-    """Load the newest good checkpoint and predict the test split. Local: `comms` is of one rank.
+    """Load a checkpoint (see `open_run`) and predict the test split. Local: `comms` is of one rank.
 
     Raises:
         NodepintError: if the run, its data, a checkpoint or the reduced model cannot be read.
@@ -75,7 +81,7 @@ def look_at_model(
     reduced = (
         None if rom_file is None else Reduced(load_rom_of(folder, rom_file, trust=trust), rom_file)
     )
-    trained = open_run(folder, comms, trust=trust)
+    trained = open_run(folder, comms, checkpoint=checkpoint, trust=trust)
     return Model(trained, _predict(comms, trained, reduced), reduced)
 
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from nodepint_mpi.build.imports import named_code, require_trust
 from nodepint_mpi.errors import ReducedModelError
-from nodepint_mpi.io.directory import read_run
+from nodepint_mpi.io.directory import Which, read_run
 from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
 from nodepint_mpi.pages.figures import draw_reduced, save_figure
 from nodepint_mpi.parallel.comms import Comms
@@ -49,8 +49,10 @@ class FullModel(eqx.Module):
         return jax.vmap(self.model.decoder)(self.states(x, ts))
 
 
-def evaluate_rom(file: Path, folder: Path, comms: Comms, *, trust: bool = False) -> dict[str, Any]:
-    """Compare a reduced model with the newest good checkpoint of the run it is from.
+def evaluate_rom(
+    file: Path, folder: Path, comms: Comms, *, checkpoint: Which = None, trust: bool = False
+) -> dict[str, Any]:
+    """Compare a reduced model with a checkpoint (see `open_run`) of the run it is from.
 
     Collective over `comms`; the solves are serial, on rank 0, which also draws a figure beside
     the file. Equal on all ranks.
@@ -61,7 +63,7 @@ def evaluate_rom(file: Path, folder: Path, comms: Comms, *, trust: bool = False)
     control = comms.control
     with together(control):
         rom = load_rom_of(folder, file, trust=trust)
-    trained = open_run(folder, comms, trust=trust)
+    trained = open_run(folder, comms, checkpoint=checkpoint, trust=trust)
     result: dict[str, Any] = {}
     with together(control):
         if control.rank == 0:

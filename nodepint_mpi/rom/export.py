@@ -18,7 +18,7 @@ from nodepint_mpi.core.by_name import asked_for
 from nodepint_mpi.core.stopping import JumpTolerance
 from nodepint_mpi.data.samples import count_outputs
 from nodepint_mpi.errors import ConfigError, NonFiniteError
-from nodepint_mpi.io.directory import commit, config_text, versions
+from nodepint_mpi.io.directory import Which, commit, config_text, versions
 from nodepint_mpi.io.leaves import take_leaves
 from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
 from nodepint_mpi.parallel.comms import Comms
@@ -54,9 +54,10 @@ def export_rom(
     *,
     rank: int | None = None,
     energy: float | None = None,
+    checkpoint: Which = None,
     trust: bool = False,
 ) -> dict[str, Any]:
-    """Build a reduced model of the newest good checkpoint of a run and write it to one file.
+    """Build a reduced model of a checkpoint of a run and write it to one file.
 
     Collective over `comms`. The basis are the leading directions of all training trajectories:
     their states at slice boundaries and at observation times. They stay on the ranks they were
@@ -68,6 +69,7 @@ def export_rom(
         comms: The run's communicators.
         rank: How many directions. Trajectories with fewer independent ones give fewer.
         energy: Or the share of the trajectories' sum of squares that they must hold.
+        checkpoint: Which one, as of `open_run`.
         trust: Import the code that the run's config names.
 
     Raises:
@@ -78,7 +80,7 @@ def export_rom(
     with together(control):
         if control.rank == 0:
             check_target(out)
-    experiment, step, params, _ = open_run(folder, comms, trust=trust)
+    experiment, step, params, _ = open_run(folder, comms, checkpoint=checkpoint, trust=trust)
     _require_autonomous(experiment, params)
     size = math.prod(experiment.state.shape[1:])
     if rank is not None and rank > size:

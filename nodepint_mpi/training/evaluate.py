@@ -1,7 +1,7 @@
 """Scores on a split, and predictions to look at."""
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -13,8 +13,9 @@ from nodepint_mpi.build.imports import named_code, require_trust
 from nodepint_mpi.build.optimizers import averaged_of
 from nodepint_mpi.core.batch import SampleBatch
 from nodepint_mpi.data.samples import Samples
+from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.io.checkpoint import load_checkpoint, require_fingerprint, require_finite
-from nodepint_mpi.io.directory import CHECKPOINTS, read_run
+from nodepint_mpi.io.directory import Which, find_place, read_run
 from nodepint_mpi.models.networks import EncodeProcessDecode
 from nodepint_mpi.pages.figures import draw_labels, draw_trajectories, save_figure
 from nodepint_mpi.parallel.comms import Comms, TimeComm
@@ -28,26 +29,54 @@ BATCH = 500
 N_SHOWN = {"labels": 24, "trajectories": 4}
 
 
-Split = Literal["test", "train"]
+Split = Literal["test", "train", "valid"]
 """What a model is scored on."""
+Scorer = Callable[[EncodeProcessDecode], dict[str, float]]
 
 
 def evaluate(
     comms: Comms, experiment: Experiment, params: EncodeProcessDecode, *, split: Split = "test"
 ) -> dict[str, float]:
-    """Loss and metrics over a whole split. Collective over `comms`; equal on all ranks."""
+    """Loss and metrics over a whole split. Collective over `comms`; equal on all ranks.
+
+    Raises:
+        ConfigError: on all ranks, if there is no such split.
+    """
+    return make_scorer(comms, experiment, split)(params)
+
+
+def make_scorer(comms: Comms, experiment: Experiment, split: Split) -> Scorer:
+    """Make the function from parameters to loss and metrics over a whole split. Local.
+
+    To call it is collective over `comms`; it compiles when it is first called.
+
+    Raises:
+        ConfigError: if there is no such split.
+    """
     samples, problem = experiment.test, experiment.test_problem
     if split == "train":
         samples = experiment.train
         problem = make_problem(
             experiment.config, comms.time, experiment.model, samples, relaxed=False
         )
-    run, totals = make_evaluation(problem), {}
-    for own, counted in deal_rows(comms.time, samples.n_rows, BATCH):
-        for name, mean in run(params, samples.take(own), counted).items():
-            part, before = jax.tree.map(float, mean), totals.get(name)
-            totals[name] = part if before is None else jax.tree.map(operator.add, before, part)
-    return {name: total.value() for name, total in totals.items()}
+    elif split == "valid":
+        if experiment.valid is None or experiment.valid_problem is None:
+            raise ConfigError(
+                "There is no validation set to evaluate on: the config of the run gives neither "
+                "`data.valid_split` nor `data.valid_fraction`."
+            )
+        samples, problem = experiment.valid, experiment.valid_problem
+    run = make_evaluation(problem)
+
+    def score(params: EncodeProcessDecode) -> dict[str, float]:
+        totals = {}
+        for own, counted in deal_rows(comms.time, samples.n_rows, BATCH):
+            for name, mean in run(params, samples.take(own), counted).items():
+                part, before = jax.tree.map(float, mean), totals.get(name)
+                totals[name] = part if before is None else jax.tree.map(operator.add, before, part)
+        return {name: total.value() for name, total in totals.items()}
+
+    return score
 
 
 def deal_rows(comm: TimeComm, n_rows: int, size: int) -> Iterator[tuple[np.ndarray, bool]]:
@@ -66,20 +95,25 @@ def deal_rows(comm: TimeComm, n_rows: int, size: int) -> Iterator[tuple[np.ndarr
 
 
 def evaluate_run(
-    folder: Path, comms: Comms, *, split: Split = "test", trust: bool = False
+    folder: Path,
+    comms: Comms,
+    *,
+    split: Split = "test",
+    checkpoint: Which = None,
+    trust: bool = False,
 ) -> dict[str, int | float]:
-    """Scores of the newest good checkpoint of a run. Collective over `comms`.
+    """Scores of a checkpoint of a run, as of `open_run`. Collective over `comms`.
 
     Raises:
         NodepintError: on all ranks, if the run or its data cannot be read.
     """
-    trained = open_run(folder, comms, trust=trust)
+    trained = open_run(folder, comms, checkpoint=checkpoint, trust=trust)
     scores = evaluate(comms, trained.experiment, trained.params, split=split)
     return {"step": trained.step, **scores}
 
 
 class TrainedRun(NamedTuple):
-    """The newest good checkpoint of a run, with the experiment it belongs to.
+    """A good checkpoint of a run, with the experiment it belongs to.
 
     `params` are averaged if the run averages them. `basis` is the one that the slices share, if the
     method keeps one from step to step.
@@ -91,28 +125,46 @@ class TrainedRun(NamedTuple):
     basis: np.ndarray | None
 
 
-def open_run(folder: Path, comms: Comms, *, trust: bool = False) -> TrainedRun:
+def open_run(
+    folder: Path, comms: Comms, *, checkpoint: Which = None, trust: bool = False
+) -> TrainedRun:
     """Set up the experiment of a run and load its parameters. Collective over `comms`.
 
     Args:
         folder: The run directory.
         comms: The run's communicators.
+        checkpoint: "best", "last", a step or the path of a file; unless given the best one if the
+            run keeps it apart, else the newest good one.
         trust: Import the code that the run's config names. Without, a config that names any is
             refused; with it, only after a checkpoint has shown that the config is the run's own.
 
     Raises:
         NodepintError: on all ranks, if the run, its data or a checkpoint cannot be read.
     """
+    where = None
     with together(comms.control):
         config = read_run(folder)
         require_trust(config, folder, trust=trust)
+        if comms.control.rank == 0:
+            where = find_place(folder, config, checkpoint)
+    where = comms.control.bcast(where)
+    assert where is not None  # rank 0 has found it
     if comms.control.bcast(bool(named_code(config))):
-        require_fingerprint(comms.control, folder / CHECKPOINTS, config.fingerprint())
-    experiment = set_up(config, comms)
+        require_fingerprint(comms.control, where, config.fingerprint())
+    return load_trained(set_up(config, comms), where)
+
+
+def load_trained(experiment: Experiment, where: Path) -> TrainedRun:
+    """Load parameters: a checkpoint, or the newest good one of a folder. Collective over its ranks.
+
+    Raises:
+        CheckpointError: on all ranks, if there is none that can be read and belongs to it.
+    """
+    comms = experiment.comms
     first, _ = slice_rows(experiment.config, comms.time)
     loaded = load_checkpoint(
         comms.control,
-        folder / CHECKPOINTS,
+        where,
         like_at=lambda step: kept_like(at_step(experiment, step - 1)),
         row_start=first,
         n_owned_rows=0,

@@ -7,13 +7,13 @@ import numpy as np
 
 from nodepint_mpi.build.model import Given, build_model
 from nodepint_mpi.build.optimizers import build_optimizer, check_optimizer, parameter_paths
-from nodepint_mpi.build.sections import build_problem
+from nodepint_mpi.build.sections import build_loss, build_problem
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.core.partition import check_layout, owned_range
 from nodepint_mpi.data.datasets import open_split
 from nodepint_mpi.data.own import with_own_data
 from nodepint_mpi.data.sample_checks import columns_of, series_of
-from nodepint_mpi.data.samples import Samples, check_batch, checked_samples, count_outputs
+from nodepint_mpi.data.samples import Splits, checked_samples, count_outputs, hold_out
 from nodepint_mpi.errors import ConfigError, LayoutError
 from nodepint_mpi.io.checkpoint_file import checkpoint_bytes
 from nodepint_mpi.parallel.dealing import part_of
@@ -21,8 +21,9 @@ from nodepint_mpi.parallel.methods.base import ENDS, LEFTS
 from nodepint_mpi.training.batch_model import split_model
 from nodepint_mpi.training.check_model import check_model
 from nodepint_mpi.training.memory import kept_states, require_network_fits, show_bytes, tree_bytes
-from nodepint_mpi.training.setup import check_encoded, check_scores, share_batch
+from nodepint_mpi.training.setup import check_encoded, check_scores, count_steps, share_batch
 from nodepint_mpi.training.warm_starts import bytes_each, count_kept
+from nodepint_mpi.training.watch import require_watched
 
 
 def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
@@ -59,9 +60,11 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
             "message_bytes": state * number_bytes,
             "interface_bytes_per_rank": max(owned) * 2 * state * number_bytes,
         }
-    samples = _open(config)
+    splits = _open(config)
+    samples = splits.train
     shape, size = samples.input_shape, count_outputs(samples)
-    last = config.run.n_steps - 1  # a network that grows is largest then
+    n_steps = count_steps(config, samples)
+    last = n_steps - 1  # a network that grows is largest then
     require_network_fits(config, input_shape=shape, output_size=size, step=last, n_here=1)
     given = Given(samples.n_inputs, samples.n_static)
     model = build_model(config, input_shape=shape, output_size=size, given=given, step=last)
@@ -72,8 +75,11 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
     batch = samples.section.batch_size or samples.n_rows
     shape = check_model(model, samples)
     state, n_samples = int(np.prod(shape)), share_batch(config, samples.n_rows, n_groups)
-    check_encoded(config, model, samples)
+    for part in splits:
+        if part is not None:
+            check_encoded(config, model, part)
     check_scores(config, model, samples, (n_samples, *shape))
+    require_watched(config, build_loss(config)[1])
     message = n_samples * state * number_bytes
     params_bytes, opt_bytes = tree_bytes(params), tree_bytes(opt_state)
     rows = {}
@@ -90,7 +96,11 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
     replicated = {"params": params, "opt_state": opt_state}
     return plan | {
         "n_train": samples.n_rows,
+        "n_valid": None if splits.valid is None else splits.valid.n_rows,
         "batch_size": batch,
+        "steps_per_epoch": samples.epoch_steps,
+        "rows_left_out": samples.n_left_out,
+        "n_steps": n_steps,
         "n_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "parameter_paths": parameter_paths(params),
         "state_size": state,
@@ -109,8 +119,8 @@ def format_plan(plan: dict[str, Any]) -> str:
     return "\n".join(f"{name:28} {value}" for name, value in rows)
 
 
-def _open(config: Config) -> Samples:
-    """The training split, opened by this process alone; both splits are checked as in training."""
+def _open(config: Config) -> Splits:
+    """The splits, opened by this process alone and checked as in training."""
     config = with_own_data(config)
     data = config.data
     if data is None:
@@ -119,10 +129,11 @@ def _open(config: Config) -> Samples:
         name: checked_samples(
             open_split(data.source, name, columns_of(data), series=series_of(data)), config
         )
-        for name in (data.train_split, data.test_split)
+        for name in (data.train_split, data.test_split, data.valid_split)
+        if name is not None
     }
-    check_batch(data, samples[data.train_split].n_rows)
-    return samples[data.train_split]
+    valid = None if data.valid_split is None else samples[data.valid_split]
+    return hold_out(config, samples[data.train_split], valid, samples[data.test_split])
 
 
 def _show(key: str, value: Any) -> str:

@@ -22,6 +22,7 @@ from nodepint_mpi.training.error_control import Stepper
 from nodepint_mpi.training.saving import save_run
 from nodepint_mpi.training.setup import Batch, Experiment, slice_rows
 from nodepint_mpi.training.step import StepReport, TrainState, make_walk
+from nodepint_mpi.training.watch import Watch
 
 REMEDY = (
     "Start a new run with a smaller `optim.learning_rate`, with `optim.warmup_steps` or "
@@ -40,14 +41,22 @@ class LastGood:
     """
 
     def __init__(self) -> None:
-        self._began: tuple[Experiment, TrainState, int] | None = None
+        self._began: tuple[Experiment, TrainState, int, Watch | None] | None = None
         self._losses: list[tuple[int, float, float]] = []
 
     def note(
-        self, experiment: Experiment, state: TrainState, step: int, report: StepReport
+        self,
+        experiment: Experiment,
+        state: TrainState,
+        step: int,
+        report: StepReport,
+        watch: Watch | None = None,
     ) -> None:
-        """Remember the finite step taken with `state`, after which `step` steps are done."""
-        self._began = experiment, state, step - 1
+        """Remember the finite step taken with `state`, after which `step` steps are done.
+
+        `watch` is what the validations had come to before it.
+        """
+        self._began = experiment, state, step - 1, watch
         self._losses.append((step, float(report.loss), float(report.grad_norm)))
         del self._losses[:-N_REMEMBERED]
 
@@ -80,12 +89,12 @@ class LastGood:
         """
         if self._began is None:
             return "No step of this start was finite: it saved no checkpoint."
-        experiment, state, step = self._began
+        experiment, state, step, watch = self._began
         path = checkpoint_path(folder / CHECKPOINTS, step)
         control = experiment.comms.control
         if not control.bcast(path.exists() if control.rank == 0 else None):
             try:
-                save_run(experiment, folder, state, make(experiment), step)
+                save_run(experiment, folder, state, make(experiment), step, watch=watch)
             except OutputError as error:
                 return f"The last good parameters could not be saved: {error}"
         return f"{path} has the parameters with which the last finite step began."

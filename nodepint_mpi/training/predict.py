@@ -1,6 +1,5 @@
 """Predictions of a trained model for samples that are in memory."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from nodepint_mpi.data.same_data import require_same_data
 from nodepint_mpi.data.sample_checks import columns_of, series_of
 from nodepint_mpi.data.samples import Samples, checked_samples
 from nodepint_mpi.errors import ConfigError, DataError
+from nodepint_mpi.io.directory import Which
 from nodepint_mpi.models.networks import EncodeProcessDecode
 from nodepint_mpi.names import hint
 from nodepint_mpi.parallel.comms import Comms
@@ -46,7 +46,7 @@ def predict(
     columns: Mapping[str, Any],
     comms: Comms,
     *,
-    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint: Which = None,
     trust: bool = False,
     model: Any = None,
 ) -> Predictions:

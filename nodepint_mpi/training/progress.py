@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
 
 from tqdm import tqdm
@@ -40,14 +41,18 @@ class Progress:
             self._redirect.__exit__(kind, error, trace)
             self._bar.close()
 
-    def report(self, step: int, report: StepReport, step_s: float) -> None:
-        """Show the numbers of one step; `step` of them are done."""
+    def report(
+        self, step: int, report: StepReport, step_s: float, scores: Mapping[str, float]
+    ) -> None:
+        """Show the numbers of one step, `step` of them are done, and scores if it was validated."""
         if not self._shown:
             return
         numbers = (
             f"loss {report.loss:.6g}, sweeps {report.sweeps} + {report.adjoint_sweeps}, "
             f"jump {report.jump:.1e}, {step_s * 1e3:.1f} ms/step"
         )
+        for name, value in scores.items():
+            numbers += f", {name.replace('_', ' ')} {value:.6g}"
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(numbers)

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 
 from nodepint_mpi.data.samples import shapes_of_data
 from nodepint_mpi.io.checkpoint import load_checkpoint, require_finite, save_checkpoint
-from nodepint_mpi.io.directory import CHECKPOINTS, config_text, versions
+from nodepint_mpi.io.directory import BEST, CHECKPOINTS, config_text, versions
 from nodepint_mpi.parallel.dealing import join_samples, split_samples
 from nodepint_mpi.training.error_control import Stepper, kept_like, make_stepper
 from nodepint_mpi.training.setup import Experiment, at_step, slice_rows
 from nodepint_mpi.training.step import TrainState
+from nodepint_mpi.training.watch import Watch, resumed_watch
 
 _log = logging.getLogger(__name__)
 
@@ -26,14 +27,31 @@ class Resumed(NamedTuple):
     state: TrainState
     step: int
     stepper: Stepper
+    watch: Watch | None
 
 
 def save_run(
-    experiment: Experiment, folder: Path, state: TrainState, stepper: Stepper, step: int
+    experiment: Experiment,
+    folder: Path,
+    state: TrainState,
+    stepper: Stepper,
+    step: int,
+    *,
+    watch: Watch | None = None,
+    best: bool = False,
 ) -> Path:
     """Checkpoint what is equal on all ranks once, and interface data by global slice and sample.
 
     Collective over `experiment.comms`.
+
+    Args:
+        experiment: As the next step is taken with.
+        folder: The run directory.
+        state: After `step` optimizer steps.
+        stepper: What took them.
+        step: How many there were.
+        watch: What the validations have come to.
+        best: Whether to put it with the best ones, none of which is then removed.
 
     Raises:
         OutputError: on all ranks, if it cannot be written.
@@ -43,7 +61,7 @@ def save_run(
     rows, first = join_samples(comms.data, rows, slice_rows(config, comms.time)[0])
     return save_checkpoint(
         comms.control,
-        folder / CHECKPOINTS,
+        folder / (BEST if best else CHECKPOINTS),
         step=step,
         replicated=state._asdict() | kept,
         rows=rows,
@@ -56,8 +74,9 @@ def save_run(
             "seed": config.run.seed,
             "data_cursor": step,
             "model": shapes_of_data(experiment.train),
-        },
-        keep=config.output.keep,
+        }
+        | ({} if watch is None else {"validation": watch.as_meta()}),
+        keep=None if best else config.output.keep,
     )
 
 
@@ -98,4 +117,4 @@ def resume_run(
     stepper.restore(loaded.replicated, split_samples(comms.time, loaded.rows))
     kept = {name: loaded.replicated[name] for name in TrainState._fields}
     state = TrainState(**jax.tree.map(jnp.asarray, kept))
-    return Resumed(experiment, state, loaded.step, stepper)
+    return Resumed(experiment, state, loaded.step, stepper, resumed_watch(config, loaded.meta))

@@ -15,7 +15,7 @@ from nodepint_mpi.build.model import Given, build_edges, build_integrator, build
 from nodepint_mpi.build.optimizers import averaged_of, build_optimizer, check_optimizer
 from nodepint_mpi.build.sections import build_loss, build_terms, build_time_solver
 from nodepint_mpi.build.user_code import load_code
-from nodepint_mpi.config.experiment import Config
+from nodepint_mpi.config.experiment import N_STEPS, Config
 from nodepint_mpi.core.batch import SampleBatch
 from nodepint_mpi.core.by_name import asked_for
 from nodepint_mpi.core.galerkin import AbstractReduction, Galerkin, ProjectedProcessor
@@ -27,9 +27,10 @@ from nodepint_mpi.core.sample_params import FieldArgs, SamplePropagator, SampleR
 from nodepint_mpi.core.types import Field
 from nodepint_mpi.data.samples import (
     Samples,
+    Splits,
     check_first,
     count_outputs,
-    open_samples,
+    open_splits,
 )
 from nodepint_mpi.errors import ConfigError, ProblemError
 from nodepint_mpi.models.networks import EncodeProcessDecode, FlatLinear
@@ -61,6 +62,7 @@ from nodepint_mpi.training.memory import (
 from nodepint_mpi.training.rank_samples import for_rank, place_samples
 from nodepint_mpi.training.sameness import require_same_code, require_same_shapes
 from nodepint_mpi.training.step import LineProblem, TrainState
+from nodepint_mpi.training.watch import require_watched
 
 
 class Batch(NamedTuple):
@@ -84,6 +86,13 @@ class Experiment(NamedTuple):
     state: jax.ShapeDtypeStruct
     """Shape of the states of this group's part of a batch, (samples, *state)."""
     comms: Comms
+    valid: Samples | None = None
+    valid_problem: LineProblem | None = None
+
+    @property
+    def n_steps(self) -> int:
+        """Optimizer steps of the whole run. Local."""
+        return count_steps(self.config, self.train)
 
     @property
     def method(self) -> AbstractMethod:
@@ -107,6 +116,14 @@ class Experiment(NamedTuple):
         return samples.take(rows[own_part(self.comms.time, len(rows))], step)
 
 
+def count_steps(config: Config, train: Samples) -> int:
+    """Optimizer steps of a whole run. Local."""
+    run = config.run
+    if run.n_epochs is not None:
+        return run.n_epochs * train.epoch_steps
+    return N_STEPS if run.n_steps is None else run.n_steps
+
+
 def set_up(config: Config, comms: Comms) -> Experiment:
     """Open the data and build model, solver and optimizer. Collective over `comms.control`.
 
@@ -118,20 +135,20 @@ def set_up(config: Config, comms: Comms) -> Experiment:
     """
     check_layout(config.time.n_slices, comms.time.size)
     require_same_code(comms.control, load_code(config))
-    assert config.data is not None or config.network is None  # open_samples explains
-    train = open_samples(comms.control, config, config.data.train_split if config.data else "")
-    test = open_samples(comms.control, config, config.data.test_split if config.data else "")
+    train, valid, test = open_splits(comms.control, config)
     n_here = count_here(comms.control)
     place = (comms.time.size, comms.time.rank)
     with together(comms.control):
         train = for_rank(train, config, *place, relaxed=True)
         test = for_rank(test, config, *place)
+        valid = None if valid is None else for_rank(valid, config, *place)
+        splits = Splits(train, valid, test)
         largest = 0 if config.growth is None else config.growth.steps[-1]
         sizes = {"input_shape": train.input_shape, "output_size": count_outputs(train)}
         require_network_fits(config, **sizes, step=largest, n_here=n_here)
         if config.growth is not None:  # says early if it cannot become so large
             _build(config, train, largest)
-        experiment = _assemble(config, comms, train, test, step=0)
+        experiment = _assemble(config, comms, splits, step=0)
         require_memory(needed_memory(experiment), n_here)
     require_same_shapes(comms.control, fresh_state(experiment)._asdict(), experiment.state)
     return experiment
@@ -159,21 +176,27 @@ def at_step(experiment: Experiment, step: int) -> Experiment:
     config = experiment.config
     if config.growth is None:
         return experiment
-    return _assemble(config, experiment.comms, experiment.train, experiment.test, step=step)
+    splits = Splits(experiment.train, experiment.valid, experiment.test)
+    return _assemble(config, experiment.comms, splits, step=step)
 
 
-def _assemble(
-    config: Config, comms: Comms, train: Samples, test: Samples, *, step: int
-) -> Experiment:
+def _assemble(config: Config, comms: Comms, splits: Splits, *, step: int) -> Experiment:
     """Everything that depends on the network. Local."""
+    train, valid, test = splits
     model = _build(config, train, step)
     train_problem = make_problem(config, comms.time, model, train, relaxed=True)
     test_problem = make_problem(config, comms.time, model, test, relaxed=False)
+    valid_problem = None
+    if valid is not None:
+        valid_problem = make_problem(config, comms.time, model, valid, relaxed=False)
     n_samples = share_batch(config, train.n_rows, comms.time.n_groups)
     shape = (n_samples, *check_model(model, train))
     check_times(config, model, shape, args_of(train, 0))
     check_encoded(config, model, train)
     check_encoded(config, model, test)
+    if valid is not None:
+        check_encoded(config, model, valid)
+    require_watched(config, train_problem.metrics)
     check_scores(config, model, train, shape)
     state = jax.ShapeDtypeStruct(shape, config.run.precision)
     train_problem.solver.method.carry_like(1, state)  # says if a basis does not fit the state
@@ -181,8 +204,9 @@ def _assemble(
     optimizer = build_optimizer(config.optim, params)
     check_optimizer(config.optim, optimizer, params)
     return Experiment(
-        config, model, train, test, train_problem, test_problem, optimizer, state, comms
-    )
+        config, model, train, test, train_problem, test_problem, optimizer, state, comms,
+        valid, valid_problem,
+    )  # fmt: skip
 
 
 def check_scores(

@@ -41,6 +41,7 @@ from nodepint_mpi.training.callbacks import Callback, Listeners, make_callbacks
 from nodepint_mpi.training.enlarge import grow
 from nodepint_mpi.training.error_control import Stepper, Taken, make_stepper
 from nodepint_mpi.training.evaluate import evaluate, save_predictions
+from nodepint_mpi.training.length import describe_length
 from nodepint_mpi.training.nonfinite import LastGood, raise_nonfinite
 from nodepint_mpi.training.plain import make_plain_stepper
 from nodepint_mpi.training.progress import Progress
@@ -56,6 +57,8 @@ from nodepint_mpi.training.setup import (
     set_up,
 )
 from nodepint_mpi.training.step import StepReport, TrainState
+from nodepint_mpi.training.validation import Validation
+from nodepint_mpi.training.watch import new_watch
 
 IMPORT_PATIENCE = 8.0
 """What is imported may take this many times `run.hang_timeout_s`: slow file systems."""
@@ -119,8 +122,11 @@ def train(
             config = share_own_data(control, config)
             experiment = set_up(config, comms)
             state, start, stepper = fresh_state(experiment), 0, None
+            watch = new_watch(config)
             if resume is not None:
-                experiment, state, start, stepper = resume_run(experiment, folder, resume, make)
+                experiment, state, start, stepper, watch = resume_run(
+                    experiment, folder, resume, make
+                )
             stepper = stepper or make(experiment)
             places = control.allgather((socket.gethostname(), own_cores()))
             with together(control):
@@ -142,7 +148,14 @@ def train(
             experiment.config,
             listeners,
         )
-        run = Run(experiment, state, start, stepper, make, folder, flag, watchdog, timers, records)
+        validation = Validation(folder, watch)
+        validation.begin(experiment, start)
+        for line in describe_length(experiment):
+            _log.info("%s", line)
+        run = Run(
+            experiment, state, start, stepper, make, folder, flag, watchdog, timers, records,
+            validation,
+        )  # fmt: skip
         run.to_the_end()
         experiment, state, step, report = run.experiment, run.state, run.step, run.report
         with watchdog.phase("comparing times", collective=True, step=step):
@@ -151,7 +164,7 @@ def train(
             if times is not None:  # rank 0 has them
                 write_times(folder, times)
         result = {
-            "status": "finished" if step >= config.run.n_steps else "stopped",
+            "status": "finished" if run.is_finished else "stopped",
             "step": step,
             "n_ranks": control.size,
             "data_ranks": comms.time.n_groups,
@@ -167,16 +180,25 @@ def train(
             "%d checkpoints took %.3g s beside %.3g s of training: %.2g %%",
             len(seconds.saving), sum(seconds.saving), sum(seconds.steps), 100 * seconds.share(),
         )  # fmt: skip
+        result |= validation.numbers(experiment)
         if result["status"] == "stopped":
             _log.info("asked to stop: resume with `--resume auto`")
             if listeners is not None:
                 listeners.finish(result)
             return result
+        if validation.is_over(experiment):
+            result["reason"] = validation.describe()
+            _log.info("stopped early at step %d: %s", step, result["reason"])
+            _log.info("to go on, resume with a larger `run.patience`")
         with watchdog.phase("evaluating", limit_s=600.0):
+            scored, best = experiment, validation.load_best(experiment)
             params = evaluated_params(experiment, state)
-            scores = evaluate(comms, experiment, params)
+            if best is not None:
+                scored, params, result["test_of_step"] = best.experiment, best.params, best.step
+                _log.info("test scores are of the best checkpoint, of step %d", best.step)
+            scores = evaluate(comms, scored, params)
             result |= {f"test_{name}": value for name, value in scores.items()}
-            save_predictions(comms, experiment, params, folder)
+            save_predictions(comms, scored, params, folder)
         with watchdog.phase("writing results", limit_s=120.0), together(control):
             if control.rank == 0:
                 assert records is not None  # rank 0 keeps them
@@ -198,7 +220,7 @@ class Run:
 
     `step` optimizer steps are done, with `report` of the last; `equal_since` is the step after
     which all ranks were last seen to hold the same parameters. `make` makes a stepper for a network
-    that has grown. `records` are kept by rank 0.
+    that has grown. `records` are kept by rank 0. `validation` may find that the run is over early.
     """
 
     experiment: Experiment
@@ -211,25 +233,33 @@ class Run:
     watchdog: Watchdog
     timers: Timers
     records: Records | None
+    validation: Validation
     report: StepReport | None = None
     equal_since: int | None = None
     good: LastGood = dataclasses.field(default_factory=LastGood)
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether there is no step left to take. Local; equal on all ranks."""
+        return self.step >= self.experiment.n_steps or self.validation.is_over(self.experiment)
+
     def to_the_end(self) -> None:
         """Take the steps that are left, or stop when asked to. Collective over the grid."""
-        control, n_steps = self.experiment.comms.control, self.experiment.config.run.n_steps
+        control, n_steps = self.experiment.comms.control, self.experiment.n_steps
         spent = 0.0 if self.records is None else self.records.last.get("training_s", 0.0)
         self._compare()
         with Progress(self.step, n_steps, shown=control.rank == 0) as progress:
             stopping = False
-            while self.step < n_steps and not stopping:
+            while not self.is_finished and not stopping:
                 taken = self._take_step()
                 spent += self.timers.seconds.steps[-1]
+                scores = self._validate()
                 with self._phase("agreeing on the next step"):
                     every = self.experiment.config.output.checkpoint_every
                     stopping = self.flag.requested_anywhere(control)
                     due = is_due(control, every, self.step, self.timers.seconds)
-                self._after_step(taken, progress, spent, due, stopping or self.step == n_steps)
+                last = stopping or self.is_finished
+                self._after_step(taken, scores, progress, spent, due=due, last=last)
 
     def _take_step(self) -> Taken:
         """One step, on a network that may have to grow first; it ends the run if it explodes."""
@@ -245,7 +275,8 @@ class Run:
         self.report = taken.report
         if not taken.report.finite:  # equal on all ranks
             self._give_up(batch, taken.report)
-        self.good.note(self.experiment, self.state, number, taken.report)
+        watch = self.validation.watch
+        self.good.note(self.experiment, self.state, number, taken.report, watch)
         self.state, self.step = taken.state, number
         return taken
 
@@ -267,17 +298,36 @@ class Run:
                 history,
             )  # fmt: skip
 
+    def _validate(self) -> dict[str, float]:
+        """Scores on the validation set, if they are due, and the best checkpoint."""
+        if not self.validation.is_due(self.experiment, self.step):
+            return {}
+        with self._phase("validating", limit_s=600.0):
+            scores = self.validation.score(self.experiment, self.state, self.step)
+        if self.validation.is_best(self.experiment, self.step):
+            self._compare()
+            with self._phase("saving the best checkpoint", limit_s=600.0):
+                self.validation.save_best(self.experiment, self.state, self.stepper, self.step)
+        return scores
+
     def _after_step(
-        self, taken: Taken, progress: Progress, spent: float, due: bool, last: bool
+        self,
+        taken: Taken,
+        scores: Mapping[str, float],
+        progress: Progress,
+        spent: float,
+        *,
+        due: bool,
+        last: bool,
     ) -> None:
-        """Compare, report, record and save what is due after a step."""
+        """Compare, report, record and save what is due after a step with these `scores`."""
         step, config, seconds = self.step, self.experiment.config, self.timers.seconds
         saved, every = due or last, config.run.compare_every
         if saved or (every and step % every == 0):
             self._compare()
         reported = step % config.output.log_every == 0 or last
-        if reported:
-            progress.report(step, taken.report, seconds.steps[-1])
+        if reported or scores:
+            progress.report(step, taken.report, seconds.steps[-1], scores)
         if self.records is not None:
             report = taken.report
             self.records.history.append(
@@ -288,15 +338,17 @@ class Run:
                 sweeps=(int(report.sweeps), int(report.adjoint_sweeps)),
             )
         # A gradient error that was found would else be lost: checks have a rhythm of their own.
-        if self.records is not None and (reported or taken.error is not None):
+        if self.records is not None and (reported or scores or taken.error is not None):
             times = {"step_s": seconds.steps[-1], "training_s": spent}
-            self.records.append(step, **taken.numbers(), **times)
+            self.records.append(step, **taken.numbers(), **scores, **times)
         if saved:
             began = time.perf_counter()
             if self.records is not None:
                 self.records.history.write()  # first: a run that is resumed has all steps there
             with self._phase("saving a checkpoint", limit_s=600.0):
-                save_run(self.experiment, self.folder, self.state, self.stepper, step)
+                watch = self.validation.watch
+                save_run(self.experiment, self.folder, self.state, self.stepper, step, watch=watch)
+                self.validation.note_saved(self.experiment)
             if self.records is not None:
                 self.records.write_table(fingerprint=config.fingerprint())
             seconds.saving.append(time.perf_counter() - began)
