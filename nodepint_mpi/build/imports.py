@@ -5,7 +5,7 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,19 @@ def import_object(path: str, key: str) -> Any:
         return getattr(module, name)
     except AttributeError:
         raise ConfigError(f'`{key} = "{path}"`: {home} has nothing named {name!r}.') from None
+
+
+def import_function(path: str, key: str) -> Callable[..., Any]:
+    """Import a function that a config key names. Local.
+
+    Raises:
+        ConfigError: as `import_object`, and if it is no function.
+    """
+    found = import_object(path, key)
+    if not callable(found):
+        kind = type(found).__name__
+        raise ConfigError(f'`{key} = "{path}"` is of type {kind}; expected a function.')
+    return found
 
 
 def _load_module(name: str) -> Any:

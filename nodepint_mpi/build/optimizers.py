@@ -2,7 +2,6 @@
 
 import fnmatch
 import inspect
-from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,20 +9,17 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from nodepint_mpi.build.imports import import_object, is_import_path
+from nodepint_mpi.build.imports import import_function, is_import_path
 from nodepint_mpi.build.model import unknown_name
-from nodepint_mpi.config.experiment import SCHEDULES, OptimRule, OptimSection
+from nodepint_mpi.build.schedules import build_schedule, check_options, first_line
+from nodepint_mpi.config.experiment import OptimRule, OptimSection
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.names import hint
 
 FROZEN = "frozen"
 REST = "rest"
-PEAKS = ("peak_value", "value", "init_value")
-"""What optax's schedules call the learning rate, the first of these that one takes."""
 MANY_PATHS = 40
 """So many paths of parameters are listed in a message."""
-
-Schedule = Callable[[Any], Any] | float
 
 
 class AverageState(NamedTuple):
@@ -87,7 +83,8 @@ def check_optimizer(
     except Exception as error:  # anything that the user's code can raise
         raise ConfigError(
             f"The optimizer of `[optim]`, {_names(section)}, cannot update from a gradient and "
-            f"parameters alone: {type(error).__name__}: {_first_line(error)}"
+            f"parameters alone ({type(error).__name__}: {first_line(error)}): choose one that "
+            "needs no more, and that takes a schedule if there is one."
         ) from error
     shapes = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(t)] for t in (before, after)]
     if jax.tree.structure(before) != jax.tree.structure(after) or shapes[0] != shapes[1]:
@@ -146,14 +143,14 @@ def build_rule(rule: OptimRule, key: str) -> optax.GradientTransformation:
     """
     schedule, name = build_schedule(rule, key), rule.name
     if is_import_path(name):
-        make = _own(name, f"{key}.name")
-        _check_options(make, rule.options, f"{key}.options")
+        make = import_function(name, f"{key}.name")
+        check_options(make, rule.options, f"{key}.options")
         try:
             optimizer = make(schedule, **rule.options)
         except Exception as error:  # anything that the user's code can raise
             raise ConfigError(
                 f'`{key}.name = "{name}"` was called with the learning rate and '
-                f"{sorted(rule.options)}, and failed: {type(error).__name__}: {_first_line(error)}"
+                f"{sorted(rule.options)}, and failed: {type(error).__name__}: {first_line(error)}"
             ) from error
         if not isinstance(optimizer, optax.GradientTransformation):
             raise ConfigError(
@@ -168,7 +165,7 @@ def build_rule(rule: OptimRule, key: str) -> optax.GradientTransformation:
         raise ConfigError(unknown_name(f"{key}.name", name, known))
     try:
         if "learning_rate" in inspect.signature(make).parameters:
-            _check_options(make, rule.options, f"{key}.options")
+            check_options(make, rule.options, f"{key}.options")
         optimizer = make(learning_rate=schedule, **rule.options)
         if not isinstance(optimizer, optax.GradientTransformation):
             raise TypeError(f"it returns a {type(optimizer).__name__}")
@@ -178,51 +175,6 @@ def build_rule(rule: OptimRule, key: str) -> optax.GradientTransformation:
             f"{rule.options}: {error}"
         ) from error
     return optimizer
-
-
-def build_schedule(rule: OptimRule, key: str) -> Schedule:
-    """The learning rate as a number, or as a function of the number of updates done. Local.
-
-    Raises:
-        ConfigError: if there is no such schedule, or it does not take the options.
-    """
-    name = rule.schedule
-    if name in SCHEDULES:
-        return _schedule_by_keys(rule)
-    make, peak = _schedule_maker(name, key)
-    given = {"warmup_steps": rule.warmup_steps, "decay_steps": rule.decay_steps,
-             "end_factor": rule.end_factor}  # fmt: skip
-    for other, value in given.items():
-        if value:
-            raise ConfigError(
-                f'`{key}.{other}` is for "constant", "cosine" and "exponential": give `{key}.'
-                f"schedule_options` what {name!r} takes."
-            )
-    options = _with_whole_keys(rule.schedule_options)
-    rate_name = peak or "learning_rate"
-    if rate_name in options:
-        raise ConfigError(
-            f"`{key}.schedule_options` holds {rate_name!r}, which is the learning rate: set `{key}."
-            "learning_rate` instead."
-        )
-    _check_options(make, options, f"{key}.schedule_options")
-    try:
-        if peak is None:
-            schedule = make(rule.learning_rate, **options)
-        else:
-            schedule = make(**{peak: rule.learning_rate}, **options)
-        rate = jax.eval_shape(schedule, jnp.zeros([], jnp.int32))
-    except Exception as error:  # anything that the user's code can raise
-        raise ConfigError(
-            f"`{key}.schedule = {name!r}` was called with the learning rate and {options}, and "
-            f"failed: {type(error).__name__}: {_first_line(error)}"
-        ) from error
-    if getattr(rate, "shape", None) != ():
-        raise ConfigError(
-            f"`{key}.schedule = {name!r}` must return a function from the number of updates done "
-            "to one number, the learning rate."
-        )
-    return schedule
 
 
 def average_parameters(
@@ -322,84 +274,6 @@ def _path(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def _own(path: str, key: str) -> Callable[..., Any]:
-    found = import_object(path, key)
-    if not callable(found):
-        kind = type(found).__name__
-        raise ConfigError(f'`{key} = "{path}"` is of type {kind}; expected a function.')
-    return found
-
-
-def _check_options(make: Callable[..., Any], options: Mapping[str, Any], key: str) -> None:
-    """Refuse options that a function does not have."""
-    parameters = inspect.signature(make).parameters
-    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
-        return
-    known = [name for name in parameters if name != "learning_rate"]
-    for name in options:
-        if name not in known:
-            raise ConfigError(unknown_name(key, name, known))
-
-
-def _schedule_maker(name: str, key: str) -> tuple[Callable[..., Any], str | None]:
-    """The function that makes a schedule, and what it calls the learning rate; None for the user's
-    own, which takes it first."""
-    if is_import_path(name):
-        return _own(name, f"{key}.schedule"), None
-    known = _optax_schedules()
-    if name not in known:
-        raise ConfigError(
-            f"{unknown_name(f'{key}.schedule', name, [*SCHEDULES, *known])} Your own schedule is "
-            "named `file.py:function`."
-        )
-    return getattr(optax.schedules, name), known[name]
-
-
-def _optax_schedules() -> dict[str, str]:
-    """Names of optax's schedules, and what each calls the learning rate."""
-    found = {}
-    for name, make in vars(optax.schedules).items():
-        if inspect.isfunction(make):
-            takes = inspect.signature(make).parameters
-            peak = next((one for one in PEAKS if one in takes), None)
-            if peak is not None:
-                found[name] = peak
-    return found
-
-
-def _with_whole_keys(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables from steps to numbers, whose keys are text in TOML, as optax takes them."""
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, dict) and value and all(key.isdecimal() for key in value):
-            return {int(key): one for key, one in value.items()}
-        return value
-
-    return {key: convert(value) for key, value in options.items()}
-
-
-def _schedule_by_keys(rule: OptimRule) -> Schedule:
-    peak, warmup, decay = rule.learning_rate, rule.warmup_steps, rule.decay_steps
-    if decay is None:  # "constant", as the config checks
-        return optax.linear_schedule(0.0, peak, warmup) if warmup else peak
-    if rule.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(
-            0.0 if warmup else peak, peak, warmup, decay, peak * rule.end_factor
-        )
-    return optax.warmup_exponential_decay_schedule(
-        0.0 if warmup else peak,
-        peak,
-        warmup,
-        decay - warmup,
-        rule.end_factor,
-        end_value=peak * rule.end_factor,
-    )
-
-
 def _names(section: OptimSection) -> str:
     names = {section.name: None} | {g.name: None for g in section.groups if g.name is not None}
     return ", ".join(map(repr, names))
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "")

@@ -3,11 +3,9 @@
 The only place that turns names into things; the numerics never see the config.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
-from nodepint_mpi.build.imports import import_object, is_import_path
+from nodepint_mpi.build.imports import import_function, import_object, is_import_path
 from nodepint_mpi.build.model import build_integrator, unknown_name
 from nodepint_mpi.config.experiment import Config, DenseNetwork, ProblemSection
 from nodepint_mpi.config.time import BasisSection, StepsSection, StoppingSection, TimeSection
@@ -158,7 +156,7 @@ def build_loss(config: Config) -> tuple[Loss, dict[str, Loss]]:
     name = config.loss.name
     own = dict(map(_own_metric, config.loss.metrics))
     if is_import_path(name):
-        return _own_function(name, "loss.name"), own
+        return import_function(name, "loss.name"), own
     if name not in LOSSES:
         raise ConfigError(unknown_name("loss.name", name, LOSSES))
     return LOSSES[name], METRICS[name] | own
@@ -175,7 +173,7 @@ def build_terms(config: Config) -> tuple[Term, ...]:
                 "`file.py:function`."
             )
     return tuple(
-        Term(_own_function(term.name, "loss.terms"), term.weight) for term in config.loss.terms
+        Term(import_function(term.name, "loss.terms"), term.weight) for term in config.loss.terms
     )
 
 
@@ -187,16 +185,7 @@ def _own_metric(path: str) -> tuple[str, Loss]:
             f"`loss.metrics` holds {path!r}; it takes metrics of your own, named "
             "`file.py:function`, and none of the name 'loss' or 'step'."
         )
-    return name, _own_function(path, "loss.metrics")
-
-
-def _own_function(path: str, key: str) -> Callable:
-    """The user's function that a key names."""
-    found = import_object(path, key)
-    if not callable(found):
-        kind = type(found).__name__
-        raise ConfigError(f'`{key} = "{path}"` is of type {kind}; expected a function.')
-    return found
+    return name, import_function(path, "loss.metrics")
 
 
 def build_problem(section: ProblemSection, horizon: list[float]) -> Problem:
@@ -204,7 +193,7 @@ def build_problem(section: ProblemSection, horizon: list[float]) -> Problem:
     if is_import_path(section.field):
         if section.initial is None:
             raise ConfigError("`problem.initial` is missing: a field of your own needs it.")
-        field = _own_function(section.field, "problem.field")
+        field = import_function(section.field, "problem.field")
         problem = Problem(field, section.args, np.asarray(section.initial), (0.0, 1.0))
     elif section.field in PROBLEMS:
         problem = PROBLEMS[section.field]

@@ -12,11 +12,12 @@ from nodepint_mpi.build.imports import named_code
 from nodepint_mpi.build.optimizers import (
     averaged_of,
     build_optimizer,
-    build_schedule,
     check_optimizer,
     parameter_paths,
     restart_average,
 )
+from nodepint_mpi.build.schedules import build_schedule
+from nodepint_mpi.build.user_code import load_code
 from nodepint_mpi.config.experiment import OptimRule, OptimSection, parse_config
 from nodepint_mpi.errors import ConfigError
 
@@ -94,6 +95,8 @@ def test_import_paths_make_optimizer_and_schedule(code):
     )  # fmt: skip
     wanted = optax.sgd(lambda n: 0.1 / (1.0 + n / 3.0), momentum=0.9)
     same(walk(build_optimizer(section, PARAMS), 4)[0], walk(wanted, 4)[0])
+    loaded = load_code(parse_config(CONFIG + f'[optim]\nname = "{code}:make_optimizer"\n'))
+    assert loaded.error is None and code in loaded.digests  # compared over the ranks
 
 
 @pytest.mark.parametrize(
