@@ -38,10 +38,11 @@ N_STEPS = 1000
 class RunSection(Section):
     """What to run, for how long, and on what.
 
-    A run takes `n_steps` optimizer steps (1000 unless given), or goes `n_epochs` times through the training rows.
-    Where there is a validation set it is scored every `validate_every` steps (`output.log_every`
-    unless given) and after the last one, and `patience` scores in a row that do not improve on the
-    best one before them, by at least `min_delta`, end the run; see `output.best`.
+    A run takes `n_steps` optimizer steps (1000 unless given), or goes `n_epochs` times through the
+    training rows. Where there is a validation set it is scored every `validate_every` steps
+    (`output.log_every` unless given) and after the last one, and `patience` scores in a row that do
+    not improve on the best one before them, by at least `min_delta`, end the run; see
+    `output.best`.
 
     Parameters are compared across ranks every `compare_every` steps and before each checkpoint (0:
     only there). `data_ranks` lines of ranks share the samples of a step, and the ranks of each line

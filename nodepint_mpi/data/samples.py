@@ -308,10 +308,10 @@ def check_first(samples: Samples, begin: float) -> None:
         late = np.flatnonzero(starts > begin)
         raise DataError(
             f"Row {samples.split.number(late[0])} of {section.times!r} begins at t = "
-            f"{starts[late[0]]:g} ({len(late)} rows begin late), but the encoder turns the first observation into the "
-            f"state at the beginning of the horizon, {begin:g}: count each row's time from its "
-            "first observation, give initial states in a column of their own, `data.initial`, or "
-            "an encoder that takes `times` and so reads the whole series."
+            f"{starts[late[0]]:g} ({len(late)} rows begin late), but the encoder turns the first "
+            f"observation into the state at the beginning of the horizon, {begin:g}: count each "
+            "row's time from its first observation, give initial states in a column of their own, "
+            "`data.initial`, or an encoder that takes `times` and so reads the whole series."
         )
     rows = np.arange(samples.n_rows)
     there = observed(samples.split, section, rows) if section.input == section.target else None
@@ -325,8 +325,8 @@ def check_first(samples: Samples, begin: float) -> None:
         raise DataError(
             f"The first observation in row {samples.split.number(np.argmax(missing))} of column "
             f"{section.input!r} is missing, and in {missing.sum()} rows in all, but the encoder "
-            "gets the first one: give initial states in a column of their own, `data.initial`, or an encoder that "
-            "takes `mask` and so reads the whole series."
+            "gets the first one: give initial states in a column of their own, `data.initial`, or "
+            "an encoder that takes `mask` and so reads the whole series."
         )
 
 

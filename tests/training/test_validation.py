@@ -2,6 +2,7 @@
 
 import json
 import logging
+from pathlib import Path
 
 import datasets
 import diffrax
@@ -34,6 +35,7 @@ STEPS = (
     'coarse = { solver = "euler", n_steps = 2 }'
 )
 SERIAL = 'method = "serial"\n'
+NOWHERE = Path("x")
 ROWS = {"train": 7, "valid": 5, "test": 4}
 
 
@@ -61,10 +63,14 @@ def config_of(source, options=EXACT, *, run="", data='valid_split = "valid"', se
     return parse_config(text.replace("learning_rate = 0.02", "learning_rate = 0.3"))
 
 
+def column(source, split, name):
+    """A column as it is stored."""
+    return np.array(datasets.DatasetDict.load_from_disk(str(source))[split][name])
+
+
 def scores_by_diffrax(model, source, split, rows=None):
-    """Loss and relative error of a model on rows of a split, by one plain solve for each."""
-    table = datasets.load_from_disk(str(source))[split].to_dict()
-    t, u = np.array(table["t"])[0], np.array(table["u"])
+    """Loss and metric of a model on rows of a split, by one plain solve for each."""
+    t, u = column(source, split, "t")[0], column(source, split, "u")
     u = u if rows is None else u[rows]
 
     def solve(start):
@@ -76,8 +82,8 @@ def scores_by_diffrax(model, source, split, rows=None):
         ).ys  # fmt: skip
 
     found = np.asarray(jax.vmap(jax.vmap(model.decoder))(jax.jit(jax.vmap(solve))(u[:, 0])))
-    error = found - u[:, 1:]
-    return {"loss": np.mean(error**2), "sums": (np.sum(error**2), np.sum(u[:, 1:] ** 2))}
+    squares = np.mean((found - u[:, 1:]) ** 2)
+    return {"loss": squares, "relative_error": np.sqrt(squares / np.mean(u[:, 1:] ** 2))}
 
 
 def simulate(scores, patience, min_delta=0.0):
@@ -102,7 +108,7 @@ class Interrupted(StopFlag):
         super().__init__()
         self.left = after
 
-    def requested_anywhere(self, comm):
+    def requested_anywhere(self, control):
         self.left -= 1
         return self.left <= 0
 
@@ -128,8 +134,8 @@ def test_scores_are_those_of_plain_diffrax_on_any_number_of_ranks(
     result = train(config, folder, comms, StopFlag())
     wanted = scores_by_diffrax(nm.load_model(folder), source, "valid")
     assert result["valid_loss"] == pytest.approx(wanted["loss"], rel=1e-10)
-    assert 0 < result["valid_relative_error"] and "test_of_step" not in result
-    assert evaluate_run(folder, comms, split="valid")["loss"] == pytest.approx(wanted["loss"])
+    assert result["valid_relative_error"] == pytest.approx(wanted["relative_error"], rel=1e-10)
+    assert "test_of_step" not in result  # of the last parameters, as none are kept apart
     scores = records_of(comms, folder)
     assert list(scores) == [2, 4, 5]  # and after the last step
     if comms.control.rank == 0:
@@ -145,7 +151,7 @@ def test_scores_are_those_of_plain_diffrax_on_any_number_of_ranks(
     comms.control.Barrier()
 
 
-@pytest.mark.mpi(max_size=3)
+@pytest.mark.mpi(max_size=2)
 def test_it_stops_where_the_rule_says_and_goes_on_as_if_never_interrupted(
     comms, source, shared_tmp_path, caplog
 ):
@@ -206,7 +212,7 @@ def test_it_stops_where_the_rule_says_and_goes_on_as_if_never_interrupted(
 @ONE
 def test_min_delta_and_the_larger_score():
     config = parse_config(
-        small_config("x", run="patience = 2\nmin_delta = 0.1", data="valid_fraction = 0.5")
+        small_config(NOWHERE, run="patience = 2\nmin_delta = 0.1", data="valid_fraction = 0.5")
     )
     watch = new_watch(config)
     assert watch is not None
@@ -222,7 +228,9 @@ def test_min_delta_and_the_larger_score():
     # NaN is no improvement, and counts: 0.95 and NaN are two in a row.
     assert over == [False, False, True, False, False, True, False]
     largest = parse_config(
-        small_config("x", data="valid_fraction = 0.5", sections='[output]\nbest = "valid_accuracy"')
+        small_config(
+            NOWHERE, data="valid_fraction = 0.5", sections='[output]\nbest = "valid_accuracy"'
+        )
     )
     watch = new_watch(largest)
     assert watch is not None
@@ -238,7 +246,7 @@ def test_a_fraction_is_held_out_by_the_seed_alone(comms, source, shared_tmp_path
     assert len(held) == 2 and sorted([*kept, *held]) == list(range(7))
     seeds = [tuple(held_out_rows(seed, 0.3, 7)[1]) for seed in range(8)]
     assert len(set(seeds)) > 3
-    table = np.array(datasets.load_from_disk(str(source))["train"].to_dict()["u"])
+    table = column(source, "train", "u")
     valid = experiment.valid
     assert valid is not None and experiment.train.n_rows == 5
     np.testing.assert_array_equal(experiment.train.take(np.arange(5)).targets, table[kept])
@@ -325,7 +333,7 @@ def test_a_network_that_grows_is_validated_as_it_is(comms, source, shared_tmp_pa
 )
 def test_keys_that_contradict_each_other_are_refused(keys, message):
     with pytest.raises(ConfigError, match=message):
-        parse_config(small_config("x", **keys))
+        parse_config(small_config(NOWHERE, **keys))
 
 
 @pytest.mark.mpi(max_size=2)
@@ -350,9 +358,10 @@ def test_what_the_data_cannot_do_is_said_before_the_run(comms, source, data, sec
 
 @ONE
 def test_a_validation_split_is_checked_as_the_others(comms, source, tmp_path):
-    made = datasets.load_from_disk(str(source))
-    rows = made["valid"].to_dict()
-    rows["u"][2][3][1] = float("nan")
+    made = datasets.DatasetDict.load_from_disk(str(source))
+    u = column(source, "valid", "u")
+    u[2, 3, 1] = np.nan
+    rows = {"t": column(source, "valid", "t").tolist(), "u": u.tolist()}
     made["valid"] = datasets.Dataset.from_dict(rows)
     made.save_to_disk(str(tmp_path / "bad"))
     with pytest.raises(DataError, match="row 2 of column 'u' holds nan"):
@@ -362,6 +371,6 @@ def test_a_validation_split_is_checked_as_the_others(comms, source, tmp_path):
 @ONE
 def test_configs_without_validation_are_the_experiments_they_were():
     """Fingerprints and keys that existing runs are resumed by."""
-    config = parse_config(small_config("x"))
+    config = parse_config(small_config(NOWHERE))
     assert config.run.n_steps == 1000 and config.fingerprint() == FINGERPRINT
     assert new_watch(config) is None
