@@ -302,6 +302,13 @@ def _check_solver(solver: Any) -> None:
     if not isinstance(solver, diffrax.AbstractSolver):
         kind = type(solver).__name__
         raise ProblemError(f"`solver` is a {kind}; expected a diffrax solver such as Tsit5().")
+    if solver.term_structure not in (diffrax.AbstractTerm, diffrax.ODETerm):
+        kind = type(solver).__name__
+        raise ProblemError(
+            f"{kind} is a solver for stochastic equations or for fields in several parts, and the "
+            "field is that of one ordinary differential equation: take another, such as "
+            "`Tsit5()`, or `Kvaerno5()` for a stiff field."
+        )
 
 
 def _check_count(name: str, value: Any) -> None:

@@ -5,9 +5,11 @@ refused here, before anything runs, by its place in the tree.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -100,8 +102,12 @@ def lay_out(u0: PyTree) -> tuple[Array, StateLayout]:
     return layout.join(u0), layout
 
 
-def lay_out_guess(guess: PyTree, layout: StateLayout, n_edges: int) -> Array:
+def lay_out_guess(
+    guess: PyTree, layout: StateLayout, n_edges: int, n_samples: int | None = None
+) -> Array:
     """A guess of the interface as one array, (edges, *state). Local.
+
+    With `n_samples` it is (edges, samples, *state), for the layout of one sample.
 
     Raises:
         ProblemError: if it is not one state for each slice boundary.
@@ -118,31 +124,63 @@ def lay_out_guess(guess: PyTree, layout: StateLayout, n_edges: int) -> Array:
             f"{layout.structure}, with one more leading axis: one state per slice boundary."
         )
     leaves = jax.tree.leaves(guess)
+    lead = (n_edges,) if n_samples is None else (n_edges, n_samples)
+    each = "one state" if n_samples is None else "one state of each sample"
     for path, leaf, shape in zip(layout.paths, leaves, layout.shapes, strict=True):
         name = f"`guess{path}`"
         given = _as_numbers(leaf, name).shape
-        if given != (n_edges, *shape):
+        if given != (*lead, *shape):
             raise ProblemError(
-                f"{name} has shape {given}; it needs one state per slice boundary, "
-                f"{(n_edges, *shape)}."
+                f"{name} has shape {given}; it needs {each} per slice boundary, {(*lead, *shape)}."
             )
         _require_finite(leaf, name, " Leave it out or repair it.")
     leaves = [jnp.asarray(leaf, layout.dtype) for leaf in leaves]
     if not layout.is_tree:
         return leaves[0]
-    return jnp.concatenate([leaf.reshape(n_edges, -1) for leaf in leaves], axis=1)
+    return jnp.concatenate([leaf.reshape(*lead, -1) for leaf in leaves], axis=-1)
 
 
 def as_field(field: Any, layout: StateLayout, name: str = "field") -> ArrayField:
-    """A user's function as a field of arrays. Local."""
+    """A user's function, or what a term of diffrax says du/dt is, as a field of arrays. Local.
+
+    Raises:
+        ProblemError: if it is neither, or a term of more than one time.
+    """
+    if isinstance(field, diffrax.AbstractTerm):
+        field = _function_of(field, name)
     if not callable(field):
-        hint = ""
-        if hasattr(field, "vector_field"):
-            hint = " Pass the function inside the term, its `vector_field`."
         raise ProblemError(
-            f"`{name}` is a {type(field).__name__}; expected a function `f(t, u, args)`.{hint}"
+            f"`{name}` is a {type(field).__name__}; expected a function `f(t, u, args)` or a "
+            "`diffrax.ODETerm` of one."
         )
     return ArrayField(SameCode(field), layout)
+
+
+def _function_of(term: diffrax.AbstractTerm, name: str) -> Callable:
+    """The function inside an ODE term."""
+    kind = type(term).__name__
+    if isinstance(term, diffrax.ODETerm):
+        if any(isinstance(value_of(leaf), Tracer) for leaf in jax.tree.leaves(term)):
+            raise ProblemError(
+                f"`{name}` is an ODETerm that holds traced arrays, as it does when it is made "
+                "inside `jax.jit` or `jax.grad` of a model or a control. Pass these in `args`: "
+                "`ODETerm(lambda t, u, args: args(t, u))`, say."
+            )
+        return term.vector_field
+    if isinstance(term, diffrax.MultiTerm):
+        advice = (
+            "Sum the parts in one function, `ODETerm(lambda t, u, args: f(t, u, args) + g(t, u, "
+            "args))`; stochastic differential equations cannot be solved in parallel in time yet."
+        )
+    elif isinstance(term, diffrax.ControlTerm):
+        advice = (
+            "For a control with a derivative pass `ControlTerm(f, control).to_ode()`; with "
+            "Brownian motion it is a stochastic differential equation, which cannot be solved in "
+            "parallel in time yet."
+        )
+    else:
+        advice = "Pass `ODETerm(f)`; stochastic differential equations cannot be solved yet."
+    raise ProblemError(f"`{name}` is a {kind} of diffrax; only ODE terms can be solved. {advice}")
 
 
 def check_field(field: ArrayField, t0: float, args: PyTree, name: str = "field") -> None:
