@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import numpy as np
+from diffrax import AbstractTerm
 from jax.core import Tracer
 from jaxtyping import Array, Inexact, PyTree
 
@@ -148,7 +149,7 @@ class Solution(eqx.Module):
 
 
 def solve(
-    field: Field,
+    field: Field | AbstractTerm,
     u0: PyTree,
     edges: Any,
     *,

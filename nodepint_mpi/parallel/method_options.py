@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 from mpi4py import MPI
 
 from nodepint_mpi.core.each_sample import EachSample, SampleField
-from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator
+from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator, check_solver
 from nodepint_mpi.core.stopping import AbstractStopping, JumpTolerance
 from nodepint_mpi.core.types import Field
 from nodepint_mpi.errors import ProblemError
@@ -254,7 +254,8 @@ def _shown(value: Any) -> str:
 def _refuse(name: str, value: Any, expected: str) -> NoReturn:
     hint = ""
     if isinstance(value, diffrax.AbstractSolver):
-        solver = f"diffrax.{type(value).__name__}(...)"
+        check_solver(value)
+        solver = f"diffrax.{type(value).__name__}()"
         hint = (
             " A solver does not say how many steps it takes through a slice: write "
             f"`{name}=nm.FixedSteps({solver}, n_steps)`"

@@ -5,11 +5,9 @@ refused here, before anything runs, by its place in the tree.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -17,6 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
+from nodepint_mpi.core.terms import as_function
 from nodepint_mpi.errors import NonFiniteError, ProblemError
 from nodepint_mpi.parallel.programs import SameCode
 from nodepint_mpi.parallel.same_arguments import value_of
@@ -146,41 +145,13 @@ def as_field(field: Any, layout: StateLayout, name: str = "field") -> ArrayField
     Raises:
         ProblemError: if it is neither, or a term of more than one time.
     """
-    if isinstance(field, diffrax.AbstractTerm):
-        field = _function_of(field, name)
+    field = as_function(field)
     if not callable(field):
         raise ProblemError(
             f"`{name}` is a {type(field).__name__}; expected a function `f(t, u, args)` or a "
             "`diffrax.ODETerm` of one."
         )
     return ArrayField(SameCode(field), layout)
-
-
-def _function_of(term: diffrax.AbstractTerm, name: str) -> Callable:
-    """The function inside an ODE term."""
-    kind = type(term).__name__
-    if isinstance(term, diffrax.ODETerm):
-        if any(isinstance(value_of(leaf), Tracer) for leaf in jax.tree.leaves(term)):
-            raise ProblemError(
-                f"`{name}` is an ODETerm that holds traced arrays, as it does when it is made "
-                "inside `jax.jit` or `jax.grad` of a model or a control. Pass these in `args`: "
-                "`ODETerm(lambda t, u, args: args(t, u))`, say."
-            )
-        return term.vector_field
-    if isinstance(term, diffrax.MultiTerm):
-        advice = (
-            "Sum the parts in one function, `ODETerm(lambda t, u, args: f(t, u, args) + g(t, u, "
-            "args))`; stochastic differential equations cannot be solved in parallel in time yet."
-        )
-    elif isinstance(term, diffrax.ControlTerm):
-        advice = (
-            "For a control with a derivative pass `ControlTerm(f, control).to_ode()`; with "
-            "Brownian motion it is a stochastic differential equation, which cannot be solved in "
-            "parallel in time yet."
-        )
-    else:
-        advice = "Pass `ODETerm(f)`; stochastic differential equations cannot be solved yet."
-    raise ProblemError(f"`{name}` is a {kind} of diffrax; only ODE terms can be solved. {advice}")
 
 
 def check_field(field: ArrayField, t0: float, args: PyTree, name: str = "field") -> None:

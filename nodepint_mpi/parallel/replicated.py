@@ -142,7 +142,12 @@ def solve_replicated(
 
 
 def solve_tracked(
-    program: Program, arrays: PyTree, params: Params, initial: State, carry: Carry, slot: Slot
+    program: Program,
+    arrays: PyTree,
+    params: Params,
+    initial: State,
+    carry: Carry,
+    slot: Slot | None,
 ) -> Replicated:
     """One sweep from what is carried, with one sweep back as derivative. Collective, inside jit.
 
@@ -182,7 +187,7 @@ def solve_tracked(
                 f"{sorted(carry.rows) + sorted(carry.replicated)}. Begin with `nm.SolveCarry()` "
                 "whenever the method changes."
             )
-        left = jax.tree.map(lambda new, old: new.astype(old.dtype), left, slot)
+        left = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), left, slot)
         return None, of_params, first + initial_bar, None, left
 
     run.defvjp(forward, backward)
