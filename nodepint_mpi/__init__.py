@@ -12,6 +12,8 @@ _HOMES = {
     "solve": "parallel.ivp",
     "Solution": "parallel.ivp",
     "Status": "parallel.ivp",
+    "SolveCarry": "parallel.tracking",
+    "value_and_grad": "parallel.tracking",
     "TimeComm": "parallel.comms",
     "make_time_comm": "parallel.comms",
     "world_time_comm": "parallel.comms",

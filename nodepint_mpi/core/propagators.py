@@ -13,6 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Inexact, Int, Real
 
 from nodepint_mpi.core.exogenous import hold, jumps_in, step_ends
+from nodepint_mpi.core.terms import as_function
 from nodepint_mpi.core.types import Field, Params, State
 from nodepint_mpi.errors import ProblemError
 
@@ -63,7 +64,7 @@ class FixedSteps(AbstractIntegrator):
     """States kept per slice for the discrete adjoint; all `n_steps` unless given."""
 
     def __check_init__(self):
-        _check_solver(self.solver)
+        check_solver(self.solver)
         _check_count("n_steps", self.n_steps)
         _check_adjoint(self.adjoint, self.checkpoints)
         finder = getattr(self.solver, "root_finder", None)
@@ -158,7 +159,7 @@ class AdaptiveSteps(AbstractIntegrator):
     """States kept per slice for the discrete adjoint; diffrax's choice unless given."""
 
     def __check_init__(self):
-        _check_solver(self.solver)
+        check_solver(self.solver)
         for name in ("rtol", "atol"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
@@ -198,9 +199,9 @@ class AdaptiveSteps(AbstractIntegrator):
 
 
 class Propagator(eqx.Module):
-    """The flow of `field` over a slice, F (fine) or G (coarse)."""
+    """The flow of `field` over a slice, F (fine) or G (coarse). It may be a `diffrax.ODETerm`."""
 
-    field: Field = eqx.field(static=True)
+    field: Field = eqx.field(static=True, converter=as_function)
     integrator: AbstractIntegrator
 
     def for_tangents(self) -> "Propagator":
@@ -296,12 +297,24 @@ def _with_stage_loop(solver: diffrax.AbstractSolver, kind: str) -> diffrax.Abstr
     return eqx.tree_at(lambda s: s.scan_kind, solver, kind, is_leaf=lambda leaf: leaf is None)
 
 
-def _check_solver(solver: Any) -> None:
+def check_solver(solver: Any) -> None:
+    """Refuse what cannot step an ODE. Local.
+
+    Raises:
+        ProblemError: with what it is and what was expected.
+    """
     if isinstance(solver, type):
         raise ProblemError(f"`solver` is the class {solver.__name__}; call it to make a solver.")
     if not isinstance(solver, diffrax.AbstractSolver):
         kind = type(solver).__name__
         raise ProblemError(f"`solver` is a {kind}; expected a diffrax solver such as Tsit5().")
+    if solver.term_structure not in (diffrax.AbstractTerm, diffrax.ODETerm):
+        kind = type(solver).__name__
+        raise ProblemError(
+            f"{kind} is a solver for stochastic equations or for fields in several parts, and the "
+            "field is that of one ordinary differential equation: take another, such as "
+            "`Tsit5()`, or `Kvaerno5()` for a stiff field."
+        )
 
 
 def _check_count(name: str, value: Any) -> None:

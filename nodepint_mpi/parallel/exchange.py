@@ -9,6 +9,7 @@ at trace time, so no rank ever reads a message that was not sent.
 
 import jax.numpy as jnp
 import mpi4jax
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 from mpi4py import MPI
@@ -135,6 +136,20 @@ def gather_slices(comm: TimeComm, block: Array, n_slices: int) -> Array:
     with message(REDUCE, LINE, block):
         blocks = mpi4jax.allgather(block, comm=comm.mpi)
     return _joined(blocks, n_slices)
+
+
+def gather_rows(comm: TimeComm, rows: Array, counts: tuple[int, ...]) -> Array:
+    """The rows of all ranks in order, on all ranks; rank r has `counts[r]` of them. Collective."""
+    if comm.size == 1:
+        return rows
+    widest = max(counts)
+    if widest == 0:
+        return rows
+    block = jnp.pad(rows, [(0, widest - rows.shape[0])] + [(0, 0)] * (rows.ndim - 1))
+    with message(REDUCE, LINE, block):
+        blocks = mpi4jax.allgather(block, comm=comm.mpi)
+    real = np.concatenate([r * widest + np.arange(count) for r, count in enumerate(counts)])
+    return blocks.reshape(comm.size * widest, *rows.shape[1:])[real]
 
 
 def gather_to_first(comm: TimeComm, block: Array, n_slices: int) -> Array | None:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Inexact, PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from nodepint_mpi.core.backward import backward_drift, is_continuous
 from nodepint_mpi.core.propagators import Propagator
@@ -37,24 +37,27 @@ _log = logging.getLogger(__name__)
 
 
 def require_solved(
-    interface: Inexact[Array, "edges *state"],
+    states: PyTree[Array],
     record: SweepRecord,
     edges: np.ndarray,
     u0: PyTree,
     *,
     n_batch_axes: int = 0,
-) -> Inexact[Array, "edges *state"]:
-    """The interface, or an error that names slice, time and entry of the state. Local.
+    by_sample: bool = False,
+) -> PyTree[Array]:
+    """The states, or an error that names slice, time and entry of the state. Local.
 
     Where the record is traced, under `jax.jit`, the compiled program raises when it runs: JAX then
     reports the same message as a `JaxRuntimeError`.
 
     Args:
-        interface: States at the edges.
+        states: At the edges, and at other times.
         record: Of the solve.
         edges: Slice boundaries.
         u0: The initial state as the caller gave it.
         n_batch_axes: Leading axes of the state that count samples.
+        by_sample: Whether the leaves of `u0` have an axis of samples in front, and the leaves of
+            a sample are one after another in the flattened state.
 
     Raises:
         NonFiniteError: if the fine solve of a slice failed from a solved start.
@@ -67,14 +70,23 @@ def require_solved(
         )
     ]
 
+    if by_sample:
+        names = [(path, shape[1:]) for path, shape in names]
+
     def fail(broken: Any, entry: Any) -> NoReturn:
-        raise NonFiniteError(describe_failure(int(broken), int(entry), edges, names, n_batch_axes))
+        slice_, entry, sample = int(broken), int(entry), ""
+        if by_sample and entry >= 0:
+            number, entry = divmod(entry, sum(int(np.prod(shape, dtype=int)) for _, shape in names))
+            sample = f" of sample {number}"
+        raise NonFiniteError(
+            describe_failure(slice_, entry, edges, names, n_batch_axes, sample=sample)
+        )
 
     if not isinstance(record.broken, Tracer):
         if not bool(record.finite):
             fail(record.broken, record.broken_entry)
-        return interface
-    return _or_raise(interface, record.finite, fail, record.broken, record.broken_entry)
+        return states
+    return _or_raise(states, record.finite, fail, record.broken, record.broken_entry)
 
 
 def or_adjoint_failure(tree: PyTree[Array], finite: Bool[Array, ""], throw: bool) -> PyTree[Array]:
@@ -131,6 +143,7 @@ def describe_failure(
     edges: np.ndarray,
     names: list[tuple[str, tuple[int, ...]]],
     n_batch_axes: int = 0,
+    sample: str = "",
 ) -> str:
     """What failed, and where in time and in the state. Local.
 
@@ -140,6 +153,7 @@ def describe_failure(
         edges: Slice boundaries.
         names: Path and shape of every leaf of the state.
         n_batch_axes: Leading axes of the state that count samples.
+        sample: Which sample, in words, where that is known otherwise.
     """
     where = "in all entries of the state"
     if entry >= 0:
@@ -147,11 +161,11 @@ def describe_failure(
             size = int(np.prod(shape, dtype=int))
             if entry < size:
                 index = [str(int(i)) for i in np.unravel_index(entry, shape)]
-                sample, rest = index[:n_batch_axes], index[n_batch_axes:]
+                samples, rest = index[:n_batch_axes], index[n_batch_axes:]
                 where = (
                     f"first in entry [{', '.join(rest)}] of the state{' ' + name if name else ''}"
                 )
-                where += f" of sample {', '.join(sample)}" if sample else ""
+                where += f" of sample {', '.join(samples)}" if samples else sample
                 break
             entry -= size
     return (
@@ -162,12 +176,14 @@ def describe_failure(
     )
 
 
-def _or_raise(value: Array, finite: Bool[Array, ""], fail: Any, *found: Array) -> Array:
-    """The value, which is not to be had where the callback raises."""
+def _or_raise(
+    values: PyTree[Array], finite: Bool[Array, ""], fail: Any, *found: Array
+) -> PyTree[Array]:
+    """The values, which are not to be had where the callback raises."""
     flag = jax.ShapeDtypeStruct((), np.dtype(bool))
     finite = jax.lax.cond(
         finite,
         lambda: jnp.array(True),
         lambda: jax.pure_callback(fail, flag, *map(jax.lax.stop_gradient, found)),
     )
-    return jnp.where(finite, value, jnp.nan)
+    return jax.tree.map(lambda value: jnp.where(finite, value, jnp.nan), values)

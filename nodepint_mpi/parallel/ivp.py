@@ -2,57 +2,52 @@
 
 import enum
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
+from diffrax import AbstractTerm
 from jax.core import Tracer
 from jaxtyping import Array, Inexact, PyTree
 
-from nodepint_mpi.core.galerkin import Galerkin
 from nodepint_mpi.core.partition import check_edges, check_layout, own_slices
-from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator, SliceResult
+from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator
 from nodepint_mpi.core.resolution import check_field_resolution
 from nodepint_mpi.core.stopping import AbstractStopping
 from nodepint_mpi.core.types import Field
 from nodepint_mpi.errors import ProblemError
 from nodepint_mpi.parallel.comms import TimeComm
-from nodepint_mpi.parallel.counters import Tally, counting
-from nodepint_mpi.parallel.differentiate import linearize_at
-from nodepint_mpi.parallel.exchange import (
-    bcast_from,
-    gather_slices,
-    max_over_ranks,
-    sum_over_ranks,
-)
-from nodepint_mpi.parallel.failure import or_adjoint_failure, require_solved, warn_of_drift
+from nodepint_mpi.parallel.counters import Tally
+from nodepint_mpi.parallel.failure import require_solved
 from nodepint_mpi.parallel.iterate import TimeSolver
 from nodepint_mpi.parallel.judge import SweepRecord
-from nodepint_mpi.parallel.line import Line
 from nodepint_mpi.parallel.method_options import (
+    Fields,
     MethodOptions,
     Numbers,
     check_batch_axes,
     check_comm,
     check_method_options,
     check_numbers,
+    check_tracked,
     default_stopping,
     make_method,
 )
-from nodepint_mpi.parallel.methods.base import ENDS, AbstractMethod, Carry
-from nodepint_mpi.parallel.problem import (
-    as_field,
-    check_field,
-    floats_as_arrays,
-    lay_out,
-    lay_out_guess,
-)
+from nodepint_mpi.parallel.methods.base import AbstractMethod
+from nodepint_mpi.parallel.problem import floats_as_arrays, lay_out, lay_out_guess
 from nodepint_mpi.parallel.programs import static_key
+from nodepint_mpi.parallel.replicated import (
+    Program,
+    shape_of_carry,
+    solve_replicated,
+    solve_tracked,
+)
 from nodepint_mpi.parallel.same_arguments import is_traced, require_same_arguments, value_of
+from nodepint_mpi.parallel.samples import take_samples
+from nodepint_mpi.parallel.saved_times import check_saved_times, place_saved_times
 from nodepint_mpi.parallel.shared_basis import SharedBasis
-from nodepint_mpi.parallel.solve import solve_interface
+from nodepint_mpi.parallel.tracking import LentCarry
 
 
 class Status(enum.StrEnum):
@@ -68,19 +63,38 @@ class Status(enum.StrEnum):
         "out of steps; states are NaN from there on. Check the field, use smaller steps, or "
         "raise `max_steps`."
     )
+    TRACKED = (
+        "tracked: one sweep from what the last step left. `jump` and `residual` of the carry that "
+        "`value_and_grad` returns say how far it is from converged."
+    )
 
 
 class Solution(eqx.Module):
-    """Interface states of a time-parallel solve, equal on all ranks.
+    """States of a time-parallel solve, equal on all ranks.
 
-    `interface` has one state per slice boundary, (n_slices + 1, *state), the initial state first.
-    `work` has the largest count of any rank. The other properties read the record of the iteration
-    and so need concrete values: use them outside jit.
+    `interface` has one state per slice boundary, (n_slices + 1, *state), the initial state first;
+    `ys` one per time of `ts`, (times, *state), None without `ts`. A batch made by `in_axes` has its
+    samples behind the time: (times, samples, *state). `work` has the largest count of any rank, in
+    a tracked solve that of this one. The other properties read the record of the iteration and so
+    need concrete values: use them outside jit.
     """
 
     interface: PyTree[Inexact[Array, "edges ..."]]
     record: SweepRecord
     work: Tally
+    ts: np.ndarray | Array | None = None
+    ys: PyTree[Inexact[Array, "times ..."]] | None = None
+    tracked: bool = eqx.field(static=True, default=False)
+    _held: tuple[int, int] = eqx.field(static=True, default=(0, 0))
+
+    @property
+    def held(self) -> slice:
+        """Which of `ts` lie in the slices of this rank: `ys[held]` is this rank's part. Local.
+
+        Every time is one rank's; a rank may have none. A time on a slice boundary belongs to the
+        slice left of it, the initial state to the first rank.
+        """
+        return slice(*self._held)
 
     @property
     def sweeps(self) -> int:
@@ -124,16 +138,18 @@ class Solution(eqx.Module):
 
     @property
     def status(self) -> Status:
-        """Converged, out of sweeps, or not finite."""
+        """Converged, out of sweeps, not finite, or tracked."""
         if not bool(self.record.finite):
             return Status.NON_FINITE
+        if self.tracked:
+            return Status.TRACKED
         n_slices = jax.tree.leaves(self.interface)[0].shape[0] - 1
         front = int(self.record.fronts[self.record.n_sweeps])
         return Status.CONVERGED if front >= n_slices else Status.MAX_SWEEPS
 
 
 def solve(
-    field: Field,
+    field: Field | AbstractTerm,
     u0: PyTree,
     edges: Any,
     *,
@@ -152,6 +168,9 @@ def solve(
     adjoint_tol: float = 1e-10,
     slices_at_once: int | None = None,
     n_batch_axes: int = 0,
+    ts: Any = None,
+    in_axes: Any = None,
+    carry: LentCarry | None = None,
     comm: TimeComm | None = None,
     throw: bool = True,
     check_ranks: bool = True,
@@ -173,7 +192,8 @@ def solve(
 
     Args:
         field: Vector field `f(t, u, args)`, returning something of `u`'s structure, shapes and
-            type. Whole numbers in it are converted.
+            type. Whole numbers in it are converted. Or a `diffrax.ODETerm` of such a function, also
+            one made by `ControlTerm(f, control).to_ode()`; arrays in it have no derivative.
         u0: Initial state: an array or a tree of arrays of real numbers, all of one floating-point
             type. Whole numbers and Python's numbers take the type of the others, or JAX's default.
         edges: Slice boundaries, (n_slices + 1,), strictly increasing, in the unit of time.
@@ -203,7 +223,19 @@ def solve(
         slices_at_once: Slices a rank propagates as one batch, all its own unless given.
         n_batch_axes: Leading axes of the state that count samples. All samples take the same
             sweeps; `Solution.sample_sweeps` says which of them need how many, and messages name
-            the sample. For a state that is one array.
+            the sample. For a state that is one array, and a field of the whole batch.
+        ts: Times to save states at, strictly increasing, anywhere from `edges[0]` to `edges[-1]`,
+            as in diffrax's `SaveAt(ts=...)`: `Solution.ys`, on all ranks. No step is cut: a state
+            inside a step is the solver's interpolation, one within rounding of a slice boundary is
+            that of the boundary. Times inside slices cost one more fine solve of all slices, at
+            once; those on boundaries nothing. `interface` is the same with and without.
+        in_axes: Axes of `(u0, args)` that count samples, as `jax.vmap` takes them: `(0, None)` for
+            a batch of initial states, `(0, {"rate": 0, "model": None})` for samples with arguments
+            of their own, an axis for both. `field`, and that of every `Propagator`, is then the one
+            of a single sample, and every sample takes its own steps, as in `jax.vmap` of a serial
+            solve. All samples take the sweeps of the slowest, see `Solution.sample_sweeps`.
+        carry: What `nodepint_mpi.value_and_grad` hands to a loss: one sweep each way from what the
+            last step left, instead of a solve from scratch.
         comm: A line of ranks; the whole world unless given.
         throw: Raise where the fine solve of a slice fails. Else the states from the end of that
             slice on are NaN, the status says so, and a derivative is NaN.
@@ -229,30 +261,46 @@ def solve(
         Lions, Maday, Turinici (2001), C. R. Acad. Sci. 332, 661-668.
     """
     comm = check_comm(comm)
+    if carry is not None and not isinstance(carry, LentCarry):
+        raise ProblemError(
+            f"`carry` is a {type(carry).__name__}; pass the one that `nm.value_and_grad(loss)` "
+            "hands to `loss(params, carry, ...)`."
+        )
     options = MethodOptions(
         method, fine, coarse, tangents, basis, complement, recycle, precision, trust
     )
     numbers = Numbers(stopping, adjoint_tol, slices_at_once, throw, n_batch_axes)
-    traced = is_traced(u0, edges, args, guess, options, numbers)
+    traced = is_traced(u0, edges, args, guess, ts, options, numbers)
     if check_ranks and not traced:
         arguments = dict(field=field, u0=u0, edges=edges, args=args, guess=guess)
-        require_same_arguments(comm.control, arguments | options._asdict() | numbers._asdict())
+        arguments |= {"ts": ts, "in_axes": in_axes} | options._asdict() | numbers._asdict()
+        require_same_arguments(comm.control, arguments)
     if isinstance(value_of(edges), Tracer):
         raise ProblemError("`edges` is traced; times must be known outside of `jax.jit`.")
     edges = check_edges(value_of(edges))
+    times = None if ts is None else check_saved_times(ts, edges)
     check_method_options(options)
     check_numbers(numbers)
     check_layout(len(edges) - 1, comm.size)
+    args, samples = floats_as_arrays(args), None
+    if in_axes is not None:
+        if n_batch_axes:
+            raise ProblemError("`in_axes` says what counts samples: leave `n_batch_axes` out.")
+        u0, samples = take_samples(in_axes, u0, args)
+        n_batch_axes = 1
     initial, layout = lay_out(u0)
-    check_batch_axes(n_batch_axes, layout.is_tree, initial.ndim)
-    args = floats_as_arrays(args)
-    flat_guess = None if guess is None else lay_out_guess(guess, layout, len(edges))
-    flat_field = as_field(field, layout)
-    check_field(flat_field, edges[0], args)
-    propagator, method = (
-        Propagator(flat_field, fine),
-        make_method(options, flat_field, edges[0], args),
-    )
+    if samples is None:
+        check_batch_axes(n_batch_axes, layout.is_tree, initial.ndim)
+    else:
+        layout = samples.layout(layout)
+        initial = jax.vmap(layout.join)(u0)
+    n_samples = None if samples is None else samples.n
+    flat_guess = None if guess is None else lay_out_guess(guess, layout, len(edges), n_samples)
+    state = jax.ShapeDtypeStruct(initial.shape, initial.dtype)
+    fields = Fields(layout, edges[0], args, state, samples)
+    flat_field = fields.bind(field)
+    propagator = fields.propagator(flat_field, fine)
+    method = make_method(options, fields, flat_field)
     for part in jax.tree.leaves((propagator, method), is_leaf=_is_propagator):
         if _is_propagator(part):
             check_field_resolution(part.field, args, initial, edges, [part.integrator])
@@ -264,35 +312,71 @@ def solve(
         slices_at_once=slices_at_once,
         n_batch_axes=n_batch_axes,
     )
+    begin = flat_guess
+    if carry is not None:
+        check_tracked(numbers, guess, method)
+        begin = carry.take(len(own_slices(edges, comm.size, comm.rank).indices))
     params, others = eqx.partition(args, eqx.is_inexact_array)
     others, static = eqx.partition(others, eqx.is_array)
     parts, solver = eqx.partition(solver, eqx.is_array)
-    numbers_in, structure = jax.tree.flatten(((others, parts), params, initial, flat_guess))
-    key, make = _program(comm, tuple(edges.tolist()), solver, static, throw, structure)
+    numbers_in, structure = jax.tree.flatten(((others, parts), params, initial, begin))
+    made_of = _MadeOf(
+        tuple(edges.tolist()), None if times is None else tuple(times.tolist()), solver, static,
+        throw, carry is not None, structure,
+    )  # fmt: skip
+    if carry is not None and carry.slot is None:
+        tree = (others, parts), params, initial, carry.carry
+        carry.found.append(shape_of_carry(made_of.program(comm), *tree))
+    key, make = _program(comm, made_of)
     # In a trace the code that is being traced keeps it.
     program = make() if traced else comm.programs.get(key, make)
-    interface, record, counts = program(numbers_in)
-    if throw:
-        interface = require_solved(interface, record, edges, u0, n_batch_axes=n_batch_axes)
-    interface = jax.vmap(layout.split)(interface) if layout.is_tree else interface
-    return Solution(interface, record, Tally(*counts))
+    interface, ys, record, counts = program(numbers_in)
+    if throw and carry is None:
+        interface, ys = require_solved(
+            (interface, ys), record, edges, u0, by_sample=samples is not None,
+            n_batch_axes=0 if samples is not None else n_batch_axes,
+        )  # fmt: skip
+    split = layout.split if samples is None else jax.vmap(layout.split)
+    if layout.is_tree:
+        interface, ys = jax.tree.map(jax.vmap(split), (interface, ys))
+    held = (0, 0)
+    if times is not None:
+        held = place_saved_times(times, edges, comm.size, comm.rank).held
+    return Solution(interface, record, Tally(*counts), times, ys, carry is not None, held)
 
 
-def _program(
-    comm: TimeComm,
-    edges: tuple[float, ...],
-    solver: TimeSolver,
-    static: PyTree,
-    throw: bool,
-    structure: Any,
-) -> tuple[Hashable, Callable[[], Callable]]:
+class _MadeOf(NamedTuple):
+    """What a compiled solve depends on besides numbers: times, the static parts, and the structure
+    of the tree of its numbers."""
+
+    edges: tuple[float, ...]
+    ts: tuple[float, ...] | None
+    solver: TimeSolver
+    static: PyTree
+    throw: bool
+    tracked: bool
+    structure: Any
+
+    def program(self, comm: TimeComm) -> Program:
+        """Where the numbers go. Local."""
+        edges = np.asarray(self.edges)
+        if self.ts is None:
+            owned, saved = own_slices(edges, comm.size, comm.rank), None
+        else:
+            saved = place_saved_times(np.asarray(self.ts), edges, comm.size, comm.rank)
+            owned = saved.here.owned
+        return Program(comm, self.solver, self.static, owned, saved, self.ts or (), self.throw)
+
+
+def _program(comm: TimeComm, made_of: _MadeOf) -> tuple[Hashable, Callable[[], Callable]]:
     """The key of the compiled solve of these static parts, and what makes it.
 
     The program takes the leaves of a tree of that structure: JAX remembers the structures that
     compiled functions were called with, and with them the functions inside, long after these went.
     """
-    leaves, statics = jax.tree.flatten((solver, static))
-    key = edges, throw, structure, statics, tuple(map(static_key, leaves))
+    leaves, statics = jax.tree.flatten((made_of.solver, made_of.static))
+    rest = made_of._replace(solver=None, static=None)
+    key = rest, statics, tuple(map(static_key, leaves))
     try:
         hash(key)
     except TypeError as error:
@@ -302,74 +386,14 @@ def _program(
         ) from None
 
     def solve_leaves(leaves):
-        tree = jax.tree.unflatten(structure, leaves)
-        return _solve_replicated(comm, solver, edges, static, throw, *tree)
+        arrays, params, initial, begin = jax.tree.unflatten(made_of.structure, leaves)
+        program = made_of.program(comm)
+        if made_of.tracked:
+            return solve_tracked(program, arrays, params, initial, *begin)
+        return solve_replicated(program, arrays, params, initial, begin)
 
     return key, lambda: jax.jit(solve_leaves)
 
 
-def _solve_replicated(comm, solver, edges, static, throw, arrays, params, initial, guess):
-    """Replicated numbers in, replicated numbers out, with the transposed solve as derivative.
-
-    `arrays` are those of `args` and of the solver that have no derivative. The custom derivative
-    gets them as arguments, since it must not close over what is traced.
-    """
-    owned = own_slices(np.asarray(edges), comm.size, comm.rank)
-
-    def with_arrays(arrays):
-        without_derivative, parts = arrays
-        whole_solver = eqx.combine(parts, solver)
-        others = eqx.combine(without_derivative, static)
-        return jax.tree.map(lambda part: _given(part, others), whole_solver, is_leaf=_has_field)
-
-    def whole(arrays, params, initial, guess):
-        with counting() as ledger:
-            line, solver = Line(comm, owned, params), with_arrays(arrays)
-            carry = None if guess is None else Carry({ENDS: guess[1:][owned.indices]}, {})
-            solved = solve_interface(line, solver, initial, carry)
-            ends = gather_slices(comm, solved.states.ends, owned.n_slices)
-        counts = max_over_ranks(comm, ledger.tally.as_array())
-        return jnp.concatenate([initial[None], ends]), solved.record, counts, solved.memory
-
-    @jax.custom_vjp
-    def run(arrays, params, initial, guess):
-        return whole(arrays, params, initial, guess)[:3]
-
-    def forward(arrays, params, initial, guess):
-        interface, record, counts, memory = whole(arrays, params, initial, guess)
-        return (interface, record, counts), (arrays, params, interface, memory, record.finite)
-
-    def backward(residuals, bars):
-        arrays, params, interface, memory, solved = residuals
-        interface_bar, *_ = bars
-        line, solver = Line(comm, owned, params), with_arrays(arrays)
-        at = linearize_at(line, solver, interface[owned.indices], memory)
-        warn_of_drift(line, solver.fine, at.states.starts, at.result.end)
-        sources = SliceResult(jnp.zeros_like(at.result.saves), interface_bar[owned.indices + 1])
-        gradient = at.pull_back(sources)
-        initial_bar = bcast_from(comm, gradient.initial, 0) + interface_bar[0]
-        bars = sum_over_ranks(comm, gradient.params), initial_bar
-        bars = or_adjoint_failure(bars, solved & gradient.record.finite, throw)
-        return None, *bars, None
-
-    run.defvjp(forward, backward)
-    return run(arrays, params, initial, guess)
-
-
 def _is_propagator(part: Any) -> bool:
     return isinstance(part, Propagator)
-
-
-def _has_field(part: Any) -> bool:
-    return isinstance(part, (Propagator, Galerkin))
-
-
-def _given(part: Any, static: PyTree) -> Any:
-    """The same propagator or reduction, given only the args that have derivatives."""
-
-    def with_static(field: Field) -> Field:
-        return lambda t, u, params: field(t, u, eqx.combine(params, static))
-
-    if isinstance(part, Propagator):
-        return Propagator(with_static(part.field), part.integrator)
-    return Galerkin(with_static(part.full)) if isinstance(part, Galerkin) else part

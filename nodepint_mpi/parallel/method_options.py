@@ -8,13 +8,16 @@ import numpy as np
 from jaxtyping import PyTree
 from mpi4py import MPI
 
-from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator
+from nodepint_mpi.core.each_sample import EachSample, SampleField
+from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator, check_solver
 from nodepint_mpi.core.stopping import AbstractStopping, JumpTolerance
+from nodepint_mpi.core.types import Field
 from nodepint_mpi.errors import ProblemError
 from nodepint_mpi.parallel.comms import TimeComm, world_time_comm
 from nodepint_mpi.parallel.methods import METHODS
 from nodepint_mpi.parallel.methods.base import AbstractMethod, Parts
-from nodepint_mpi.parallel.problem import ArrayField, as_field, check_field
+from nodepint_mpi.parallel.problem import ArrayField, StateLayout, as_field, check_field
+from nodepint_mpi.parallel.samples import Samples
 from nodepint_mpi.parallel.shared_basis import SharedBasis
 
 _PRECISIONS = "float16", "bfloat16", "float32", "float64"
@@ -116,14 +119,59 @@ def check_batch_axes(n_batch_axes: int, is_tree: bool, n_axes: int) -> None:
         raise ProblemError(f"`n_batch_axes` is {n_batch_axes}, but the state has {n_axes} axes.")
 
 
+def check_tracked(numbers: Numbers, guess: Any, method: AbstractMethod) -> None:
+    """Refuse options that a solve with a carry does not take. Local.
+
+    Raises:
+        ProblemError: with the option, or the method that carries nothing.
+    """
+    for name, value in {"guess": guess, "stopping": numbers.stopping}.items():
+        if value is not None:
+            raise ProblemError(
+                f"`{name}` is given together with `carry`: a tracked solve does one sweep from "
+                f"what is carried. Leave `{name}` out."
+            )
+    if not method.iterates:
+        raise ProblemError(
+            f"{type(method).__name__} does no sweeps and so carries nothing: leave `carry` out, or "
+            "take another `method` such as 'parareal'."
+        )
+
+
 def default_stopping(stopping: AbstractStopping | None) -> AbstractStopping:
     """The rule of `solve` where none is given. Local."""
     return JumpTolerance(1e-8) if stopping is None else stopping
 
 
-def make_method(
-    options: MethodOptions, field: ArrayField, t0: float, args: PyTree
-) -> AbstractMethod:
+class Fields(NamedTuple):
+    """What makes fields of arrays of the user's own: layout of the state, of one sample if there
+    are `samples`; a time and `args` to check them with; the array of all states."""
+
+    layout: StateLayout
+    t0: float
+    args: PyTree
+    state: jax.ShapeDtypeStruct
+    samples: Samples | None
+
+    def bind(self, field: Any, name: str = "field") -> ArrayField | SampleField:
+        """The field of arrays, checked. Local.
+
+        Raises:
+            ProblemError: if it does not fit the state.
+        """
+        own = as_field(field, self.layout, name)
+        if self.samples is None:
+            check_field(own, self.t0, self.args, name)
+            return own
+        check_field(own, self.t0, self.samples.args_of_one(self.args), name)
+        return SampleField(own, self.samples.axes)
+
+    def propagator(self, field: Field, steps: AbstractIntegrator) -> Propagator:
+        """The propagator of a bound field. Local."""
+        return Propagator(field, steps) if self.samples is None else EachSample(field, steps)
+
+
+def make_method(options: MethodOptions, fields: Fields, field: Field) -> AbstractMethod:
     """The method that checked options ask for, on the fields of arrays. Local.
 
     Raises:
@@ -134,15 +182,13 @@ def make_method(
         """With a field of arrays for the user's own."""
         if not isinstance(part, Propagator):
             return part
-        own = as_field(part.field, field.layout, name)
-        check_field(own, t0, args, name)
-        return Propagator(own, part.integrator)
+        return fields.propagator(fields.bind(part.field, name), part.integrator)
 
     def propagator(name: str) -> Propagator | None:
         steps = getattr(options, name)
         if steps is None or isinstance(steps, Propagator):
             return bound(steps, name)
-        return Propagator(field, steps)
+        return fields.propagator(field, steps)
 
     if isinstance(options.method, AbstractMethod):
         method = jax.tree.map(
@@ -153,7 +199,7 @@ def make_method(
     else:
         method = METHODS[options.method].of(
             Parts(
-                fine=Propagator(field, options.fine),
+                fine=fields.propagator(field, options.fine),
                 coarse=propagator("coarse"),
                 tangents=propagator("tangents"),
                 basis=options.basis,
@@ -163,10 +209,10 @@ def make_method(
                 trust=options.trust,
             )
         )
-    if field.layout.is_tree and getattr(getattr(method, "basis", None), "n_batch_axes", 0):
+    n_shared = getattr(getattr(method, "basis", None), "n_batch_axes", 0)
+    if n_shared and fields.layout.is_tree and fields.samples is None:
         raise ProblemError("A state that is a tree of arrays has no batch axes to share.")
-    state = jax.ShapeDtypeStruct(field.layout.shape, field.layout.dtype)
-    method.carry_like(1, state)  # says if a basis does not fit the state
+    method.carry_like(1, fields.state)  # says if a basis does not fit the state
     return method
 
 
@@ -208,7 +254,15 @@ def _shown(value: Any) -> str:
 def _refuse(name: str, value: Any, expected: str) -> NoReturn:
     hint = ""
     if isinstance(value, diffrax.AbstractSolver):
-        hint = " A solver needs its steps."
+        check_solver(value)
+        solver = f"diffrax.{type(value).__name__}()"
+        hint = (
+            " A solver does not say how many steps it takes through a slice: write "
+            f"`{name}=nm.FixedSteps({solver}, n_steps)`"
+        )
+        if isinstance(value, diffrax.AbstractAdaptiveSolver):
+            hint += f" or `{name}=nm.AdaptiveSteps({solver}, rtol=1e-6, atol=1e-9)`"
+        hint += "."
     if isinstance(value, type):
         hint = f" `{value.__name__}` is a class: call it to make one."
     raise ProblemError(f"`{name}` is {_shown(value)}; expected {expected}.{hint}")

@@ -15,6 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
+from nodepint_mpi.core.terms import as_function
 from nodepint_mpi.errors import NonFiniteError, ProblemError
 from nodepint_mpi.parallel.programs import SameCode
 from nodepint_mpi.parallel.same_arguments import value_of
@@ -100,8 +101,12 @@ def lay_out(u0: PyTree) -> tuple[Array, StateLayout]:
     return layout.join(u0), layout
 
 
-def lay_out_guess(guess: PyTree, layout: StateLayout, n_edges: int) -> Array:
+def lay_out_guess(
+    guess: PyTree, layout: StateLayout, n_edges: int, n_samples: int | None = None
+) -> Array:
     """A guess of the interface as one array, (edges, *state). Local.
+
+    With `n_samples` it is (edges, samples, *state), for the layout of one sample.
 
     Raises:
         ProblemError: if it is not one state for each slice boundary.
@@ -118,29 +123,33 @@ def lay_out_guess(guess: PyTree, layout: StateLayout, n_edges: int) -> Array:
             f"{layout.structure}, with one more leading axis: one state per slice boundary."
         )
     leaves = jax.tree.leaves(guess)
+    lead = (n_edges,) if n_samples is None else (n_edges, n_samples)
+    each = "one state" if n_samples is None else "one state of each sample"
     for path, leaf, shape in zip(layout.paths, leaves, layout.shapes, strict=True):
         name = f"`guess{path}`"
         given = _as_numbers(leaf, name).shape
-        if given != (n_edges, *shape):
+        if given != (*lead, *shape):
             raise ProblemError(
-                f"{name} has shape {given}; it needs one state per slice boundary, "
-                f"{(n_edges, *shape)}."
+                f"{name} has shape {given}; it needs {each} per slice boundary, {(*lead, *shape)}."
             )
         _require_finite(leaf, name, " Leave it out or repair it.")
     leaves = [jnp.asarray(leaf, layout.dtype) for leaf in leaves]
     if not layout.is_tree:
         return leaves[0]
-    return jnp.concatenate([leaf.reshape(n_edges, -1) for leaf in leaves], axis=1)
+    return jnp.concatenate([leaf.reshape(*lead, -1) for leaf in leaves], axis=-1)
 
 
 def as_field(field: Any, layout: StateLayout, name: str = "field") -> ArrayField:
-    """A user's function as a field of arrays. Local."""
+    """A user's function, or what a term of diffrax says du/dt is, as a field of arrays. Local.
+
+    Raises:
+        ProblemError: if it is neither, or a term of more than one time.
+    """
+    field = as_function(field)
     if not callable(field):
-        hint = ""
-        if hasattr(field, "vector_field"):
-            hint = " Pass the function inside the term, its `vector_field`."
         raise ProblemError(
-            f"`{name}` is a {type(field).__name__}; expected a function `f(t, u, args)`.{hint}"
+            f"`{name}` is a {type(field).__name__}; expected a function `f(t, u, args)` or a "
+            "`diffrax.ODETerm` of one."
         )
     return ArrayField(SameCode(field), layout)
 

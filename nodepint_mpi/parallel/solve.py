@@ -6,7 +6,7 @@ U[n+1] <- F(U_old[n]) + C(U[n]) - C(U_old[n])
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Inexact
 
 from nodepint_mpi.core.propagators import SliceResult
 from nodepint_mpi.core.scopes import FINE_FORWARD
@@ -51,12 +51,14 @@ class Interface(NamedTuple):
     """This rank's block of interface states, the record of the solve, and what its method learned.
 
     `memory` is what the method may use in the adjoint. `seen` is what `on_iterate` has gathered.
+    `saves` are the states inside the owned slices, where the solve has come by them.
     """
 
     states: BlockStates
     record: SweepRecord
     memory: Memory
     seen: object = None
+    saves: Inexact[Array, "owned times *state"] | None = None
 
 
 def solve_interface(
@@ -89,7 +91,7 @@ def solve_interface(
     if not solver.method.iterates:
         states, result = walk(line, solver.fine, initial)
         record = with_samples(serial_record(line.comm, result.end, line.owned), n_samples)
-        return Interface(states, record, None)
+        return Interface(states, record, None, saves=result.saves)
     forward = Forward(line, solver, initial)
     with counting() as ledger:
         first = forward.first(no_carry() if carry is None else carry)

@@ -15,14 +15,14 @@ from jaxtyping import Array, Float, Inexact
 
 from nodepint_mpi.core.propagators import SliceResult
 from nodepint_mpi.core.scopes import FINE_ADJOINT, FINE_FORWARD
-from nodepint_mpi.core.transposed import linearise_block
+from nodepint_mpi.core.transposed import PullBack, linearise_block
 from nodepint_mpi.core.types import Params, State
 from nodepint_mpi.parallel.counters import Tally, work
 from nodepint_mpi.parallel.exchange import in_order
 from nodepint_mpi.parallel.failure import warn_of_drift
 from nodepint_mpi.parallel.iterate import TimeSolver
 from nodepint_mpi.parallel.line import Line
-from nodepint_mpi.parallel.methods.base import Carry
+from nodepint_mpi.parallel.methods.base import Carry, Swept
 
 
 class Misfits(NamedTuple):
@@ -57,6 +57,14 @@ class Followed(NamedTuple):
     carry: Carry
 
 
+class Begun(NamedTuple):
+    """The sweep forward: what the method began with, and the owned slices solved from there."""
+
+    swept: Swept
+    result: SliceResult
+    pull_back: PullBack
+
+
 def follow(
     line: Line,
     solver: TimeSolver,
@@ -74,21 +82,37 @@ def follow(
         read_loss: Local: from the owned slices to the cotangents of what the loss reads there,
             and whatever else it finds, which is returned.
     """
-    method, owned = solver.method, line.owned
-    begun = method.init(line, initial, carry)
-    states = begun.states
+    begun = follow_forward(line, solver, initial, carry)
+    sources, found = read_loss(begun.result)
+    return follow_back(line, solver, initial, carry, begun, sources), found
+
+
+def follow_forward(line: Line, solver: TimeSolver, initial: State, carry: Carry) -> Begun:
+    """The first half of `follow`. Collective over the line, inside jit."""
+    owned = line.owned
+    begun = solver.method.init(line, initial, carry)
+    starts = begun.states.starts
     with work(FINE_FORWARD, Tally(fine=owned.n_owned)):
         result, pull_back = linearise_block(
-            solver.fine, line.params, states.starts, owned, at_once=solver.slices_at_once
+            solver.fine, line.params, starts, owned, at_once=solver.slices_at_once
         )
     result = result._replace(end=in_order(line.comm, result.end))
-    warn_of_drift(line, solver.fine, states.starts, result.end, again=False)
-    sources, found = read_loss(result)
-    back = method.adjoint_init(line, states.starts, begun.memory, sources, carry)
+    warn_of_drift(line, solver.fine, starts, result.end, again=False)
+    return Begun(begun, result, pull_back)
+
+
+def follow_back(
+    line: Line, solver: TimeSolver, initial: State, carry: Carry, begun: Begun, sources: SliceResult
+) -> Followed:
+    """The second half, from the cotangents of what the loss reads. Collective, inside jit."""
+    method, owned = solver.method, line.owned
+    swept, result, pull_back = begun
+    states = swept.states
+    back = method.adjoint_init(line, states.starts, swept.memory, sources, carry)
     old = back.cotangents
     with work(FINE_ADJOINT, Tally(fine_pulled=owned.n_owned)):
         params_bar, outs = pull_back(SliceResult(sources.saves, sources.end + old.rights))
-    left = method.carry(line, initial, begun, result.end, back, outs, carry)
+    left = method.carry(line, initial, swept, result.end, back, outs, carry)
     indices = jnp.asarray(owned.indices).reshape(-1, *[1] * (outs.ndim - 1))
     last = owned.n_slices - 1  # nothing starts at its end, and nothing reads the first cotangent
     misfits = Misfits(
@@ -97,7 +121,7 @@ def follow(
         jnp.sum(jnp.where(indices > 0, outs - old.lefts, 0.0) ** 2),
         jnp.sum(outs**2),
     )
-    return Followed(params_bar, outs[0], misfits, left), found
+    return Followed(params_bar, outs[0], misfits, left)
 
 
 def _relative(part: Array, whole: Array) -> Array:

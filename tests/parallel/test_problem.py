@@ -3,6 +3,7 @@
 import json
 import sys
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -246,11 +247,17 @@ cases = {
     "`rtol` is 'small'": lambda: nm.AdaptiveSteps(diffrax.Tsit5(), "small", 1e-3),
     "`max_steps` is 1.5": lambda: nm.AdaptiveSteps(diffrax.Tsit5(), 1e-3, 1e-3, max_steps=1.5),
     "`fine` is a Tsit5": lambda: solve(fine=diffrax.Tsit5()),
+    "write `fine=nm.FixedSteps(diffrax.Tsit5(), n_steps)`": lambda: solve(fine=diffrax.Tsit5()),
+    "`coarse=nm.FixedSteps(diffrax.Euler(), n_steps)`.": lambda: solve(coarse=diffrax.Euler()),
+    "EulerHeun is a solver for stochastic": lambda: solve(fine=diffrax.EulerHeun()),
+    "KenCarp4 is a solver for": lambda: nm.FixedSteps(diffrax.KenCarp4(), 2),
+    "`carry` is a SolveCarry; pass the one that": lambda: solve(carry=nm.SolveCarry()),
+    "`carry` is a NoneType; pass `nm.SolveCarry": lambda: nm.value_and_grad(solve)((1.0,), None),
     "`fine` is a Propagator": lambda: solve(fine=nm.Propagator(decay, S)),
     "`fine` is a _MetaAbstractSolver": lambda: solve(fine=diffrax.Tsit5),
     "`coarse` is a Tsit5": lambda: solve(coarse=diffrax.Tsit5()),
     "`coarse` is 4": lambda: solve(coarse=4),
-    "`field` is a ODETerm": lambda: solve(diffrax.ODETerm(decay)),
+    "A MultiTerm of diffrax": lambda: solve(diffrax.MultiTerm(diffrax.ODETerm(decay))),
     "`field` is a str": lambda: solve("decay"),
     "`stopping` is 1e-06": lambda: solve(stopping=1e-6),
     "`basis` is 'pod'": lambda: solve(method="tangent", basis="pod"),
@@ -291,3 +298,53 @@ def test_wrong_kinds_are_refused_where_types_are_not_checked(mpirun):
         if not (text.startswith("ProblemError: ") and name in text)
     }
     assert not wrong, "\n".join(f"{name}: {text[:300]}" for name, text in wrong.items())
+
+
+@pytest.mark.mpi(max_size=2)
+def test_ode_terms_of_diffrax_are_fields(comms):
+    """A term, a controlled one, and the field of a propagator: closed forms."""
+    control = diffrax.LinearInterpolation(jnp.array([0.0, 1.0]), jnp.array([0.0, 2.0]))
+    controlled = diffrax.ControlTerm(lambda t, u, rate: -rate * u, control).to_ode()
+    decays = diffrax.ODETerm(lambda t, u, rate: -rate * u)
+    steps = nm.FixedSteps(nm.RK4(), 20)
+    for term, wanted in ((decays, np.exp(-0.5)), (controlled, np.exp(-1.0))):
+        solution = nm.solve(
+            term, jnp.ones(1), np.linspace(0, 1, 5), args=0.5, fine=steps, comm=comms.time,
+            coarse=nm.Propagator(decays, nm.FixedSteps(nm.RK4(), 1)),
+        )  # fmt: skip
+        np.testing.assert_allclose(solution.interface[-1], wanted, rtol=1e-7)
+
+
+BROWNIAN = diffrax.VirtualBrownianTree(0.0, 1.0, 1e-2, (1,), jax.random.key(0))
+
+
+@pytest.mark.mpi(max_size=2)
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            dict(field=diffrax.ControlTerm(decay, BROWNIAN)),
+            r"`ControlTerm\(f, control\).to_ode\(\)`",
+        ),
+        (dict(field=diffrax.MultiTerm(diffrax.ODETerm(decay))), "Sum the parts in one function"),
+    ],
+)
+def test_terms_of_other_equations_are_refused(comms, term, message):
+    with pytest.raises(ProblemError, match=message):
+        nm.solve(term, jnp.ones(1), EDGES, args=0.5, comm=comms.time, **STEPS)
+
+
+@pytest.mark.mpi(max_size=1)
+def test_a_term_made_of_traced_arrays_is_refused(comms):
+    steps = nm.FixedSteps(nm.RK4(), 2)
+
+    def loss(values):
+        control = diffrax.LinearInterpolation(jnp.array([0.0, 1.0]), values)
+        term = diffrax.ControlTerm(decay, control).to_ode()
+        return nm.solve(
+            term, jnp.ones(1), np.linspace(0, 1, 5), args=0.5, fine=steps, coarse=steps,
+            comm=comms.time,
+        ).interface[-1, 0]  # fmt: skip
+
+    with pytest.raises(ProblemError, match="Pass these in `args`"):
+        jax.jit(loss)(jnp.ones(2))
