@@ -310,8 +310,8 @@ def check_first(samples: Samples, begin: float) -> None:
             f"Row {samples.split.number(late[0])} of {section.times!r} begins at t = "
             f"{starts[late[0]]:g} ({len(late)} rows begin late), but the encoder turns the first "
             f"observation into the state at the beginning of the horizon, {begin:g}: count each "
-            "row's time from its first observation, give initial states in a column of their own, `data.initial`, or "
-            "an encoder that takes `times` and so reads the whole series."
+            "row's time from its first observation, give initial states in a column of their own, "
+            "`data.initial`, or an encoder that takes `times` and so reads the whole series."
         )
     rows = np.arange(samples.n_rows)
     there = observed(samples.split, section, rows) if section.input == section.target else None
