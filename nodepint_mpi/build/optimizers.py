@@ -23,9 +23,10 @@ MANY_PATHS = 40
 
 
 class AverageState(NamedTuple):
-    """The state of an optimizer whose parameters are averaged, with the average after `n` updates.
+    """The state of an optimizer whose parameters are averaged, and their average.
 
-    The average is debiased: that of the parameters alone, whatever their number.
+    `averaged` is debiased, so it needs no correction: it is the initial parameters as long as no
+    update is averaged.
     """
 
     inner: PyTree
@@ -36,8 +37,8 @@ class AverageState(NamedTuple):
 def build_optimizer(section: OptimSection, params: PyTree) -> optax.GradientTransformation:
     """The optimizer of these parameters, by optax. Local.
 
-    From the inside to the outside: frozen gradients are set to zero, the others clipped, each group
-    is updated, the parameters are averaged, and all that only every `accumulate` steps.
+    In this order: frozen gradients are set to zero, the others clipped, each group is updated,
+    the parameters are averaged, and all that only every `accumulate` steps.
 
     Args:
         section: The section `[optim]`.
