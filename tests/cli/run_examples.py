@@ -13,7 +13,17 @@ import equinox as eqx
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+import nodepint_mpi as nm
+
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+
+
+def tracked_gradient(names):
+    """What the script's last model has for a gradient once its sweeps have come to rest."""
+    sweep, carry = eqx.filter_jit(nm.value_and_grad(names["loss"])), names["carry"]
+    for _ in range(8):
+        _, gradient, carry = sweep(names["model"], carry)
+    return gradient
 
 
 def main(stem: str) -> None:
@@ -22,6 +32,7 @@ def main(stem: str) -> None:
 
     solved = runpy.run_path(str(EXAMPLES / "solve_ode.py"))
     trained = runpy.run_path(str(EXAMPLES / "own_field.py"))
+    tracked = runpy.run_path(str(EXAMPLES / "tracked_loop.py"))
     reduced = runpy.run_path(str(EXAMPLES / "reduced_model.py"))
     given = runpy.run_path(str(EXAMPLES / "objects.py"))
     found = {
@@ -32,6 +43,10 @@ def main(stem: str) -> None:
         "slope": solved["slope"]["strength"],
         "loss": trained["value"],
         "params": ravel_pytree(eqx.filter(trained["model"], eqx.is_array))[0],
+        "tracked_loss": tracked["value"],
+        "tracked_misfit": tracked["misfit"],
+        "tracked_params": ravel_pytree(eqx.filter(tracked["model"], eqx.is_array))[0],
+        "tracked_gradient": ravel_pytree(tracked_gradient(tracked))[0],
         "rank": reduced["made"]["rank"],
     }
     if world().Get_size() > 1:

@@ -52,7 +52,7 @@ def test_rank_0_alone_speaks_and_says_the_same_on_any_number_of_ranks(found, fol
     two, alone = ((folder / f"{name}.txt").read_text() for name in ("two", "alone"))
     assert two == alone
     assert two.startswith("converged: every slice is solved\n")
-    assert len(two.splitlines()) == 13
+    assert len(two.splitlines()) == 17
 
 
 def test_the_solution_and_its_slope_are_those_of_scipy(found):
@@ -121,6 +121,39 @@ def test_the_field_is_trained_with_the_gradient_of_a_plain_solve(found):
     for rank in found.values():
         assert rank["loss"] < 5e-3
         np.testing.assert_allclose(rank["loss"], found["two.0"]["loss"], rtol=1e-6)
+
+
+@pytest.mark.usefixtures("defaults")
+def test_the_tracked_loop_learns_with_the_gradient_of_a_plain_solve(found):
+    script = (EXAMPLES / "tracked_loop.py").read_text()
+    names: dict[str, Any] = {}  # those of the script, without its training loop
+    exec(compile(script[: script.index("optimizer = ")], "tracked_loop.py", "exec"), names)
+    params, static = eqx.partition(names["model"], eqx.is_array)
+    _, unravel = ravel_pytree(params)
+
+    def loss(flat):
+        model = eqx.combine(unravel(flat), static)
+
+        def step(u, _):  # classic RK4, eight steps between observations
+            h = 0.25 / 8
+            field = jax.vmap(model)
+            k1 = field(u)
+            k2 = field(u + h / 2 * k1)
+            k3 = field(u + h / 2 * k2)
+            k4 = field(u + h * k3)
+            u = u + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+            return u, u
+
+        _, states = jax.lax.scan(step, names["start"], None, length=192)
+        return jnp.mean((states[7::8] - names["observed"]) ** 2)
+
+    exact = jax.jit(jax.grad(loss))(jnp.asarray(found["two.0"]["tracked_params"]))
+    for name in ("two.0", "two.1"):
+        atol = 1e-9 * np.abs(exact).max()
+        np.testing.assert_allclose(found[name]["tracked_gradient"], exact, rtol=0, atol=atol)
+    for rank in found.values():
+        assert rank["tracked_loss"] < 5e-3 and rank["tracked_misfit"] < 1e-2
+        np.testing.assert_allclose(rank["tracked_loss"], found["two.0"]["tracked_loss"], rtol=1e-6)
 
 
 def test_the_reduced_model_of_a_problem_in_one_file(found, folder):

@@ -320,13 +320,10 @@ BROWNIAN = diffrax.VirtualBrownianTree(0.0, 1.0, 1e-2, (1,), jax.random.key(0))
 
 @pytest.mark.mpi(max_size=2)
 @pytest.mark.parametrize(
-    "change, message",
+    "term, message",
     [
-        (
-            dict(field=diffrax.ControlTerm(decay, BROWNIAN)),
-            r"`ControlTerm\(f, control\).to_ode\(\)`",
-        ),
-        (dict(field=diffrax.MultiTerm(diffrax.ODETerm(decay))), "Sum the parts in one function"),
+        (diffrax.ControlTerm(decay, BROWNIAN), r"`ControlTerm\(f, control\).to_ode\(\)`"),
+        (diffrax.MultiTerm(diffrax.ODETerm(decay)), "Sum the parts in one function"),
     ],
 )
 def test_terms_of_other_equations_are_refused(comms, term, message):
