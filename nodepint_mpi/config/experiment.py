@@ -490,6 +490,10 @@ def parse_config(
             raise ConfigError(f"`--set {key}=...` is given twice; give it once.")
         seen.add(key)
         _assign(data, key, value)
+    lengths = {"run.n_steps", "run.n_epochs"}
+    if len(seen & lengths) == 1:  # what is set replaces the length in the file
+        (other,) = lengths - seen
+        data["run"].pop(other.removeprefix("run."), None)
     if home is not None:
         name_home(data, home)
     try:

@@ -196,7 +196,7 @@ def test_predictions_of_an_earlier_step_are_said_to_be_so(make_run):
     assert checkpoint_used(facts, 30) is None
     section = checkpoint_used(facts, 20)
     assert section is not None
-    assert str(section.parts[0]).startswith("The newest good checkpoint is of step 20, the last")
+    assert str(section.parts[0]).startswith("The checkpoint looked at is of step 20, the last")
 
 
 def test_a_new_page_takes_the_place_of_the_old_one_with_its_figures(tmp_path):
