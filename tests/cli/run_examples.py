@@ -22,8 +22,8 @@ def tracked_gradient(names):
     """What the script's last model has for a gradient once its sweeps have come to rest."""
     sweep, carry = eqx.filter_jit(nm.value_and_grad(names["loss"])), names["carry"]
     for _ in range(8):
-        _, gradient, carry = sweep(names["model"], carry)
-    return gradient
+        _, _, carry = sweep(names["model"], carry)
+    return sweep(names["model"], carry)[1]
 
 
 def main(stem: str) -> None:
