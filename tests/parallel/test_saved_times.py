@@ -148,7 +148,7 @@ def test_saved_states_end_where_the_solution_does(comms):
 @pytest.mark.parametrize(
     "ts, message",
     [
-        ([1.0, 0.5], "strictly increasing: 1.0 is followed by 0.5"),
+        ([1.0, 0.5], "strictly increasing: 1 is followed by 0.5"),
         ([1.0, 1.0], "strictly increasing"),
         ([EDGES[1], EDGES[1] + 1e-13], "strictly increasing"),
         ([0.5, np.nan], "holds NaN"),
