@@ -93,13 +93,13 @@ def check_saved_times(ts: Any, edges: np.ndarray) -> np.ndarray:
     if not np.all(np.diff(times) > 0):
         n = int(np.argmin(np.diff(times) > 0))
         raise ProblemError(
-            f"`ts` must be strictly increasing: {given[n]!r} is followed by {given[n + 1]!r}. Sort "
-            "the times and keep one of those that are equal."
+            f"`ts` must be strictly increasing: {given[n]:.17g} is followed by "
+            f"{given[n + 1]:.17g}. Sort the times and keep one of those that are equal."
         )
     if times[0] < edges[0] or times[-1] > edges[-1]:
         outside = given[0] if times[0] < edges[0] else given[-1]
         raise ProblemError(
-            f"`ts` holds {float(outside)!r}, outside the horizon [{edges[0]:g}, {edges[-1]:g}] of "
+            f"`ts` holds {outside:g}, outside the horizon [{edges[0]:g}, {edges[-1]:g}] of "
             "`edges`: lengthen `edges` or leave that time out."
         )
     return times

@@ -37,16 +37,20 @@ class SolveCarry(eqx.Module):
 
     @property
     def jump(self) -> Float[Array, ""]:
-        """Root mean square of the jumps that the step left, relative to the states; NaN at first.
+        """Root mean square of the jumps that the step left, relative to the states.
 
-        Together with `residual` it bounds the gradient's error from below. Equal on all ranks.
+        NaN at first, and after a step that was not finite. Equal on all ranks.
         """
-        return jnp.array(jnp.nan) if self.misfits is None else self.misfits.jump()
+        if self.misfits is None:
+            return jnp.array(jnp.nan)
+        return jnp.where(jnp.isfinite(self.misfits.states), self.misfits.jump(), jnp.nan)
 
     @property
     def residual(self) -> Float[Array, ""]:
         """The same of the cotangents, relative to these."""
-        return jnp.array(jnp.nan) if self.misfits is None else self.misfits.residual()
+        if self.misfits is None:
+            return jnp.array(jnp.nan)
+        return jnp.where(jnp.isfinite(self.misfits.cotangents), self.misfits.residual(), jnp.nan)
 
 
 class LentCarry:

@@ -87,10 +87,9 @@ def test_saved_states_and_their_gradient_are_those_of_diffrax(comms, method, opt
     "ts",
     [
         [3.3],  # one rank has it, the others none
-        pytest.param([0.0, 0.1], marks=pytest.mark.mpi(max_size=2)),
-        pytest.param(EDGES[1:3].tolist(), marks=pytest.mark.mpi(max_size=2)),
+        pytest.param([0.0, *EDGES[1:3]], marks=pytest.mark.mpi(max_size=2)),
     ],
-    ids=["one", "first slice", "edges alone"],
+    ids=["one", "edges alone"],
 )
 def test_ranks_may_have_no_saved_times(comms, ts):
     solution = check_against_plain(comms.time, ts)
@@ -117,8 +116,8 @@ def test_steps_of_error_control_and_the_continuous_adjoint(comms):
     def total(k):
         solution = nm.solve(
             lambda t, u, k: {"u": -k * u["u"]}, {"u": jnp.ones(1)}, np.linspace(0, 1, 4), args=k,
-            ts=ts, comm=comms.time, coarse=nm.FixedSteps(nm.RK4(), 1), **TIGHT,
-            fine=nm.AdaptiveSteps(diffrax.Dopri8(), 1e-10, 1e-10, adjoint="continuous"),
+            ts=ts, comm=comms.time, method="serial",
+            fine=nm.AdaptiveSteps(diffrax.Tsit5(), 1e-8, 1e-8, adjoint="continuous"),
         )  # fmt: skip
         return jnp.sum(solution.ys["u"]), solution.ys["u"]
 
@@ -149,7 +148,7 @@ def test_saved_states_end_where_the_solution_does(comms):
 @pytest.mark.parametrize(
     "ts, message",
     [
-        ([1.0, 0.5], "strictly increasing: 1.0 is followed by 0.5"),
+        ([1.0, 0.5], "strictly increasing: 1 is followed by 0.5"),
         ([1.0, 1.0], "strictly increasing"),
         ([EDGES[1], EDGES[1] + 1e-13], "strictly increasing"),
         ([0.5, np.nan], "holds NaN"),
