@@ -108,3 +108,13 @@ def test_how_the_coarse_problem_is_solved_may_change_between_starts():
 @pytest.mark.parametrize("override", ["run.seed=7", "network.width=9", "time.n_slices=5"])
 def test_numbers_that_matter_make_another_experiment(override):
     assert parse_config(TEXT, [override]).fingerprint() != parse_config(TEXT).fingerprint()
+
+
+def test_a_length_that_is_set_replaces_the_one_of_the_file():
+    text = 'run = { name = "a", n_epochs = 3 }\ntime = { horizon = [0.0, 1.0], n_slices = 2, '
+    text += 'fine = { solver = "rk4", n_steps = 1 }, method = "serial" }'
+    assert parse_config(text).run.n_steps is None
+    run = parse_config(text, ["run.n_steps=7"]).run
+    assert (run.n_steps, run.n_epochs) == (7, None)
+    with pytest.raises(ConfigError, match="not both"):
+        parse_config(text, ["run.n_steps=7", "run.n_epochs=2"])
