@@ -78,7 +78,8 @@ def check_optimizer(
         return (params, state), (optax.apply_updates(params, updates), after)
 
     try:
-        before, after = jax.eval_shape(update, params)
+        with jax.numpy_dtype_promotion("standard"):  # optax multiplies floats by its integer count
+            before, after = jax.eval_shape(update, params)
     except ConfigError:
         raise
     except Exception as error:  # anything that the user's code can raise
