@@ -235,7 +235,9 @@ def solve(
             of a single sample, and every sample takes its own steps, as in `jax.vmap` of a serial
             solve. All samples take the sweeps of the slowest, see `Solution.sample_sweeps`.
         carry: What `nodepint_mpi.value_and_grad` hands to a loss: one sweep each way from what the
-            last step left, instead of a solve from scratch.
+            last step left, instead of a solve from scratch. Then `guess` and `stopping` are
+            refused, nothing is thrown where numbers are not finite, and `interface` and `ys` are
+            what the fine propagator gives from the states carried.
         comm: A line of ranks; the whole world unless given.
         throw: Raise where the fine solve of a slice fails. Else the states from the end of that
             slice on are NaN, the status says so, and a derivative is NaN.
@@ -246,7 +248,8 @@ def solve(
             no hindrance. Whether a call is traced must be the same on all ranks.
 
     Returns:
-        Interface states, sweeps, jumps and updates per sweep, frozen front per sweep, status.
+        Interface states and states at `ts`, sweeps, jumps and updates per sweep, frozen front per
+        sweep, status.
         Not reaching the tolerance is not an error: see `Solution.status`.
 
     Raises:
