@@ -24,7 +24,7 @@ from nodepint_mpi.cli.common import (
 )
 from nodepint_mpi.cli.plan import plan, train_as_advised
 from nodepint_mpi.cli.report import compare, report
-from nodepint_mpi.cli.studies import scaling
+from nodepint_mpi.cli.studies import scaling, sweep
 from nodepint_mpi.config.experiment import Config, read_config
 from nodepint_mpi.config.plain import plain_config
 from nodepint_mpi.errors import ConfigError, NodepintError
@@ -286,7 +286,7 @@ def evaluate_reduced(
     finish(comms.control, result, json_file)
 
 
-for command in (bench, plan, scaling, report, compare):
+for command in (bench, plan, scaling, sweep, report, compare):
     cli.add_command(command)
 
 

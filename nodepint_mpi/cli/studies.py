@@ -1,5 +1,6 @@
-"""`nodepint scaling` and `nodepint bench table`: studies that start their own jobs."""
+"""`nodepint scaling`, `sweep` and `bench table`: studies that start their own jobs."""
 
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +17,14 @@ from nodepint_mpi.cli.common import (
 )
 from nodepint_mpi.config.experiment import read_config
 from nodepint_mpi.config.scaling import read_scaling
+from nodepint_mpi.config.sweep import read_sweep
 from nodepint_mpi.config.table import read_table_list
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.ranks.launcher import in_job
 
 LIST = "configs/table/problems.toml"
+MOST_COMPARED = 6
+"""So many of the best trials are drawn beside each other."""
 
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Show what exists and what would be run."
@@ -143,6 +147,99 @@ def scaling(
         )
         click.echo(f"\n{report['text']}\n\n{report['page']}: {len(report['figures'])} figures")
         write_json({"points": rows, "curves": report["curves"]}, json_file)
+    if n_failed:
+        raise SystemExit(1)
+
+
+@click.command()
+@click.argument("sweep_file", metavar="SWEEP", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path),
+    help="Folder for trials, trials.jsonl and the page [runs/sweep/NAME].",
+)  # fmt: skip
+@click.option(
+    "--trials", default="", metavar="N,...", callback=parse_ranks, help="Only these trials."
+)
+@dry_run_option
+@click.option("--report", "only_report", is_flag=True, help="Only report on finished trials.")
+@launcher_option
+@click.option("--submit", is_flag=True, help="Submit the trials as one SLURM array.")
+@click.option(
+    "--at-once", type=click.IntRange(1), help="Trials of the array that may run at a time."
+)
+@timeout_option("trial")
+@json_option
+def sweep(
+    sweep_file: Path,
+    out: Path | None,
+    trials: tuple[int, ...],
+    dry_run: bool,
+    only_report: bool,
+    launcher: str | None,
+    submit: bool,
+    at_once: int | None,
+    timeout_s: float,
+    json_file: Path | None,
+) -> None:
+    """Train the trials of the file SWEEP and compare them.
+
+    Starts its own jobs, one after the other: run it without mpirun, in one allocation
+    (`--launcher`), or let it submit an array (`--submit`) and report later (`--report`). Finished
+    trials are skipped, interrupted ones resumed. Exits with 1 if a trial failed; the others are
+    still trained.
+    """
+    if in_job():
+        raise ConfigError("`nodepint sweep` starts its own jobs: run it without mpirun.")
+    if only_report and (submit or dry_run):
+        raise ConfigError("`--report` cannot be combined with `--submit` or `--dry-run`.")
+    from nodepint_mpi.bench.studies.launch import make_launch
+    from nodepint_mpi.bench.studies.report import format_markdown
+    from nodepint_mpi.bench.studies.rows import read_rows, write_rows
+    from nodepint_mpi.bench.studies.sweep import (
+        array_command,
+        make_report,
+        plan_trials,
+        ranked,
+        series_of,
+        submit_array,
+        write_options,
+    )
+    from nodepint_mpi.bench.studies.work import at_work, do_runs
+
+    plan = read_sweep(sweep_file)
+    out = Path("runs/sweep") / sweep_file.stem if out is None else out
+    runs, series = plan_trials(plan, str(sweep_file), out, only=trials), series_of(plan)
+    rows = read_rows(series, runs)  # says now what is damaged
+    if dry_run:
+        _say_states(runs, rows)
+        if submit:
+            click.echo(shlex.join(array_command(plan, runs, out, at_once)))
+        return write_json({"trials": rows}, json_file)
+    if submit:
+        out.mkdir(parents=True, exist_ok=True)
+        write_options(plan, runs, out)
+        submit_array(plan, runs, out, at_once, click.echo)
+        return write_json({"trials": rows}, json_file)
+    n_failed = 0
+    if not only_report:
+        launch = make_launch(launcher, n_ranks=plan.ranks, n_cores=plan.cores, crowded=True)
+        _end_with_children()
+        if trials:  # others may do the others
+            series = series._replace(lock=f".lock-{min(trials)}")
+        with at_work(series, out, runs) as held:
+            n_failed = do_runs(
+                series, runs, launch, out, held=held, timeout_s=timeout_s, report=click.echo
+            )
+    rows = write_rows(series, out, runs)
+    report = make_report(plan, str(sweep_file), rows, out)
+    click.echo(f"\n{format_markdown(report['table'])}\n\n{report['page']}")
+    best = ranked(plan, rows)[:MOST_COMPARED]
+    if len(best) > 1:
+        from nodepint_mpi.report.compare import compare_runs
+
+        compared = compare_runs([Path(row["run"]) for row in best], out / "compare.html")
+        click.echo(f"{compared['page']}: the best {len(best)} beside each other")
+    write_json({"trials": rows, "best": report["best"]}, json_file)
     if n_failed:
         raise SystemExit(1)
 

@@ -28,7 +28,8 @@ def _explain(finding: Mapping[str, Any], model: type[BaseModel]) -> str:
         case "extra_forbidden":
             return f"unknown key `{key}`{_did_you_mean(path, finding['loc'], model)}"
         case "missing":
-            section = len(path) == 1
+            kind = model.model_fields[key].annotation if key in model.model_fields else None
+            section = isinstance(kind, type) and issubclass(kind, BaseModel)
             return f"`[{key}]` is missing." if section else f"`{key}` is missing."
         case "value_error":
             reason = str(finding["ctx"]["error"])

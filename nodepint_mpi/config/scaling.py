@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, ValidationError, field_validator, model
 
 from nodepint_mpi.config.errors import explain_validation
 from nodepint_mpi.config.experiment import parse_toml, read_text
-from nodepint_mpi.config.section import Name, Section
+from nodepint_mpi.config.section import Name, Section, require_dotted
 from nodepint_mpi.errors import ConfigError
 
 
@@ -35,12 +35,7 @@ class StudySection(Section):
     @field_validator("grows", "set", "over")
     @classmethod
     def _dotted(cls, keys):
-        for key in keys:
-            if "." not in key:
-                raise ValueError(
-                    f'names keys as the command line does, in quotes: "time.n_slices", not "{key}"'
-                )
-        return keys
+        return require_dotted(keys)
 
     @model_validator(mode="after")
     def _consistent(self):

@@ -1,6 +1,6 @@
 """What all sections of a config have in common."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -18,6 +18,20 @@ def _check_name(text: str) -> str:
 
 Name = Annotated[str, AfterValidator(_check_name)]
 """One component of a path."""
+
+
+def require_dotted(keys: Any) -> Any:
+    """The keys of a config, in a file that changes some of them. Local.
+
+    Raises:
+        ValueError: for one without its section.
+    """
+    for key in keys:
+        if "." not in key:
+            raise ValueError(
+                f'names keys as the command line does, in quotes: "time.n_slices", not "{key}"'
+            )
+    return keys
 
 
 class Section(BaseModel):

@@ -70,7 +70,12 @@ def main(folder: Path, n_ranks: int, n_cores: int, words: list[str]) -> None:
     (run / "provenance.json").write_text(json.dumps({"starts": [start]}))
     times = made_times(n_ranks, plain="--plain" in words)
     (run / "phases.json").write_text(json.dumps(times))
-    done = {"n_parameters": 1234, "peak_bytes": [500_000_000] * n_ranks, "train_loss": 0.75}
+    done = {
+        "step": 11,
+        "n_parameters": 1234,
+        "peak_bytes": [500_000_000] * n_ranks,
+        "train_loss": 0.75,
+    }
     done |= {"test_loss": 0.5, "test_relative_error": 4.2e-6}
     time.sleep(0.01)  # so that a run made again is told by its times
     (run / "DONE").write_text(json.dumps(done))

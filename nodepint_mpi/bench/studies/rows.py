@@ -64,13 +64,18 @@ def _read_row(series: Series, run: Run) -> Row:
 
 def read_scores(run: Run) -> Row:
     """Of a finished run: how long it took, and what it came to. Local."""
-    done, last = _read_json(run.folder / DONE), _metric_lines(run)[-1]
+    done = _read_json(run.folder / DONE)
     return {
-        "training_s": json.loads(last)["training_s"],  # of all starts; that in DONE is not
+        "training_s": training_time(run),
         "n_parameters": done["n_parameters"],
         "peak_bytes": done["peak_bytes"],
         "scores": _scores(run, done),
     }
+
+
+def training_time(run: Run) -> float:
+    """Of a finished run: seconds of all starts; those in its DONE are of the last one. Local."""
+    return json.loads(_metric_lines(run)[-1])["training_s"]
 
 
 def read_times(run: Run) -> Row:
