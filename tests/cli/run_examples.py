@@ -32,9 +32,12 @@ def main(stem: str) -> None:
 
     solved = runpy.run_path(str(EXAMPLES / "solve_ode.py"))
     trained = runpy.run_path(str(EXAMPLES / "own_field.py"))
+    given = runpy.run_path(str(EXAMPLES / "objects.py"))
     tracked = runpy.run_path(str(EXAMPLES / "tracked_loop.py"))
     reduced = runpy.run_path(str(EXAMPLES / "reduced_model.py"))
     found = {
+        "test_error": given["result"]["test_relative_error"],
+        "predicted": given["predicted"].values,
         "interface": solved["solution"].interface,
         "converged": solved["solution"].status.name == "CONVERGED",
         "slope": solved["slope"]["strength"],
