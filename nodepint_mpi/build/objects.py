@@ -7,6 +7,7 @@ the objects that the program has given again.
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -127,7 +128,7 @@ def with_objects(config: Config, objects: Objects) -> tuple[Config, dict[str, An
                 f"`optimizer` is of type {type(optimizer).__name__}; expected one of optax's, such "
                 "as `optax.adam(1e-3)`."
             )
-        path = enter("optimizer", lambda *_, **__: optimizer, "optax")
+        path = enter("optimizer", functools.partial(_give_optimizer, optimizer), "optax")
         changes["optim"] = OptimSection(name=path)
     try:
         return Config(**{**dict(config), **changes}), found
@@ -195,14 +196,22 @@ def _function(thing: Any, name: str) -> Any:
 def _maker_of(model: Any) -> Any:
     """A function that makes the model, as a config names one."""
     if isinstance(model, eqx.Module):
-
-        def make(key, *, input_shape, output_size):
-            """The module that was given, whatever the data: they are checked against it."""
-            del key, input_shape, output_size
-            return model
-
-        return make
+        return functools.partial(_give_model, model)
     return _function(model, "model")
+
+
+def _give_model(model: eqx.Module, key: Any, *, input_shape: Any, output_size: Any) -> eqx.Module:
+    """The module that was given, whatever the data: they are checked against it."""
+    del key, input_shape, output_size
+    return model
+
+
+def _give_optimizer(
+    optimizer: optax.GradientTransformation, learning_rate: Any
+) -> optax.GradientTransformation:
+    """The optimizer that was given, which has a learning rate of its own."""
+    del learning_rate
+    return optimizer
 
 
 def _name_of(thing: Any) -> str:

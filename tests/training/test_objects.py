@@ -284,3 +284,17 @@ def test_runs_are_recorded_elsewhere(here, monkeypatch, name, caplog):
     result = nm.train(told, out=here / "other", **experiment())
     assert result["status"] == "finished"  # what records a run cannot end it
     assert "no network" in caplog.text
+
+
+@pytest.mark.mpi(min_size=2, max_size=2)
+@pytest.mark.parametrize("part", ["model", "loss"])
+def test_ranks_that_give_other_objects_are_told(here, comms, part):
+    def halved(predictions, targets):
+        error = squared(predictions, targets)
+        return nm.Mean(error.sum / 2, error.count)
+
+    other = {"model": Field(jnp.ones((2, 2))), "loss": halved}[part]
+    changes = {part: other} if comms.control.rank == 1 else {}
+    with pytest.raises(NodepintError, match=rf"differs between ranks: object\.{part}:"):
+        nm.train(config(), out=here / "run", **experiment(**changes))
+    assert not (here / "run").exists()
