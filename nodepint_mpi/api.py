@@ -21,7 +21,7 @@ from nodepint_mpi.training import predict as prediction
 from nodepint_mpi.training import train as training
 from nodepint_mpi.training.callbacks import Callback
 from nodepint_mpi.training.predict import Predictions
-from nodepint_mpi.training.start import begin
+from nodepint_mpi.training.start import begin, require_same_options
 
 
 def train(
@@ -62,7 +62,9 @@ def train(
         return read_config(Path(config), settings)
 
     settled = _start(read)
-    named, found = with_objects(settled, objects)  # compared across ranks with all other code
+    named, found = with_objects(settled, objects)
+    # By name here, and by value where all code is compared.
+    require_same_options(world(), {f"`{path.rpartition(':')[0]}`": path for path in found})
     folder = Path(named.output.dir) / named.run.name if out is None else Path(out)
     comms = _world_comms(named.run.data_ranks)
     with objects_given(found):
