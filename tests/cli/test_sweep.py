@@ -14,6 +14,7 @@ from nodepint_mpi.bench.studies.launch import make_launch
 from nodepint_mpi.bench.studies.rows import read_rows
 from nodepint_mpi.bench.studies.sweep import (
     array_command,
+    draw_search,
     draw_settings,
     plan_trials,
     ranked,
@@ -225,6 +226,25 @@ def test_bad_words_on_the_command_line(place):
         assert done.returncode == 2 and has_one_message(done.stderr), done.stderr
         assert message in done.stderr
         assert {name for name in listing(place) if "options" not in name} == set(before)
+
+
+def test_axes_show_the_whole_range_with_legible_labels():
+    search = {
+        "optim.a": {"low": 1e-3, "high": 1e-1, "log": True},
+        "optim.b": {"low": 1.0, "high": 3.0, "whole": True},
+    }
+    file = Sweep.model_validate(
+        {"config": "x.toml", "metric": "loss", "n_trials": 4, "search": search}
+    )
+    rows = [{"settings": one, "metric": float(i)} for i, one in enumerate(draw_settings(file), 1)]
+    figure = draw_search(file, rows)
+    figure.draw_without_rendering()
+    for panel, (low, high) in zip(figure.axes, ((1e-3, 1e-1), (1, 3)), strict=True):
+        left, right = panel.get_xlim()
+        assert left < low and right > high
+        assert not any(label.get_text() for label in panel.get_xticklabels(minor=True))
+    assert {x for x in figure.axes[1].get_xticks() if 1 <= x <= 3} == {1, 2, 3}
+    assert figure.axes[0].get_ylabel() == "loss"
 
 
 # ---- With runs ---------------------------------------------------------------------------------

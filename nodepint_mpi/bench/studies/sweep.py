@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from scipy.stats import qmc
 
 from nodepint_mpi.bench.studies.kept import check_run
@@ -272,7 +274,7 @@ def draw_search(sweep: Sweep, rows: Sequence[Row]) -> Figure:
             panel.set_xticks(range(len(choice)), [number(value) for value in choice])
         else:
             places = np.array(found, float)
-            panel.set_xscale("log" if choice.log else "linear")
+            _range_axis(panel, choice)
         panel.plot(places, values, "o", color="0.3", markersize=4)
         panel.plot(
             places[:1], values[:1], "o", markersize=10, markerfacecolor="none", color="black"
@@ -285,6 +287,19 @@ def draw_search(sweep: Sweep, rows: Sequence[Row]) -> Figure:
     for panel in panels[:, 0]:
         panel.set_ylabel(sweep.metric)
     return figure
+
+
+def _range_axis(panel: Axes, choice: Range) -> None:
+    """The whole range with a little room, whether all of it was tried or not."""
+    if choice.log:
+        panel.set_xscale("log")
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        room = (choice.high / choice.low) ** 0.05
+        panel.set_xlim(choice.low / room, choice.high * room)
+        return
+    room = 0.05 * (choice.high - choice.low)
+    panel.set_xlim(choice.low - room, choice.high + room)
+    panel.xaxis.set_major_locator(MaxNLocator(5, integer=choice.whole))
 
 
 def _line(sweep: Sweep, row: Row) -> tuple[str, ...]:
