@@ -49,7 +49,7 @@ _HOMES = {
     "GrowthSection": "config.experiment",
     "LossSection": "config.experiment",
     "LossTerm": "config.experiment",
-    "OptimSection": "config.experiment",
+    "OptimSection": "config.optim",
     "OutputSection": "config.experiment",
     "DataSection": "config.data",
     "TimeSection": "config.time",

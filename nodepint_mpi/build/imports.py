@@ -109,7 +109,7 @@ def import_function(path: str, key: str) -> Callable[..., Any]:
     """Import a function that a config key names. Local.
 
     Raises:
-        ConfigError: as `import_object`, and if it is no function.
+        ConfigError: as `import_object`, and if what is named is not a function.
     """
     found = import_object(path, key)
     if not callable(found):

@@ -17,9 +17,11 @@ from pydantic import ValidationError
 
 from nodepint_mpi.config.data import GIVEN
 from nodepint_mpi.config.errors import explain_validation
-from nodepint_mpi.config.experiment import Config, LossSection, LossTerm, OptimSection, UserNetwork
+from nodepint_mpi.config.experiment import Config, LossSection, LossTerm, UserNetwork
+from nodepint_mpi.config.optim import OptimSection
 from nodepint_mpi.core.objective import Term
 from nodepint_mpi.errors import ConfigError
+from nodepint_mpi.names import hint
 
 _HOME = "object."
 _given: contextvars.ContextVar[Mapping[str, Any] | None] = contextvars.ContextVar(
@@ -90,8 +92,7 @@ def with_objects(config: Config, objects: Objects) -> tuple[Config, dict[str, An
     """
     for name in objects:
         if name not in Objects.__annotations__:
-            known = ", ".join(Objects.__annotations__)
-            raise ConfigError(f"`{name}` is no part of an experiment: expected one of {known}.")
+            raise ConfigError(f"Unknown argument {name!r}{hint(name, Objects.__annotations__)}")
     found: dict[str, Any] = {}
     changes: dict[str, Any] = {}
 

@@ -12,14 +12,14 @@ from jaxtyping import Array, Int, PyTree
 from nodepint_mpi.build.imports import import_function, is_import_path
 from nodepint_mpi.build.model import unknown_name
 from nodepint_mpi.build.schedules import build_schedule, check_options, first_line
-from nodepint_mpi.config.experiment import OptimRule, OptimSection
+from nodepint_mpi.config.optim import OptimRule, OptimSection
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.names import hint
 
 FROZEN = "frozen"
 REST = "rest"
 MANY_PATHS = 40
-"""So many paths of parameters are listed in a message."""
+"""Maximum number of parameter paths listed in a message."""
 
 
 class AverageState(NamedTuple):

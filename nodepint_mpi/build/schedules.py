@@ -10,7 +10,7 @@ import optax
 
 from nodepint_mpi.build.imports import import_function, is_import_path
 from nodepint_mpi.build.model import unknown_name
-from nodepint_mpi.config.experiment import SCHEDULES, OptimRule
+from nodepint_mpi.config.optim import SCHEDULES, OptimRule
 from nodepint_mpi.errors import ConfigError
 
 PEAKS = ("peak_value", "value", "init_value")
@@ -23,7 +23,7 @@ def build_schedule(rule: OptimRule, key: str) -> Schedule:
     """The learning rate as a number, or as a function of the number of updates done. Local.
 
     Raises:
-        ConfigError: if there is no such schedule, or it does not take the options.
+        ConfigError: for an unknown schedule, or options that it does not take.
     """
     name = rule.schedule
     if name in SCHEDULES:

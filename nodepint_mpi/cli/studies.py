@@ -24,7 +24,7 @@ from nodepint_mpi.ranks.launcher import in_job
 
 LIST = "configs/table/problems.toml"
 MOST_COMPARED = 6
-"""So many of the best trials are drawn beside each other."""
+"""Maximum number of trials in the comparison of the best ones."""
 
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Show what exists and what would be run."

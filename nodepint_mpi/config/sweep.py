@@ -31,10 +31,10 @@ class Range(Section):
 
 
 class Sweep(Section):
-    """Trainings of `config` with other values of the keys in `search`, each on so many `ranks`.
+    """Trainings of `config` with different values of the keys in `search`, each on `ranks` ranks.
 
     A key has a list of values or a range. Without `n_trials` all combinations of lists are trained;
-    with it so many trials, spread over lists and ranges by a Sobol sequence scrambled by `seed`.
+    with it, that number of trials, drawn from a Sobol sequence that `seed` scrambles.
     `set` changes keys of all trials. They are compared by `metric`, a number in the `DONE` of a run
     such as "best_valid_loss", of which the least is the best, or with `mode = "max"` the largest.
     """
@@ -71,7 +71,7 @@ def read_sweep(path: str | Path) -> Sweep:
     """Read the file. Local.
 
     Raises:
-        ConfigError: if it cannot be read, is no TOML, or makes no sense.
+        ConfigError: if it cannot be read, is not TOML, or is not valid.
     """
     try:
         return Sweep.model_validate(parse_toml(read_text(path), str(path)))

@@ -13,7 +13,7 @@ _NOT_YET = "stochastic differential equations cannot be solved in parallel in ti
 
 
 def as_function(field: Field | diffrax.AbstractTerm) -> Field:
-    """The function `f(t, u, args)` inside an ODE term; what is no term as it is. Local.
+    """The function `f(t, u, args)` inside an ODE term; a function is returned unchanged. Local.
 
     Raises:
         ProblemError: for another term, or one that holds traced arrays, with what to write.

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Inexact
 
 from nodepint_mpi.core.observations import BlockObservations, place_observations
-from nodepint_mpi.core.partition import snap_times
+from nodepint_mpi.core.partition import owned_range, snap_times
 from nodepint_mpi.core.propagators import SliceResult
 from nodepint_mpi.core.types import State
 from nodepint_mpi.errors import ProblemError
@@ -65,7 +65,8 @@ def place_saved_times(ts: np.ndarray, edges: np.ndarray, n_ranks: int, rank: int
     here = place_observations(ts, edges, n_ranks, rank)
     at_start = len(ts) > 0 and bool(ts[0] == edges[0])
     home = np.searchsorted(edges, ts[int(at_start) :], side="left") - 1  # as placed there
-    bounds = np.append(_first_slices(len(edges) - 1, n_ranks), len(edges) - 1)
+    n_slices = len(edges) - 1
+    bounds = [owned_range(n_slices, n_ranks, r).start for r in range(n_ranks)] + [n_slices]
     counts = np.histogram(home, bounds)[0] if len(home) else np.zeros(n_ranks, int)
     return SavedTimes(here, tuple(counts.tolist()), at_start, rank)
 
@@ -112,10 +113,3 @@ def states_before(
     home = np.maximum(np.searchsorted(edges, ts, side="left") - 1, -1)
     good = jnp.asarray(home).reshape(-1, *[1] * (ys.ndim - 1)) < broken
     return jnp.where(good, ys, jnp.nan)
-
-
-def _first_slices(n_slices: int, n_ranks: int) -> np.ndarray:
-    """The first slice of every rank: see `core.partition.owned_range`."""
-    share, extra = divmod(n_slices, n_ranks)
-    ranks = np.arange(n_ranks)
-    return ranks * share + np.minimum(ranks, extra)

@@ -63,7 +63,7 @@ class LentCarry:
         self.carry, self.slot, self.found, self.n_uses = carry, slot, [], 0
 
     def take(self, n_owned: int) -> tuple[Carry, Slot | None]:
-        """For the solve that uses it, on so many slices of this rank. Local.
+        """For the solve that uses it, with `n_owned` slices on this rank. Local.
 
         Raises:
             ProblemError: if another has, or it is of other slices.

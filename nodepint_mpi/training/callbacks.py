@@ -128,7 +128,7 @@ def make_callbacks(config: Config, given: Sequence[Callback]) -> list[Callback]:
     """The callbacks that a config names and those that a program gives. Local.
 
     Raises:
-        ConfigError: for a name that nothing has, or something that is no `Callback`.
+        ConfigError: for an unknown name, or an object that is not a `Callback`.
     """
     found = [_make(name) for name in config.output.callbacks] + list(given)
     for one in found:

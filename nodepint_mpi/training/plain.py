@@ -34,7 +34,7 @@ from nodepint_mpi.training.batch_model import (
 from nodepint_mpi.training.error_control import Anew
 from nodepint_mpi.training.rank_samples import for_rank
 from nodepint_mpi.training.setup import Batch, Experiment
-from nodepint_mpi.training.step import Stepped, StepReport, TrainState
+from nodepint_mpi.training.step import Stepped, StepReport, TrainState, apply_gradient
 
 
 def plain_report(loss: ArrayLike, grad_norm: ArrayLike) -> StepReport:
@@ -196,8 +196,7 @@ def make_plain_stepper(experiment: Experiment) -> Anew:
     def step(state: TrainState, batch: SampleBatch, weight: None) -> Stepped:
         del weight
         value, gradient = jax.value_and_grad(loss)(state.params, batch)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        updated = TrainState(optax.apply_updates(state.params, updates), opt_state)
+        updated = apply_gradient(optimizer, state, gradient)
         return Stepped(updated, None, plain_report(value, optax.tree.norm(gradient)), nothing)
 
     return _Plain(jax.jit(step), experiment)

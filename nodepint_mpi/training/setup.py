@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 from mpi4py import MPI
 
 from nodepint_mpi.build.model import Given, build_edges, build_integrator, build_model
@@ -19,7 +19,7 @@ from nodepint_mpi.config.experiment import N_STEPS, Config
 from nodepint_mpi.core.batch import SampleBatch
 from nodepint_mpi.core.by_name import asked_for
 from nodepint_mpi.core.galerkin import AbstractReduction, Galerkin, ProjectedProcessor
-from nodepint_mpi.core.objective import Mean
+from nodepint_mpi.core.objective import mean_squared_error
 from nodepint_mpi.core.partition import check_layout, own_slices
 from nodepint_mpi.core.relaxation import edge_weights, relax, with_propagators
 from nodepint_mpi.core.resolution import check_field_resolution
@@ -311,11 +311,12 @@ def make_problem(
     """What a line of ranks computes with for one split. Local.
 
     Continuity is as `relaxed` as the config says, or not at all: a split is scored as whole
-    trajectories. What is not `scored` is only predicted, and needs no loss.
+    trajectories. With `scored=False` only
+    predictions are wanted: the loss of the config, which is not called then, is not looked up.
     """
     _, static = split_model(model)
     field = BatchedField(static.processor)
-    loss, metrics = build_loss(config) if scored else (_no_loss, {})
+    loss, metrics = build_loss(config) if scored else (mean_squared_error, {})
     terms = build_terms(config) if scored else ()
     relaxed = relaxed and config.time.relaxation is not None
     observations = place_samples(samples, comm.size, comm.rank)
@@ -334,11 +335,6 @@ def make_problem(
         comm, static, solver, observations, loss, metrics, weights,
         samples.section.interpolation, terms, config.run.seed,
     )  # fmt: skip
-
-
-def _no_loss(predictions: Array, targets: Array) -> Mean:
-    """Of what is predicted and not compared with anything."""
-    raise NotImplementedError
 
 
 def check_times(

@@ -124,6 +124,14 @@ class LineProblem(NamedTuple):
         return Line(self.comm, self.observations.owned, of_field)
 
 
+def apply_gradient(
+    optimizer: optax.GradientTransformation, state: TrainState, gradient: PyTree[Array]
+) -> TrainState:
+    """The optimizer step. Local."""
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    return TrainState(optax.apply_updates(state.params, updates), opt_state)
+
+
 class TrainStep:
     """A step in two jitted programs, one for the gradient and one for the update. Collective.
 
@@ -137,8 +145,7 @@ class TrainStep:
         what follows it in `kind`, `Stepped` or `Tracked`."""
 
         def update_step(state: TrainState, gradient: PyTree[Array]) -> TrainState:
-            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-            return TrainState(optax.apply_updates(state.params, updates), opt_state)
+            return apply_gradient(optimizer, state, gradient)
 
         self._solve, self._update, self._kind = solve, jax.jit(update_step), kind
 

@@ -30,7 +30,7 @@ class Watch(NamedTuple):
     scores: Mapping[str, float] = {}
 
     def note(self, step: int, scores: Mapping[str, float], min_delta: float) -> "Watch":
-        """After the validation of one more step. What is not a number is no improvement."""
+        """After the validation of one more step. NaN is never an improvement."""
         score = scores[self.metric]
         best, best_step = self.best, self.best_step
         if self._gain(score, best) > 0:

@@ -18,7 +18,8 @@ from nodepint_mpi.build.optimizers import (
 )
 from nodepint_mpi.build.schedules import build_schedule
 from nodepint_mpi.build.user_code import load_code
-from nodepint_mpi.config.experiment import OptimRule, OptimSection, parse_config
+from nodepint_mpi.config.experiment import parse_config
+from nodepint_mpi.config.optim import OptimRule, OptimSection
 from nodepint_mpi.errors import ConfigError
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.mpi(max_size=1)]

@@ -216,7 +216,7 @@ def test_bad_words_on_the_command_line(place):
     for words, message in (
         (["--trials", "9"], "`--trials 9`: sweep.toml has trials 1 to 4"),
         (["--report", "--submit"], "`--report` cannot be combined"),
-        (["--submit"], "There is no sbatch on the PATH"),
+        (["--submit"], "sbatch is not on the PATH"),
         (["--launcher", "no_such {ranks}"], "there is no no_such on the PATH"),
     ):
         if "--submit" in words and shutil.which("sbatch"):

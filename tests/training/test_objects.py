@@ -204,7 +204,7 @@ def test_a_callback_that_fails_ends_the_run_in_words(here):
         ({"metrics": [largest, largest]}, "different names"),
         ({"terms": [small_weights]}, "Term"),
         ({"model": 3}, "expected a function"),
-        ({"optimiser": optax.adam(0.1)}, "no part of an experiment"),
+        ({"optimiser": optax.adam(0.1)}, "did you mean 'optimizer'"),
         ({"data": {"train": {"u": columns()["u"]}, "test": columns()}}, "unknown column 't'|'t'"),
         ({"data": {"train": 3}}, "dict of arrays"),
     ],

@@ -198,13 +198,13 @@ def submit_array(
     """Submit the trials that are to be done; what is there of one is resumed. Local.
 
     Raises:
-        ConfigError: if there is no sbatch, or it refuses the job.
+        ConfigError: if sbatch is not on the PATH or refuses the job.
     """
     command = array_command(sweep, trials, out, at_once)
     if shutil.which("sbatch") is None:
         raise ConfigError(
-            "There is no sbatch on the PATH: `--submit` is for SLURM. With `--dry-run` it only "
-            "shows the command."
+            "sbatch is not on the PATH: `--submit` needs SLURM. Add `--dry-run` to only show the "
+            "command."
         )
     for trial in (one for one in trials if one.chosen):
         state = trial.state()
@@ -226,7 +226,7 @@ def submit_array(
 
 
 def ranked(sweep: Sweep, rows: Sequence[Row]) -> list[Row]:
-    """Finished trials, the best first; what is no finite number comes last. Local."""
+    """Finished trials, the best first and those with a NaN or infinite metric last. Local."""
     sign = 1 if sweep.mode == "min" else -1
 
     def place(row: Row) -> tuple[bool, float]:
