@@ -1,17 +1,19 @@
-"""What samples bring along on their way through the slices: inputs, features, times of their own.
+"""What samples bring along on their way through the slices: inputs, features, keys, own times.
 
-Every sample is then propagated by itself: it is read at its own times, its own inputs and features
-are arguments of the field, and where error control chooses the steps each sample has its own.
+Every sample is then propagated by itself: it is read at its own times, its own inputs, features and
+random key are arguments of the field, and where error control chooses the steps each sample has its
+own.
 """
 
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float, Inexact
+from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from nodepint_mpi.core.exogenous import Inputs, Interpolation, Signal, path_of
 from nodepint_mpi.core.galerkin import AbstractReduction
+from nodepint_mpi.core.keys import numbers_as_keys
 from nodepint_mpi.core.propagators import Propagator, SliceResult
 from nodepint_mpi.core.types import Params
 
@@ -27,23 +29,26 @@ class SampleArgs(eqx.Module):
 
 
 class FieldArgs(NamedTuple):
-    """Parameters of the field of one sample, and what the sample gets with them."""
+    """Parameters of the field of one sample, what the sample gets with them, and its random key."""
 
     params: Params
     own: SampleArgs
+    key: PRNGKeyArray | None = None
 
 
 class SampleParams(eqx.Module):
     """Parameters of the field, with what the samples of this rank bring to its slices.
 
-    `times` are observation times inside each slice, counted from its left edge; `first` is the
-    global index of the first owned slice. All but `params` is held constant by derivatives.
+    `times` are observation times inside each slice, counted from its left edge; `keys` are random
+    keys as `core.keys` writes them; `first` is the global index of the first owned slice. All but
+    `params` is held constant by derivatives.
     """
 
     params: Params
     times: Float[Array, "owned samples times"] | None
     signal: Signal | None
     static: Inexact[Array, "samples features"] | None
+    keys: Float[Array, "samples bytes"] | None
     first: int = eqx.field(static=True)
     interpolation: Interpolation = eqx.field(static=True)
 
@@ -73,16 +78,17 @@ class SamplePropagator(Propagator):
         field: Any = self.field  # see above
         alone = Propagator(field.of_sample, self.integrator.for_single_samples())
 
-        def one(start, times, signal, static):
+        def one(start, times, signal, static, key):
             own = SampleArgs(None, static)
             if signal is not None:
                 path = path_of(params.interpolation, signal.knots, signal.values)
                 own = SampleArgs(Inputs(path, t0, signal.until), static)
-            args = FieldArgs(params.params, own)
+            key = None if key is None else numbers_as_keys(key)
+            args = FieldArgs(params.params, own, key)
             return alone(args, start, t0, length, ts if times is None else times, index)
 
         axes: Any = SliceResult(1, 0)  # type: ignore[arg-type]
-        return jax.vmap(one, out_axes=axes)(start, times, signal, static)
+        return jax.vmap(one, out_axes=axes)(start, times, signal, static, params.keys)
 
 
 class SampleReduction(AbstractReduction):

@@ -1,5 +1,6 @@
 """The model on a batch: what encoder, field, decoder and loss are given of its samples."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +12,16 @@ from jaxtyping import Array, PyTree
 from nodepint_mpi.core.batch import SampleBatch
 from nodepint_mpi.core.by_name import asked_for, call
 from nodepint_mpi.core.objective import Term, per_sample
-from nodepint_mpi.core.sample_params import FieldArgs
+from nodepint_mpi.core.sample_params import FieldArgs, SampleArgs
+from nodepint_mpi.errors import ProblemError
 from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
 
 ENCODER_TAKES = ("times", "mask", "static", "key")
 """What an encoder may take by name."""
 DECODER_TAKES = ("static", "key")
 """What a decoder may take by name."""
+FIELD_TAKES = ("key",)
+"""What a vector field may take by name, besides `t`, `u` and `args`."""
 
 
 def split_model(model: EncodeProcessDecode) -> tuple[PyTree, PyTree]:
@@ -34,12 +38,37 @@ class BatchedField:
     def __call__(self, t: Any, u: Array, params: PyTree) -> Array:
         """The slopes of all samples, (samples, *state)."""
         processor = eqx.combine(params, self._static)
-        return jax.vmap(lambda sample: processor(t, sample, None))(u)
+        return jax.vmap(lambda sample: slope_of(processor, t, sample, None, None))(u)
 
     def of_sample(self, t: Any, u: Array, args: FieldArgs) -> Array:
         """The slope of one sample, which gets its own inputs and features if it has any."""
         own = args.own if jax.tree.leaves(args.own) else None
-        return eqx.combine(args.params, self._static)(t, u, own)
+        return slope_of(eqx.combine(args.params, self._static), t, u, own, args.key)
+
+
+def slope_of(processor: Callable, t: Any, u: Array, args: SampleArgs | None, key: Any) -> Array:
+    """The vector field of one sample, which gets its key if it asks for one. Local."""
+    return call(processor, t, u, args, offered={"key": key})
+
+
+def takes_key(processor: Callable) -> bool:
+    """Whether the vector field asks for a random key. Local."""
+    return bool(asked_for(processor, 3, FIELD_TAKES))
+
+
+def require_default_key(processor: Callable) -> None:
+    """Outside training, and in diffrax, the vector field is called without a key. Local.
+
+    Raises:
+        ProblemError: if it cannot be.
+    """
+    if takes_key(processor):
+        key = inspect.signature(processor).parameters["key"]
+        if key.default is not None:
+            raise ProblemError(
+                "The vector field takes `key`, which only a training step has: write `key=None`, "
+                "so that it is `f(t, u, args)` everywhere else."
+            )
 
 
 def sample_keys(seed: int, batch: SampleBatch) -> Array | None:

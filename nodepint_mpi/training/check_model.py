@@ -25,8 +25,11 @@ from nodepint_mpi.training.batch_model import (
     ENCODER_TAKES,
     decode,
     encode,
+    require_default_key,
     sample_keys,
+    slope_of,
     split_model,
+    takes_key,
 )
 
 LONGEST = 300
@@ -62,19 +65,22 @@ def check_model(model: EncodeProcessDecode, samples: Samples) -> tuple[int, ...]
             "numbers, the state."
         )
     time = jax.ShapeDtypeStruct((), u.dtype)
-    slope = _returned(
-        "The vector field",
-        lambda t, u, args: model.processor(t, u, args),
-        time,
-        u,
-        args,
-        given=f"{_describe(time)} and {_describe(u)}",
-    )
-    if not _is_array(slope, jnp.floating) or slope.shape != u.shape:
-        raise ProblemError(
-            f"The vector field returned {_describe(slope)} for a state of {_describe(u)}; du/dt "
-            "must be one array of the shape of u and of real floating-point numbers."
+    require_default_key(model.processor)
+    for key in (jax.random.key(0), None) if takes_key(model.processor) else (None,):
+        slope = _returned(
+            "The vector field",
+            lambda t, u, args, key: slope_of(model.processor, t, u, args, key),
+            time,
+            u,
+            args,
+            key,
+            given=f"{_describe(time)} and {_describe(u)}",
         )
+        if not _is_array(slope, jnp.floating) or slope.shape != u.shape:
+            raise ProblemError(
+                f"The vector field returned {_describe(slope)} for a state of {_describe(u)}; "
+                "du/dt must be one array of the shape of u and of real floating-point numbers."
+            )
     if asked_for(model.decoder, 1, DECODER_TAKES):
         prediction = _returned(
             "The decoder",
@@ -223,7 +229,7 @@ def _with(function: Callable) -> Callable:
 def _total(model: EncodeProcessDecode, batch: SampleBatch, args: Any) -> jax.Array:
     """A number that everything in the model enters."""
     u = encode(model, batch, 0)[0]
-    slope = model.processor(jnp.zeros((), u.dtype), u, args)
+    slope = slope_of(model.processor, jnp.zeros((), u.dtype), u, args, None)
     parts = (u, slope, decode(model, u[None, None], batch, 0))
     return sum((jnp.sum(part) for part in parts), jnp.zeros((), u.dtype))
 
@@ -245,7 +251,8 @@ def _call_once(model: EncodeProcessDecode, batch: SampleBatch, args: Any, sample
     @eqx.filter_jit
     def call_all(model, batch, args, t):
         u = encode(model, batch, 0)[0]
-        return u, model.processor(t, u, args), decode(model, u[None, None], batch, 0)
+        slope = slope_of(model.processor, t, u, args, None)
+        return u, slope, decode(model, u[None, None], batch, 0)
 
     try:
         start = jnp.asarray(float(samples.times[0]), jnp.zeros(()).dtype)

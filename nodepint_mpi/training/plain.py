@@ -29,12 +29,14 @@ from nodepint_mpi.training.batch_model import (
     decode,
     encode,
     offered_to_loss,
+    sample_keys,
+    takes_key,
     terms_of_loss,
 )
 from nodepint_mpi.training.error_control import Anew
 from nodepint_mpi.training.rank_samples import for_rank
 from nodepint_mpi.training.setup import Batch, Experiment
-from nodepint_mpi.training.step import Stepped, StepReport, TrainState, apply_gradient
+from nodepint_mpi.training.step import LineProblem, Stepped, StepReport, TrainState, apply_gradient
 
 
 def plain_report(loss: ArrayLike, grad_norm: ArrayLike) -> StepReport:
@@ -93,8 +95,8 @@ def make_plain_loss(experiment: Experiment) -> Callable:
         assert states is not None  # something is saved
         return states
 
-    if experiment.train.differ:
-        solve = _one_by_one(field, diffeqsolve, problem.interpolation, t0, edges[-1])
+    if experiment.train.differ or takes_key(problem.static.processor):
+        solve = _one_by_one(field, diffeqsolve, problem, t0, edges[-1])
     else:
         solve = _all_at_once(field, diffeqsolve, experiment, t0, edges, grid)
 
@@ -139,7 +141,7 @@ def _all_at_once(field, diffeqsolve, experiment: Experiment, t0, edges, grid):
     return solve
 
 
-def _one_by_one(field, diffeqsolve, interpolation, t0, length):
+def _one_by_one(field, diffeqsolve, problem: LineProblem, t0, length):
     """The same by a solve for each sample, with its own times, inputs and features."""
 
     def solve(params, initial, batch):
@@ -151,22 +153,25 @@ def _one_by_one(field, diffeqsolve, interpolation, t0, length):
         last = jnp.max(jnp.where(real, column, -1), axis=1, keepdims=True)
         ts = jnp.where(column <= last, first - t0, length)
 
-        def one(start, ts, signal, static):
+        def one(start, ts, signal, static, key):
             own = SampleArgs(None, static)
             if signal is not None:
-                path = path_of(interpolation, signal.knots, signal.values)
+                path = path_of(problem.interpolation, signal.knots, signal.values)
                 own = SampleArgs(Inputs(path, jnp.asarray(t0), signal.until), static)
 
             def of_sample(t, u, args):
                 return field.of_sample(t0 + t, u, args)
 
-            return diffeqsolve(of_sample, start, FieldArgs(params, own), diffrax.SaveAt(ts=ts))
+            args = FieldArgs(params, own, key)
+            return diffeqsolve(of_sample, start, args, diffrax.SaveAt(ts=ts))
 
         signal = None
         if batch.signal is not None:
             signal = jax.tree.map(lambda x: jnp.asarray(x)[0], batch.signal)
         static = None if batch.static is None else as_numbers(jnp.asarray(batch.static))
-        states = jax.vmap(one, out_axes=1)(initial, ts, signal, static)
+        wanted = takes_key(problem.static.processor)
+        keys = sample_keys(problem.seed, batch) if wanted else None
+        states = jax.vmap(one, out_axes=1)(initial, ts, signal, static, keys)
 
         def seen(array):
             return jnp.moveaxis(jnp.asarray(array), 1, 0)

@@ -44,6 +44,7 @@ from nodepint_mpi.training.batch_model import (
     decode,
     sample_keys,
     split_model,
+    takes_key,
 )
 from nodepint_mpi.training.check_model import (
     args_of,
@@ -321,12 +322,13 @@ def make_problem(
     relaxed = relaxed and config.time.relaxation is not None
     observations = place_samples(samples, comm.size, comm.rank)
     reduction = reduction_of(static.processor, field)
-    if samples.differ:
+    one_by_one = samples.differ or takes_key(static.processor)
+    if one_by_one:
         reduction = SampleReduction(reduction)
     solver = build_time_solver(config, field, reduction, n_batch_axes=1)
     if relaxed:
         solver = relax(solver)
-    elif samples.differ:
+    elif one_by_one:
         solver = with_propagators(solver, SamplePropagator)
     weights = None
     if relaxed and not samples.has_gaps:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, PyTree
 from nodepint_mpi.core.batch import SampleBatch
 from nodepint_mpi.core.by_name import call
 from nodepint_mpi.core.exogenous import Interpolation
+from nodepint_mpi.core.keys import keys_as_numbers
 from nodepint_mpi.core.objective import Loss, Mean, Term, nothing, per_sample
 from nodepint_mpi.core.observations import BlockObservations
 from nodepint_mpi.core.propagators import SliceResult
@@ -34,7 +35,14 @@ from nodepint_mpi.parallel.line import Line
 from nodepint_mpi.parallel.methods.base import Carry
 from nodepint_mpi.parallel.methods.serial import walk_linearized
 from nodepint_mpi.parallel.warm_start import follow
-from nodepint_mpi.training.batch_model import decode, encode, offered_to_loss, terms_of_loss
+from nodepint_mpi.training.batch_model import (
+    decode,
+    encode,
+    offered_to_loss,
+    sample_keys,
+    takes_key,
+    terms_of_loss,
+)
 
 
 class TrainState(NamedTuple):
@@ -376,13 +384,16 @@ def _with_terms(problem: LineProblem, params: PyTree, batch, loss, gradient, sca
 def _field_params(problem: LineProblem, params: PyTree, batch: SampleBatch, weight: Array | None):
     """Parameters of the vector field, with what the samples bring; for a relaxed solve with the
     data at the slice edges."""
-    of_field = params.processor
-    if not (batch.reads is None and batch.signal is None and batch.static is None):
+    of_field, keys = params.processor, None
+    if takes_key(problem.static.processor):
+        keys = sample_keys(problem.seed, batch)
+    if not (batch.reads is None and batch.signal is None and batch.static is None and keys is None):
         static = None if batch.static is None else as_numbers(jnp.asarray(batch.static))
         times = None if batch.reads is None else jnp.asarray(batch.reads.times)
         signal = None if batch.signal is None else jax.tree.map(jnp.asarray, batch.signal)
         first = problem.observations.owned.first
-        of_field = SampleParams(of_field, times, signal, static, first, problem.interpolation)
+        keys = None if keys is None else keys_as_numbers(keys)
+        of_field = SampleParams(of_field, times, signal, static, keys, first, problem.interpolation)
     if weight is None:
         return of_field
     if batch.at_edges is None:

@@ -250,6 +250,26 @@ def latent(key, *, input_shape, output_size):
     return EncodeProcessDecode(reader, lambda t, u, args: field(u), decoder)
 """
 
+DROPPING = """
+import equinox as eqx, jax, jax.numpy as jnp
+from nodepint_mpi.models.networks import EncodeProcessDecode, Identity
+
+class Dropping(eqx.Module):
+    first: eqx.nn.Linear
+    last: eqx.nn.Linear
+
+    def __call__(self, t, u, args, *, key=None):
+        hidden = jnp.tanh(self.first(u))
+        if key is not None:
+            hidden = jnp.where(jax.random.bernoulli(key, 0.5, hidden.shape), 2 * hidden, 0.0)
+        return self.last(hidden)
+
+def make(key, *, input_shape, output_size):
+    a, b = jax.random.split(key)
+    field = Dropping(eqx.nn.Linear(2, 8, key=a), eqx.nn.Linear(8, 2, key=b))
+    return EncodeProcessDecode(Identity(), field, Identity())
+"""
+
 
 def test_losses_terms_and_encoders_get_what_they_ask_for(comms, on_one_rank, shared_tmp_path):
     """A variational latent ODE on series with times and numbers of observations of their own."""
@@ -273,6 +293,55 @@ def test_losses_terms_and_encoders_get_what_they_ask_for(comms, on_one_rank, sha
         np.testing.assert_allclose(
             found, on_one_rank(lambda: losses(make_comms(alone()), text, 3)), rtol=1e-10
         )
+
+
+@pytest.mark.parametrize("kind", ["common", "own times"])
+def test_dropout_inside_the_field(comms, on_one_rank, shared_tmp_path, kind):
+    """One key a sample and step: plain diffrax has the same gradient, any ranks the same losses."""
+    folder = save(comms, shared_tmp_path / "set", make_rows(kind))
+    file = shared_tmp_path / "dropping.py"
+    if comms.control.rank == 0:
+        file.write_text(DROPPING)
+    comms.control.Barrier()
+    text = config_of(folder, "", "").replace("\nwidth = 8", "").replace('"mlp"', f'"{file}:make"')
+    found = losses(comms, text, 4)
+    if comms.time.size > 1:
+        alone_ = on_one_rank(lambda: losses(make_comms(alone()), text, 4))
+        np.testing.assert_allclose(found, alone_, rtol=1e-10)
+        return
+    experiment = set_up(parse_config(text), comms)
+    check_step(experiment, 3)
+    stepper, state = make_stepper(experiment), fresh_state(experiment)
+    first, other = (stepper.take(state, experiment.batch(step), step) for step in (0, 1))
+    assert abs(float(first.report.loss - other.report.loss)) > 1e-3  # other units are dropped
+    # What is dropped, drawn by hand from seed, step and row.
+    model: Any = eqx.combine(state.params, experiment.train_problem.static)
+    batch = experiment.whole_batch(0)
+    total = 0.0
+    for row, times, wanted in zip(batch.rows, batch.times, batch.targets, strict=True):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), row)
+        kept = 2.0 * np.asarray(jax.random.bernoulli(key, 0.5, (8,)))
+        a, b = model.processor.first, model.processor.last
+
+        def slope(t, u, a=a, b=b, kept=kept):
+            return b.weight @ (kept * np.tanh(a.weight @ u + a.bias)) + b.bias
+
+        if kind == "common":
+            solved = solve_ivp(slope, (0, LAST), wanted[0], t_eval=times, rtol=1e-9, atol=1e-9)
+            total += float(np.mean((solved.y.T[1:] - wanted[1:]) ** 2)) / N_ROWS
+    if kind == "common":
+        np.testing.assert_allclose(float(first.report.loss), total, rtol=1e-5)
+
+
+def test_a_field_works_without_its_key(comms, shared_tmp_path):
+    file = shared_tmp_path / "keyed.py"
+    folder = save(comms, shared_tmp_path / "set", make_rows("common"))
+    if comms.control.rank == 0:
+        file.write_text(DROPPING.replace("key=None", "key"))
+    comms.control.Barrier()
+    text = config_of(folder, "", "").replace("\nwidth = 8", "").replace('"mlp"', f'"{file}:make"')
+    with pytest.raises(ProblemError, match="write `key=None`"):
+        set_up(parse_config(text), comms)
 
 
 @pytest.mark.mpi(min_size=2)
