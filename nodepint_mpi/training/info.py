@@ -20,7 +20,14 @@ from nodepint_mpi.parallel.dealing import part_of
 from nodepint_mpi.parallel.methods.base import ENDS, LEFTS
 from nodepint_mpi.training.batch_model import split_model
 from nodepint_mpi.training.check_model import check_model
-from nodepint_mpi.training.memory import kept_states, require_network_fits, show_bytes, tree_bytes
+from nodepint_mpi.training.memory import (
+    kept_states,
+    plan_samples,
+    require_network_fits,
+    show_bytes,
+    tree_bytes,
+)
+from nodepint_mpi.training.rank_samples import for_rank
 from nodepint_mpi.training.setup import check_encoded, check_scores, count_steps, share_batch
 from nodepint_mpi.training.warm_starts import bytes_each, count_kept
 from nodepint_mpi.training.watch import require_watched
@@ -93,6 +100,8 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
         plan["tracks_bytes_per_rank"] = most * bytes_each(max(owned), sample)
         states = jax.ShapeDtypeStruct((section.n_slices, n_tracked, state), config.run.precision)
         rows = {ENDS: states, LEFTS: states}
+    here = for_rank(samples, config, n_along, int(np.argmax(owned)), relaxed=True)
+    sample_bytes, input_bytes = plan_samples(here, n_samples).values()
     replicated = {"params": params, "opt_state": opt_state}
     return plan | {
         "n_train": samples.n_rows,
@@ -108,6 +117,8 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
         "gradient_message_bytes": params_bytes,
         "interface_bytes_per_rank": max(owned) * 6 * message,
         "adjoint_bytes_per_rank": max(owned) * kept_states(section.fine) * message,
+        "samples_bytes_per_rank": sample_bytes,
+        "inputs_bytes_per_rank": input_bytes,
         "replicated_bytes_per_rank": 2 * params_bytes + opt_bytes,
         "checkpoint_bytes": checkpoint_bytes(replicated, rows, meta_bytes=4096),
     }

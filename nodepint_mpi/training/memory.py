@@ -8,6 +8,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -15,6 +16,7 @@ from nodepint_mpi.build.model import build_model
 from nodepint_mpi.build.optimizers import build_optimizer
 from nodepint_mpi.config.experiment import Config, UserNetwork
 from nodepint_mpi.config.time import StepsSection, TimeSection
+from nodepint_mpi.data.samples import Samples
 from nodepint_mpi.errors import ConfigError, NodepintError
 
 _MEMINFO = Path("/proc/meminfo")
@@ -74,6 +76,24 @@ def plan_slices(section: TimeSection, state: jax.ShapeDtypeStruct, n_owned: int)
         "states for the gradient": at_once * kept * each,
         "the times of all steps": 2 * at_once * max(grids) * state.dtype.itemsize,
     }
+
+
+def plan_samples(samples: Samples, n_samples: int) -> dict[str, int]:
+    """Bytes of a rank that the samples of a step take. Local.
+
+    Observations, masks, weights and times are on all ranks of a group; inputs, and where samples
+    with times of their own are read, on the rank that owns the slices.
+
+    Args:
+        samples: A split, cut for this rank.
+        n_samples: Of a step, those of this rank's group.
+    """
+    one = jax.tree.map(jnp.asarray, samples.take(np.array([0])))  # all are of the same size
+    parts = {
+        "the samples of a step": one._replace(signal=None, reads=None),
+        "inputs and reading times in its slices": (one.signal, one.reads),
+    }
+    return {what: n_samples * tree_bytes(part) for what, part in parts.items()}
 
 
 def require_network_fits(

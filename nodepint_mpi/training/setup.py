@@ -56,6 +56,7 @@ from nodepint_mpi.training.check_model import (
 )
 from nodepint_mpi.training.memory import (
     plan_parameters,
+    plan_samples,
     plan_slices,
     require_memory,
     require_network_fits,
@@ -166,7 +167,8 @@ def needed_memory(experiment: Experiment) -> dict[str, int]:
     config, time = experiment.config, experiment.comms.time
     params, _ = split_model(experiment.model)
     slices = plan_slices(config.time, experiment.state, slice_rows(config, time)[1])
-    return plan_parameters(config, params) | slices
+    samples = plan_samples(experiment.train, experiment.state.shape[0])
+    return plan_parameters(config, params) | slices | samples
 
 
 def at_step(experiment: Experiment, step: int) -> Experiment:

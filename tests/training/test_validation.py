@@ -13,6 +13,7 @@ import pytest
 
 import nodepint_mpi as nm
 from nodepint_mpi.config.experiment import parse_config
+from nodepint_mpi.config.plain import plain_config
 from nodepint_mpi.data.datasets import held_out_rows
 from nodepint_mpi.errors import CheckpointError, ConfigError, DataError
 from nodepint_mpi.io.directory import BEST, CHECKPOINTS
@@ -207,6 +208,42 @@ def test_it_stops_where_the_rule_says_and_goes_on_as_if_never_interrupted(
     assert best_step < stop < 24  # else the case shows nothing
     assert simulate(seen, patience) == (stop, best_step)
     assert scores == {k: v for k, v in seen.items() if k <= stop}
+
+
+@pytest.mark.mpi(max_size=2)
+def test_plain_diffrax_has_the_same_losses_and_stops_with_the_same_best_checkpoint(
+    comms, on_one_rank, source, shared_tmp_path
+):
+    config = config_of(
+        source,
+        run="n_steps = 24\nvalidate_every = 2\npatience = 2",
+        sections='[output]\nbest = "valid_loss"\nlog_every = 1',
+    )
+    ours, plain = shared_tmp_path / "ours", shared_tmp_path / "plain"
+    result = train(config, ours, comms, StopFlag())
+
+    def by_diffrax():
+        serial, lonely = plain_config(config), make_comms(alone())
+        return train(serial, plain, lonely, StopFlag(), plain=True), read_records(plain)
+
+    wanted, records = on_one_rank(by_diffrax)
+    assert 2 < result["step"] < 24 and result["best_step"] < result["step"]  # else it shows nothing
+    for key in ("status", "step", "best_step", "test_of_step"):
+        assert result[key] == wanted[key]
+    assert result["reason"].split(";")[0] == wanted["reason"].split(";")[0]
+    for key in ("best_valid_loss", "valid_loss", "valid_relative_error", "test_loss"):
+        assert result[key] == pytest.approx(wanted[key], rel=1e-8)
+    assert records_of(comms, ours) == pytest.approx(
+        {r["step"]: r["valid_loss"] for r in records if "valid_loss" in r}, rel=1e-8
+    )
+    losses = nm.read_history(ours)["loss"]
+    np.testing.assert_allclose(losses, nm.read_history(plain)["loss"], rtol=1e-8)
+    np.testing.assert_allclose(losses, [r["loss"] for r in records], rtol=1e-8)
+    assert names(ours / BEST) == names(plain / BEST)
+    found, kept = (jax.tree.leaves(nm.load_model(run)) for run in (ours, plain))
+    for one, other in zip(found, kept, strict=True):
+        if isinstance(one, jax.Array):
+            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-9)
 
 
 @ONE

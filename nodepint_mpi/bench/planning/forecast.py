@@ -216,7 +216,8 @@ def _choose(way: Way, layout: Layout, network: Network, measured: Mapping[Layout
     elif way.slices_tried and not way.settings:
         trial = measured.get(layout)
     step_s = simulated.step_s if trial is None else trial.seconds
-    return Choice(way, layout, simulated, step_s, trial is not None, _memory(way, layout))
+    memory = forecast_memory(way.info, way.trial.peak_bytes, layout)
+    return Choice(way, layout, simulated, step_s, trial is not None, memory)
 
 
 def _simulate(way: Way, layout: Layout, network: Network) -> Simulated:
@@ -228,8 +229,18 @@ def _simulate(way: Way, layout: Layout, network: Network) -> Simulated:
     return simulate_step(costs, sizes, way.shape, layout, network)
 
 
-def _memory(way: Way, layout: Layout) -> float:
-    """What a rank would hold at most: as measured on one, but for what the ranks divide."""
-    kinds = ("interface_bytes_per_rank", "adjoint_bytes_per_rank", "tracks_bytes_per_rank")
-    divided = sum(way.info.get(kind, 0) for kind in kinds)
-    return way.trial.peak_bytes - divided * (1 - 1 / layout.n_ranks)
+def forecast_memory(info: Mapping[str, Any], peak_bytes: float, layout: Layout) -> float:
+    """What a rank would hold at most: as measured on one, but for what the ranks divide. Local.
+
+    All ranks divide what belongs to slices and samples; groups alone, what all ranks of a line
+    have of their samples.
+
+    Args:
+        info: The plan for one rank.
+        peak_bytes: What that one held at most.
+        layout: The ranks.
+    """
+    kinds = ("interface", "adjoint", "tracks", "inputs")
+    divided = sum(info.get(f"{kind}_bytes_per_rank", 0) for kind in kinds)
+    shared = info.get("samples_bytes_per_rank", 0)
+    return peak_bytes - divided * (1 - 1 / layout.n_ranks) - shared * (1 - 1 / layout.n_data)
