@@ -46,7 +46,7 @@ class BatchedField:
         return slope_of(eqx.combine(args.params, self._static), t, u, own, args.key)
 
 
-def slope_of(processor: Callable, t: Any, u: Array, args: SampleArgs | None, key: Any) -> Array:
+def slope_of(processor: Callable, t: Any, u: Any, args: SampleArgs | None, key: Any) -> Any:
     """The vector field of one sample, which gets its key if it asks for one. Local."""
     return call(processor, t, u, args, offered={"key": key})
 

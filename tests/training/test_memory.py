@@ -86,5 +86,5 @@ def test_memory_on_more_ranks_is_forecast_from_one(comms, tmp_path, layout):
         return sum(plan[f"{kind}_bytes_per_rank"] for kind in kinds)
 
     one, there = planned(1, 1), planned(layout.n_ranks, layout.n_data)
-    found = forecast_memory(one, float(total(one)), layout)
+    found = forecast_memory(one, total(one), layout)
     assert math.isclose(found, total(there), rel_tol=1e-12)

@@ -229,7 +229,7 @@ def _simulate(way: Way, layout: Layout, network: Network) -> Simulated:
     return simulate_step(costs, sizes, way.shape, layout, network)
 
 
-def forecast_memory(info: Mapping[str, Any], peak_bytes: float, layout: Layout) -> float:
+def forecast_memory(info: Mapping[str, Any], peak_bytes: int, layout: Layout) -> float:
     """What a rank would hold at most: as measured on one, but for what the ranks divide. Local.
 
     All ranks divide what belongs to slices and samples; groups alone, what all ranks of a line
