@@ -123,15 +123,10 @@ def iterate(
             if direction.fallback is None:
                 return own()
             return cond(
-                verdict.falls_back,
-                lambda: direction.fall_back(judged, propagated, verdict),
-                own,
-                usual=False,
+                verdict.falls_back, lambda: direction.fall_back(judged, propagated, verdict), own
             )
 
-        return cond(
-            verdict.goes_on, corrected, lambda: direction.keep(judged, propagated), usual=None
-        )
+        return cond(verdict.goes_on, corrected, lambda: direction.keep(judged, propagated))
 
     def step(carry: tuple[It, Any]) -> tuple[It, Any]:
         old, seen = carry

@@ -60,7 +60,7 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
             "message_bytes": state * number_bytes,
             "interface_bytes_per_rank": max(owned) * 2 * state * number_bytes,
         }
-    splits = open_alone(config)
+    splits = _open(config)
     samples = splits.train
     shape, size = samples.input_shape, count_outputs(samples)
     n_steps = count_steps(config, samples)
@@ -119,8 +119,8 @@ def format_plan(plan: dict[str, Any]) -> str:
     return "\n".join(f"{name:28} {value}" for name, value in rows)
 
 
-def open_alone(config: Config) -> Splits:
-    """The splits, opened by this process alone and checked as in training. Local."""
+def _open(config: Config) -> Splits:
+    """The splits, opened by this process alone and checked as in training."""
     config = with_own_data(config)
     data = config.data
     if data is None:
