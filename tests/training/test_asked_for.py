@@ -87,6 +87,7 @@ def make(key, *, input_shape, output_size):
 """
 
 
+@pytest.mark.mpi(max_size=2)
 def test_losses_terms_and_encoders_get_what_they_ask_for(comms, on_one_rank, shared_tmp_path):
     """A variational latent ODE on series with times and numbers of observations of their own."""
     folder = save(comms, shared_tmp_path / "set", make_rows("own times"))
@@ -110,6 +111,7 @@ def test_losses_terms_and_encoders_get_what_they_ask_for(comms, on_one_rank, sha
         np.testing.assert_allclose(found, wanted, rtol=1e-10)
 
 
+@pytest.mark.mpi(max_size=2)
 @pytest.mark.parametrize("kind", ["common", "own times"])
 def test_dropout_inside_the_field(comms, on_one_rank, shared_tmp_path, kind):
     """One key a sample and step: plain diffrax has the same gradient, any ranks the same losses."""
@@ -149,6 +151,7 @@ def test_dropout_inside_the_field(comms, on_one_rank, shared_tmp_path, kind):
         np.testing.assert_allclose(float(first.report.loss), total, rtol=1e-5)
 
 
+@pytest.mark.mpi(max_size=1)
 def test_a_field_works_without_its_key(comms, shared_tmp_path):
     file = shared_tmp_path / "keyed.py"
     folder = save(comms, shared_tmp_path / "set", make_rows("common"))

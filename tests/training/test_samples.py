@@ -88,6 +88,7 @@ def held_oracle(experiment, params, rows) -> float:
     return total / count
 
 
+@pytest.mark.mpi(max_size=2)
 def test_steps_end_where_piecewise_constant_inputs_jump(comms, shared_tmp_path):
     """Fourth order across jumps: twice the steps, a sixteenth of the error."""
     rows = make_rows("common")

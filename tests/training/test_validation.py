@@ -138,7 +138,7 @@ def test_it_stops_where_the_rule_says_and_goes_on_as_if_never_interrupted(
     assert scores == {k: v for k, v in seen.items() if k <= stop}
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 def test_plain_diffrax_has_the_same_losses_and_stops_with_the_same_best_checkpoint(
     comms, on_one_rank, source, shared_tmp_path
 ):
