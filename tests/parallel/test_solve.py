@@ -17,6 +17,7 @@ LV = PROBLEMS["lotka_volterra"]
 ARGS = {name: jnp.asarray(value) for name, value in LV.args.items()}
 EDGES = np.linspace(0.0, 3.0, 8)
 STEPS = dict(fine=nm.FixedSteps(nm.RK4(), 10), coarse=nm.FixedSteps(diffrax.Midpoint(), 2))
+FEW_PICARD = pytest.param("picard", marks=pytest.mark.mpi(max_size=2))
 
 
 def solve(comm, **options):
@@ -49,7 +50,7 @@ def test_same_iterates_on_any_rank_count(comms, on_one_rank, method):
     assert together.fronts.tolist() == emulated.fronts.tolist()
 
 
-@pytest.mark.parametrize("method", ["parareal", "picard"])
+@pytest.mark.parametrize("method", ["parareal", FEW_PICARD])
 def test_sweeps_converge_to_the_serial_solution(comms, method):
     solution = solve(comms.time, method=method, stopping=nm.JumpTolerance(1e-11))
     serial = solve(comms.time, method="serial")
@@ -77,7 +78,7 @@ def test_started_at_the_solution_nothing_jumps(comms):
 
 
 @pytest.mark.timeout_s(240)  # many programs to compile
-@pytest.mark.parametrize("method", ["parareal", "picard"])
+@pytest.mark.parametrize("method", ["parareal", FEW_PICARD])
 def test_after_k_sweeps_the_first_k_slices_are_serial(comms, method):
     serial = solve(comms.time, method="serial")
     for k in (1, 4, 7):

@@ -29,6 +29,7 @@ CASES = {
 }
 
 
+@pytest.mark.mpi(max_size=2)
 @pytest.mark.parametrize(
     ("case", "precision"),
     [

@@ -103,6 +103,7 @@ def test_steps_that_time_does_not_resolve_are_refused_in_a_method_too(comms):
         )  # fmt: skip
 
 
+@pytest.mark.mpi(max_size=2)
 @pytest.mark.parametrize("tracking", ["", "tracking = {}\n"])
 def test_it_trains_and_goes_on_from_a_checkpoint(comms, source, shared_tmp_path, tracking):
     tight = "stopping = { tol = 1e-12 }\nadjoint = { tol = 1e-12 }\n" + tracking

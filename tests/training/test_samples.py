@@ -37,13 +37,13 @@ CASES = {
     "gaps, initial": ("gaps", 'missing = "nan"\ninitial = "u0"', ""),
     "mask, weights, linear inputs": ("common", 'mask = "m"\nweights = "w"\n' + INPUTS, ""),
 }
-HEAVY = {"own times, adaptive", "own times, tangent", "gaps, initial"}
+ON_ANY_RANKS = "mask, weights, linear inputs"  # and inputs of their own where samples are dealt
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(name, marks=[pytest.mark.mpi(max_size=2)] if name in HEAVY else [])
+        pytest.param(name, marks=[pytest.mark.mpi(max_size=2)] * (name != ON_ANY_RANKS))
         for name in CASES
     ],
 )

@@ -248,8 +248,13 @@ def relaxed_loss(experiment):
     return loss
 
 
-@pytest.mark.mpi(max_size=3)
-@pytest.mark.parametrize("tracking", ["", pytest.param("tracking = {}", marks=FEW_RANKS)])
+@pytest.mark.parametrize(
+    "tracking",
+    [
+        pytest.param("", marks=pytest.mark.mpi(max_size=3)),
+        pytest.param("tracking = {}", marks=FEW_RANKS),
+    ],
+)
 def test_relaxed_slices_start_between_the_last_end_and_the_data(
     comms, on_one_rank, source, tracking
 ):
