@@ -7,6 +7,8 @@ from types import ModuleType
 
 import pytest
 
+pytestmark = pytest.mark.mpi(max_size=1)  # knows no ranks
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -4,6 +4,8 @@ import pytest
 
 from nodepint_mpi.names import hint
 
+pytestmark = pytest.mark.mpi(max_size=1)  # knows no ranks
+
 
 @pytest.mark.parametrize(
     "name, known, wanted",

@@ -10,9 +10,9 @@
 #   tools/test.sh 1 -- -k adjoint -x       any pytest arguments
 #
 # Tests in tests/cli and tests/jobs start jobs of their own; tests/core and tests/models know no
-# ranks: they run only on 1 rank. If no pytest arguments are given, three things run beside each
-# other there: tests of commands, tests that mostly wait (for a failed job to end, for SLURM), and
-# all others.
+# ranks: they run only on 1 rank. If no pytest arguments are given, the tests there are run in parts,
+# one for each core at a time, and beside them those that mostly wait (for a failed job to end, for
+# SLURM).
 # TEST_LIMIT_S is the time each stage with tests may take, default 2400. Every stage runs, whatever
 # the others gave; the exit status is 0 if all of them passed.
 set -euo pipefail
@@ -86,24 +86,29 @@ stage() {
     fi
 }
 
-# Every test is in exactly one of the three: the last takes what the others do not name. Those that
-# wait go first when they wake: some of them hold us to the 20 s in which a failed job has to end.
+# Every test is in exactly one part: the last takes what the others do not name. The longest come
+# first, so that no core is left with one of them at the end. Those that wait go first when they wake:
+# some of them hold us to the 20 s in which a failed job has to end.
 on_one_rank() {
     local status=0 named=() path pids=() pid
     local waiting=(tests/jobs tests/cli/test_failures.py tests/test_harness.py)
-    for path in tests/cli "${waiting[@]}"; do named+=("--ignore=$path"); done
-    beside waiting 0 "${waiting[@]}"
-    beside commands 5 tests/cli --ignore=tests/cli/test_failures.py
-    nice -n 5 timeout -k 10 "$limit_s" python -m pytest -rs --durations=8 "${named[@]}" </dev/null || status=$?
+    for path in tests/cli tests/training tests/parallel "${waiting[@]}"; do named+=("--ignore=$path"); done
+    part waiting 0 "${waiting[@]}"
+    part commands 5 tests/cli --ignore=tests/cli/test_failures.py
+    part training 5 tests/training
+    part parallel 5 tests/parallel
+    part others 5 "${named[@]}"
     for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
-    cat "$scratch"/{commands,waiting}.log
+    cat "$scratch"/{waiting,commands,training,parallel,others}.log
     return $status
 }
 
-# beside NAME NICENESS PYTEST_ARGUMENT...: what it prints is shown when all is done
-beside() {
+# part NAME NICENESS PYTEST_ARGUMENT...: starts when a core is free, or only those that wait are
+# there; what it prints is shown when all is done
+part() {
     local log="$scratch/$1.log" niceness="$2"
     shift 2
+    while [ "$(jobs -rp | wc -l)" -gt "$(nproc)" ]; do sleep 1; done
     nice -n "$niceness" timeout -k 10 "$limit_s" python -m pytest -rs --durations=8 "$@" </dev/null >"$log" 2>&1 &
     pids+=($!)
 }

@@ -19,7 +19,8 @@ times = np.linspace(0.0, 6.0, 25)
 
 def swings(n, seed):
     """Damped swings that start at random: angle and velocity at 25 times."""
-    amplitude, phase = np.random.default_rng(seed).uniform(0.5, 1.5, (2, n, 1))
+    draw = np.random.default_rng(seed)
+    amplitude, phase = draw.uniform(0.5, 1.5, (n, 1)), draw.uniform(-0.5, 0.5, (n, 1))
     z = amplitude * np.exp((-0.1 + 1j) * times + 1j * phase)
     return {"t": np.tile(times, (n, 1)), "u": np.stack([z.real, ((-0.1 + 1j) * z).real], axis=-1)}
 
@@ -45,17 +46,17 @@ class Print(nm.Callback):
         print(f"step {numbers['step']}: loss {numbers['loss']:.1e}")
 
 
-model = Swing(eqx.nn.MLP(2, "scalar", 32, 2, jnp.tanh, key=jax.random.key(0)))
+model = Swing(eqx.nn.MLP(2, "scalar", 16, 2, jnp.tanh, key=jax.random.key(0)))
 config = nm.Config(
-    run=nm.RunSection(name="swings", n_steps=600),
+    run=nm.RunSection(name="swings", n_steps=300),
     time=nm.PararealSection(
         horizon=[0.0, 6.0],
-        n_slices=12,
-        fine=nm.StepsSection(solver="rk4", n_steps=8),
+        n_slices=6,
+        fine=nm.StepsSection(solver="rk4", n_steps=4),
         coarse=nm.StepsSection(solver="rk4", n_steps=1),
     ),
     data=nm.DataSection(input="u", target="u", times="t"),
-    output=nm.OutputSection(log_every=200),
+    output=nm.OutputSection(log_every=100),
 )
 result = nm.train(
     config,
@@ -64,7 +65,7 @@ result = nm.train(
     data={"train": swings(32, seed=0), "test": swings(16, seed=1)},
     loss=nm.mean_squared_error,
     metrics=[relative_error],
-    optimizer=optax.adam(optax.cosine_decay_schedule(0.02, 600)),
+    optimizer=optax.adam(optax.cosine_decay_schedule(0.05, 300)),
     callbacks=[Print()],
 )
 

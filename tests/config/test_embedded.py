@@ -6,6 +6,8 @@ from nodepint_mpi.config.embedded import code_of
 from nodepint_mpi.config.experiment import read_config
 from nodepint_mpi.errors import ConfigError
 
+pytestmark = pytest.mark.mpi(max_size=1)  # knows no ranks
+
 FILE = '''
 import no_such_package
 

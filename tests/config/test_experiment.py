@@ -19,6 +19,8 @@ from nodepint_mpi.config.time import (
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.io.directory import config_text
 
+pytestmark = pytest.mark.mpi(max_size=1)  # knows no ranks
+
 IDENTITY = BasisSection(kind="identity")
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 TEXT = """

@@ -127,6 +127,7 @@ def test_under_jit_and_grad_a_failed_solve_gives_no_number(comms):
         jax.block_until_ready(both(jnp.array(1.0), True))
 
 
+@pytest.mark.mpi(max_size=2)
 def test_a_stiff_oscillator_out_of_steps_is_an_error(comms):
     """Van der Pol with mu = 1000 by an explicit method: it runs out of steps."""
 

@@ -15,7 +15,7 @@ from nodepint_mpi.errors import NonFiniteError, ProblemError
 EDGES = np.linspace(0.0, 5.0, 8)
 TS = np.array([0.31, EDGES[2], 4.9])
 STEPS = 8
-FINE, COARSE = nm.FixedSteps(diffrax.Tsit5(), STEPS), nm.FixedSteps(nm.RK4(), 2)
+FINE, COARSE = nm.FixedSteps(nm.RK4(), STEPS), nm.FixedSteps(nm.RK4(), 2)
 TIGHT = dict(stopping=nm.JumpTolerance(1e-12), adjoint_tol=1e-12)
 U0 = {"x": jnp.array([1.0, 2.0, 0.3]), "v": jnp.array([[0.0, 0.1, 0.2]])}
 PUSH, FLAGS = jnp.array([0.5, 0.2, 0.9]), jnp.array([True, False, True])
@@ -44,7 +44,7 @@ def plain_states(u0, push, shared):
     def one(u0, push, flag):
         args = {"push": push, "flag": flag, "shared": shared}
         return diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda t, u, args: pendulum(t, u, args | {"n": 2})), diffrax.Tsit5(),
+            diffrax.ODETerm(lambda t, u, args: pendulum(t, u, args | {"n": 2})), nm.RK4(),
             0.0, EDGES[-1], None, u0, args, saveat=diffrax.SaveAt(ts=jnp.asarray(TS)),
             stepsize_controller=steps,
         ).ys  # fmt: skip
@@ -52,6 +52,7 @@ def plain_states(u0, push, shared):
     return jax.vmap(one, in_axes=(AXES[0], 0, 0), out_axes=1)(u0, push, FLAGS)
 
 
+@pytest.mark.mpi(max_size=2)
 @pytest.mark.timeout_s(240)
 def test_samples_with_arguments_of_their_own_are_those_of_a_mapped_diffrax(comms):
     """States that are trees, arguments of every kind, states and gradients to 1e-10."""
@@ -124,6 +125,7 @@ def test_the_sample_that_fails_is_named(comms):
         )  # fmt: skip
 
 
+@pytest.mark.mpi(max_size=2)
 @pytest.mark.parametrize(
     "in_axes, options, message",
     [

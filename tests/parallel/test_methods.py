@@ -1,5 +1,7 @@
 """Tangent and reduced sweeps: to the serial solution and gradient, with the costs they promise."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,12 +12,16 @@ from nodepint_mpi.core.problems import PROBLEMS
 from nodepint_mpi.errors import ProblemError
 from nodepint_mpi.parallel.comms import alone, make_time_comm
 from nodepint_mpi.parallel.shared_basis import SharedBasis
+from tests.by_hand import slice_ends
 
 pytestmark = pytest.mark.timeout_s(300)  # many programs to compile
 
 FINE, COARSE = nm.FixedSteps(nm.RK4(), 12), nm.FixedSteps(nm.RK4(), 4)
 BURGERS = PROBLEMS["burgers"]
 LORENZ = PROBLEMS["lorenz"]._replace(initial=np.array([20.0, 5.0, -5.0]))
+
+SWING = np.linspace(0.0, 6.0, 8)
+WEIGHTS = np.random.default_rng(0).normal(size=(8, 2))
 
 METHODS = {
     "identity": dict(method="tangent", basis=SharedBasis("identity"), recycle=False),
@@ -62,23 +68,32 @@ def named(names, fewest=1, on_any=("reduced",)):
     return [pytest.param(name, marks=any_ranks if name in on_any else few) for name in names]
 
 
+@functools.cache  # the same for all methods
+def serial_states_and_gradient():
+    """Those of the next test, by a solve that is written out."""
+    problem = PROBLEMS["fitzhugh_nagumo"]
+    args = {name: jnp.asarray(value) for name, value in problem.args.items()}
+
+    def loss(initial):
+        states = slice_ends(problem.field, initial, SWING, 12, args)
+        return jnp.sum(jnp.sin(states) * WEIGHTS), states
+
+    return jax.jit(jax.grad(loss, has_aux=True))(jnp.asarray(problem.initial))
+
+
 @pytest.mark.parametrize("name", named(METHODS))
 def test_every_method_reaches_the_serial_solution_and_gradient(comms, name):
-    problem, edges = PROBLEMS["fitzhugh_nagumo"], np.linspace(0.0, 6.0, 8)
-    options = small(2, METHODS[name])
-    weights = np.random.default_rng(0).normal(size=(8, 2))
+    problem = PROBLEMS["fitzhugh_nagumo"]
+    options = small(2, METHODS[name]) | dict(stopping=nm.JumpTolerance(1e-11), adjoint_tol=1e-11)
 
-    def loss(initial, **options):
-        solution = solve(comms.time, problem, edges, initial=initial, adjoint_tol=1e-11, **options)
-        return jnp.sum(jnp.sin(solution.interface) * weights), solution
+    def loss(initial):
+        solution = solve(comms.time, problem, SWING, initial=initial, **options)
+        return jnp.sum(jnp.sin(solution.interface) * WEIGHTS), solution
 
-    tight = dict(stopping=nm.JumpTolerance(1e-11))
-    (gradient, solution) = jax.grad(loss, has_aux=True)(
-        jnp.asarray(problem.initial), **options, **tight
-    )
-    (wanted, serial) = jax.grad(loss, has_aux=True)(jnp.asarray(problem.initial), method="serial")
+    (gradient, solution) = jax.grad(loss, has_aux=True)(jnp.asarray(problem.initial))
+    (wanted, serial) = serial_states_and_gradient()
     assert solution.status is nm.Status.CONVERGED
-    assert relative_distance(solution.interface, serial.interface) <= 1e-8
+    assert relative_distance(solution.interface, serial) <= 1e-8
     assert relative_distance(gradient, wanted) <= 1e-8
     assert int(solution.record.n_fallbacks) == 0
 
@@ -188,6 +203,7 @@ def test_finished_slices_are_not_propagated_again(comms):
     assert int(solution.work.fine) <= int(together.work.fine)
 
 
+@pytest.mark.mpi(max_size=2)
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -17,6 +17,7 @@ LV = PROBLEMS["lotka_volterra"]
 ARGS = {name: jnp.asarray(value) for name, value in LV.args.items()}
 EDGES = np.linspace(0.0, 3.0, 8)
 STEPS = dict(fine=nm.FixedSteps(nm.RK4(), 10), coarse=nm.FixedSteps(diffrax.Midpoint(), 2))
+FEW_PICARD = pytest.param("picard", marks=pytest.mark.mpi(max_size=2))
 
 
 def solve(comm, **options):
@@ -49,7 +50,7 @@ def test_same_iterates_on_any_rank_count(comms, on_one_rank, method):
     assert together.fronts.tolist() == emulated.fronts.tolist()
 
 
-@pytest.mark.parametrize("method", ["parareal", "picard"])
+@pytest.mark.parametrize("method", ["parareal", FEW_PICARD])
 def test_sweeps_converge_to_the_serial_solution(comms, method):
     solution = solve(comms.time, method=method, stopping=nm.JumpTolerance(1e-11))
     serial = solve(comms.time, method="serial")
@@ -68,6 +69,7 @@ def test_a_solution_agrees_with_scipy(comms):
     np.testing.assert_allclose(solution.interface, wanted.y.T, atol=1e-7)
 
 
+@pytest.mark.mpi(max_size=2)
 def test_started_at_the_solution_nothing_jumps(comms):
     serial = solve(comms.time, method="serial")
     again = solve(comms.time, guess=serial.interface, stopping=nm.JumpTolerance(1e-12))
@@ -76,7 +78,7 @@ def test_started_at_the_solution_nothing_jumps(comms):
 
 
 @pytest.mark.timeout_s(240)  # many programs to compile
-@pytest.mark.parametrize("method", ["parareal", "picard"])
+@pytest.mark.parametrize("method", ["parareal", FEW_PICARD])
 def test_after_k_sweeps_the_first_k_slices_are_serial(comms, method):
     serial = solve(comms.time, method="serial")
     for k in (1, 4, 7):
@@ -87,6 +89,7 @@ def test_after_k_sweeps_the_first_k_slices_are_serial(comms, method):
         assert iterate.fronts.tolist() == list(range(1, k + 1))
 
 
+@pytest.mark.mpi(max_size=2)
 def test_too_few_sweeps_are_a_result_with_a_reason(comms):
     solution = solve(comms.time, stopping=nm.JumpTolerance(1e-12, max_sweeps=1))
     assert solution.status is nm.Status.MAX_SWEEPS and "not converged" in solution.status.value
@@ -122,6 +125,7 @@ def test_fields_of_trees_and_images(comms):
     np.testing.assert_allclose(solution.interface["x"], wanted, atol=1e-4)
 
 
+@pytest.mark.mpi(max_size=2)
 def test_a_true_blow_up_ends_the_states_there(comms):
     """u' = u^2 has a pole at t = 1, in the third slice."""
     solution = nm.solve(
@@ -134,6 +138,7 @@ def test_a_true_blow_up_ends_the_states_there(comms):
     assert np.all(finite[: broken + 1]) and not np.any(finite[broken + 1 :])
 
 
+@pytest.mark.mpi(max_size=2)
 def test_a_coarse_blow_up_is_stepped_around(comms):
     """A coarse step far beyond its stability limit overflows; the fine solve does not."""
     overflow = nm.FixedSteps(diffrax.Euler(), 60)
@@ -148,6 +153,7 @@ def test_a_coarse_blow_up_is_stepped_around(comms):
     )
 
 
+@pytest.mark.mpi(max_size=2)
 def test_a_nan_in_the_field_is_said(comms):
     solution = nm.solve(
         lambda t, u, args: u * jnp.nan, jnp.ones(1), EDGES, comm=comms.time, throw=False, **STEPS
@@ -155,6 +161,7 @@ def test_a_nan_in_the_field_is_said(comms):
     assert solution.status is nm.Status.NON_FINITE and solution.sweeps == 0
 
 
+@pytest.mark.mpi(max_size=2)
 @pytest.mark.parametrize(
     "change, error, message",
     [
@@ -186,6 +193,7 @@ def test_problems_that_do_not_fit_are_refused(comms, change, error, message):
         )
 
 
+@pytest.mark.mpi(max_size=2)
 @pytest.mark.timeout_s(240)  # many programs to compile
 def test_published_counts_and_updates_of_lorenz(comms):
     """Gattiglio et al. (2024): 15 sweeps, and the largest change by each of them."""
@@ -226,6 +234,7 @@ def test_tangents_need_fewer_sweeps_than_learned_corrections(comms, name):
     assert run["error"] <= 1e-6
 
 
+@pytest.mark.mpi(max_size=2)
 def test_a_second_solve_is_not_compiled_again(comms):
     solve(comms.time)
     with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:

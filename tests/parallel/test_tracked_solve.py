@@ -34,6 +34,7 @@ from tests.parallel.test_saved_times import (
 )
 
 
+@pytest.mark.mpi(max_size=2)
 @pytest.mark.timeout_s(240)
 def test_losses_and_gradients_are_those_of_a_tracked_training(comms):
     """Step after step, with parameters that move: to 1e-12 of what `nodepint train` computes."""

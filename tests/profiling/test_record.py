@@ -107,6 +107,7 @@ def spans(*rows):
     return [Span(start, end, Op(phase, channel, box)) for start, end, phase, channel, box in rows]
 
 
+@pytest.mark.mpi(max_size=1)
 def test_a_moment_belongs_to_what_computes_then_to_messages_then_to_loops():
     profile = attribute(spans(
         (0.0, 10.0, COARSE, None, True),  # a loop
@@ -120,6 +121,7 @@ def test_a_moment_belongs_to_what_computes_then_to_messages_then_to_loops():
     assert profile.calls == [Call(RECEIVE, RIGHT, 4.0, 3.0)]
 
 
+@pytest.mark.mpi(max_size=1)
 def test_waiting_is_what_goes_beyond_the_briefest_rank():
     sent, received = Call(SEND, RIGHT, 1.0, 1.0), Call(RECEIVE, RIGHT, 5.0, 2.5)
     first = Profile({SEND: 1.0, REDUCE: 6.0}, [sent, Call(REDUCE, GRID, 6.0, 6.0)])
@@ -135,6 +137,7 @@ def test_waiting_is_what_goes_beyond_the_briefest_rank():
     assert split_waits([first, lacking])[1] == {RECEIVE: 2.5, REDUCE: 2.0}
 
 
+@pytest.mark.mpi(max_size=1)
 def test_shifts_over_a_distance_are_compared_along_their_chains():
     far = every(2)
     sent, passed = Call(SEND, far, 1.0, 1.0), Call(SEND, far, 3.0, 3.0)
@@ -152,6 +155,7 @@ def test_shifts_over_a_distance_are_compared_along_their_chains():
     ]  # fmt: skip
 
 
+@pytest.mark.mpi(max_size=1)
 def test_a_program_tells_phases_channels_and_loops():
     program = read_program("""
   %fusion.1 = f64[2]{0} fusion(%a), metadata={op_name="jit(step)/phase.fine_adjoint/transpose(jvp(phase.fine_forward))/mul"}
@@ -171,6 +175,7 @@ def test_a_program_tells_phases_channels_and_loops():
     }
 
 
+@pytest.mark.mpi(max_size=1)
 def test_compiling_within_compiling_counts_once():
     clock = CompileClock()
     clock.hear(COMPILING + "inner", 1e-6)

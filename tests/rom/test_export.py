@@ -119,7 +119,7 @@ def test_energy_chooses_the_rank_and_any_ranks_find_the_same_basis(comms, make_r
     np.testing.assert_allclose(overlap, 1.0, atol=1e-8)  # the same span
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 def test_a_network_of_one_s_own_comes_along_by_its_import_path(
     comms, make_run, monkeypatch, tmp_path, shared_tmp_path
 ):
@@ -143,7 +143,7 @@ def test_a_network_of_one_s_own_comes_along_by_its_import_path(
         load_rom(folder / "rom.h5", allow=[OWN_PATH])
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 def test_nothing_is_imported_because_a_file_names_it(comms, make_run, monkeypatch, shared_tmp_path):
     marker = shared_tmp_path / "imported"
     if comms.control.rank == 0:

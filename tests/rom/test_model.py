@@ -40,7 +40,7 @@ def solve_full(model, x, stepper):
     return solve(x)
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 @pytest.mark.parametrize("make, shape", [(dense, (6,)), (conv, (6, 5))])
 @pytest.mark.parametrize("is_rotated", [False, True])
 def test_with_all_directions_it_is_the_full_model(key, make, shape, is_rotated):
@@ -59,7 +59,7 @@ def test_with_all_directions_it_is_the_full_model(key, make, shape, is_rotated):
     np.testing.assert_allclose(rom.field(t, c, None), slope, atol=1e-13)
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 def test_a_solve_takes_batches_and_times_after_the_horizon(key):
     basis = random_directions(key, 3, (6,), float)
     rom = reduce_model(dense(key), basis, jnp.ones(3), stepper=STEPPER, origin=ORIGIN)
@@ -73,7 +73,7 @@ def test_a_solve_takes_batches_and_times_after_the_horizon(key):
     assert "3 of 6 directions" in repr(rom)
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 def test_it_steps_as_the_slices_did(key):
     model, x = dense(key), jax.random.normal(key, (6,))
     u, params = x, None

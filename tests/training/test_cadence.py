@@ -4,6 +4,8 @@ import pytest
 
 from nodepint_mpi.training.cadence import Seconds, is_due
 
+pytestmark = pytest.mark.mpi(max_size=1)  # knows no ranks
+
 
 def saved_steps(comm, every, *, n_steps: int, step_s: float, save_s: float):
     """Steps at which a run with such costs is saved, and its times, by rank 0's clock."""

@@ -165,6 +165,7 @@ def test_a_callback_that_fails_later_is_one_sentence(made, comms, shared_tmp_pat
         training.train(config, shared_tmp_path / "run", comms, StopFlag())
 
 
+@pytest.mark.mpi(max_size=1)
 def test_what_cannot_fit_is_refused_before_it_is_made(source, comms):
     for keys, what in [
         ({"network.width": 10**8}, "for parameters and gradient"),

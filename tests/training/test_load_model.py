@@ -1,9 +1,11 @@
 """The trained model taken home: loaded without MPI, solved by plain diffrax."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,7 @@ AT_HOME = """
     t, u = np.array(rows["t"])[0], np.array(rows["u"])
     def solve(start):
         return diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda t, u, args: model.processor(t, u, None)), diffrax.Tsit5(),
+            diffrax.ODETerm(lambda t, u, args: model.processor(t, u, None)), nm.RK4(),
             t0=0.0, t1=2.0, dt0=None, y0=model.encoder(start), saveat=diffrax.SaveAt(ts=t[1:]),
             stepsize_controller=diffrax.StepTo(jnp.linspace(0.0, 2.0, 57)), max_steps=100,
         ).ys
@@ -42,13 +44,20 @@ AT_HOME = """
 """
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Where the first test that needs the run leaves it."""
+    return tmp_path_factory.mktemp("trained") / "run"
+
+
 @pytest.fixture
-def run(comms, source, shared_tmp_path):
-    steps = 'fine = { solver = "tsit5", n_steps = 8 }\ncoarse = { solver = "euler", n_steps = 2 }'
-    text = small_config(source, EXACT, steps=steps, run="n_steps = 3")
-    folder = shared_tmp_path / "run"
-    train(parse_config(text), folder, comms, StopFlag())
-    return folder
+def run(comms, source, trained, tmp_path):
+    """A copy of one run of three steps."""
+    if not trained.exists():
+        steps = 'fine = { solver = "rk4", n_steps = 8 }\ncoarse = { solver = "euler", n_steps = 2 }'
+        text = small_config(source, EXACT, steps=steps, run="n_steps = 3")
+        train(parse_config(text), trained, comms, StopFlag())
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def test_plain_diffrax_finds_the_score_without_mpi(comms, run, source, tmp_path):

@@ -29,12 +29,11 @@ CASES = {
 }
 
 
+@pytest.mark.mpi(max_size=2)
 @pytest.mark.parametrize(
     ("case", "precision"),
     [
-        pytest.param(
-            name, precision, marks=[] if "own times" in name else [pytest.mark.mpi(max_size=2)]
-        )
+        (name, precision)
         for name in CASES
         for precision in ("float64", "float32")
         if "own times" in name or precision == "float64"

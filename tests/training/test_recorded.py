@@ -36,9 +36,13 @@ def recorded_on(n_ranks: int):
     return tool.load(ROOT / "tests" / "recorded" / f"ranks-{n_ranks}.npz")
 
 
-@pytest.mark.mpi(max_size=4)
 @pytest.mark.parametrize(
-    "name", ["solve/parareal/sweeps2", "solve/tangent/sweeps2", "train/parareal/tracked"]
+    "name",
+    [
+        pytest.param("solve/parareal/sweeps2", marks=pytest.mark.mpi(max_size=4)),
+        pytest.param("solve/tangent/sweeps2", marks=pytest.mark.mpi(max_size=4)),
+        pytest.param("train/parareal/tracked", marks=pytest.mark.mpi(max_size=2)),
+    ],
 )
 def test_numbers_are_the_recorded_ones(comms, shared_tmp_path, name):
     size = comms.control.size

@@ -52,6 +52,7 @@ def emulate(text: str, n_steps: int):
 TANGENT = 'method = "tangent"\nbasis = { kind = "jumps", rank = 2, new = 1 }\n'
 
 
+@pytest.mark.mpi(max_size=2)
 def test_training_does_not_depend_on_where_its_times_begin(comms, source, shared_tmp_path):
     """Dyadic times, so that shifting them by 1e8 does not round."""
     if comms.control.rank == 0:
@@ -116,7 +117,8 @@ def test_twenty_steps_do_not_depend_on_the_ranks(comms, on_one_rank, source, opt
     assert comms.control.allgather(bits) == [bits] * comms.control.size
 
 
-@pytest.mark.parametrize("options", ["", pytest.param(TANGENT, marks=FEW_RANKS)])
+@pytest.mark.mpi(max_size=2)
+@pytest.mark.parametrize("options", ["", TANGENT])
 def test_tracked_gradients_keep_to_their_bound(comms, on_one_rank, source, options):
     """Against the plain diffrax gradient, where tracking does not look at one itself."""
     tracking = "tracking = { bound = 1e-2, check_every = 10 }"
@@ -198,6 +200,7 @@ def test_a_field_that_blows_up_off_the_solution_is_solved_serially(comms, source
     assert after.estimate is not None and after.estimate <= 1e-2
 
 
+@pytest.mark.mpi(max_size=2)
 def test_rows_of_older_checkpoints_have_their_names_of_today(comms, source):
     experiment = set_up(parse_config(small_config(source, EXACT + "tracking = {}")), comms)
     stepper, state = make_stepper(experiment), fresh_state(experiment)
@@ -245,8 +248,13 @@ def relaxed_loss(experiment):
     return loss
 
 
-@pytest.mark.mpi(max_size=3)
-@pytest.mark.parametrize("tracking", ["", pytest.param("tracking = {}", marks=FEW_RANKS)])
+@pytest.mark.parametrize(
+    "tracking",
+    [
+        pytest.param("", marks=pytest.mark.mpi(max_size=3)),
+        pytest.param("tracking = {}", marks=FEW_RANKS),
+    ],
+)
 def test_relaxed_slices_start_between_the_last_end_and_the_data(
     comms, on_one_rank, source, tracking
 ):
@@ -286,6 +294,7 @@ def test_the_relative_error_counts_every_rank_once(comms, source):
     assert len(parts[-1][0]) == 0 or len(parts) == 1
 
 
+@pytest.mark.mpi(max_size=2)
 def test_the_training_split_is_scored_without_relaxation(comms, on_one_rank, source):
     text = small_config(source, EXACT + "relaxation = { steps = 4 }")
     experiment = set_up(parse_config(text), comms)
