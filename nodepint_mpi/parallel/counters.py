@@ -15,10 +15,36 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.scopes import channel, scope
+from nodepint_mpi.core.sweeps import count_unsolved
+from nodepint_mpi.parallel.operations import (
+    Branch,
+    FromFront,
+    Loop,
+    Work,
+    is_recording,
+    record,
+    recording,
+)
 
 Value = TypeVar("Value")
-Count = int | Array
+
+
+class Unsolved(NamedTuple):
+    """The slices of a block from `front + beyond` on, in groups of `at_once`, as a count."""
+
+    front: Array
+    owned: OwnedSlices
+    at_once: int | None = None
+    beyond: int = 0
+
+    def count(self) -> Array:
+        """How many they are. Local."""
+        return count_unsolved(self.front + self.beyond, self.owned, at_once=self.at_once)
+
+
+Count = int | Array | Unsolved
 
 WORD_BYTES = 4
 """Messages are counted in these, so that a 32-bit count holds those of 8 GB."""
@@ -47,11 +73,16 @@ class Tally(NamedTuple):
 
     def plus(self, other: "Tally") -> "Tally":
         """The sum. Local."""
-        return Tally(*(one + more for one, more in zip(self, other, strict=True)))
+        pairs = zip(self.counted(), other.counted(), strict=True)
+        return Tally(*(one + more for one, more in pairs))
+
+    def counted(self) -> "Tally":
+        """The same in numbers. Local."""
+        return Tally(*(one.count() if isinstance(one, Unsolved) else one for one in self))
 
     def as_array(self) -> Array:
         """As one array of whole numbers, to be carried or returned. Local."""
-        return jnp.stack([jnp.asarray(count, int) for count in self])
+        return jnp.stack([jnp.asarray(count, int) for count in self.counted()])
 
 
 class Ledger:
@@ -87,18 +118,42 @@ def count(tally: Tally) -> None:
 
 
 @contextlib.contextmanager
-def work(name: str, tally: Tally) -> Iterator[None]:
-    """Name the phase of what is traced in the body, and count it. Local."""
-    count(tally)
+def work(
+    name: str, tally: Tally | None = None, *, walked: int = 0, composed: int = 0
+) -> Iterator[None]:
+    """Name the phase of what is traced in the body, count it, and record it. Local.
+
+    `walked` and `composed` are affine maps; see `operations.Work`.
+    """
+    _do(name, Tally() if tally is None else tally, walked, composed)
     with scope(name):
         yield
+
+
+def usually(value: Array, usual: int) -> Count:
+    """A number that is known when the step runs; while one is recorded, what it usually is. Local."""
+    return usual if is_recording() else value
+
+
+def _do(name: str, tally: Tally, walked: int = 0, composed: int = 0) -> None:
+    """Count and record."""
+    count(tally)
+    if is_recording():
+        record(Work(name, Tally(*map(_recorded, tally)), walked, composed))
+
+
+def _recorded(value: Count) -> int | FromFront | None:
+    if isinstance(value, Unsolved):
+        whole = value.owned.n_owned == value.owned.n_slices
+        return FromFront(value.beyond, value.at_once, whole)
+    return None if isinstance(value, jax.Array) else int(value)
 
 
 @contextlib.contextmanager
 def message(name: str, among: str, *sent: Array) -> Iterator[None]:
     """Name phase and channel of a message traced in the body; count what it hands over. Local."""
     for array in sent:
-        count(Tally(messages=1, words=-(-array.nbytes // WORD_BYTES)))
+        _do(name, Tally(messages=1, words=-(-array.nbytes // WORD_BYTES)))
     with scope(name), channel(among):
         yield
 
@@ -115,13 +170,36 @@ def while_loop(
         return value, counts + ledger.tally.as_array()
 
     start = first, Tally().as_array()
+    if is_recording():
+        with recording() as body_done:
+            jax.eval_shape(counted, start)
+        record(Loop(tuple(body_done)))
+        return first
     last, counts = jax.lax.while_loop(lambda carry: keep_going(carry[0]), counted, start)
     count(Tally(*counts))
     return last
 
 
-def cond(condition: Array, *branches: Callable[[], Value]) -> Value:
-    """`jax.lax.cond` that counts what the branch taken does. As collective as its branches are."""
+def cond(
+    condition: Array,
+    taken: Callable[[], Value],
+    other: Callable[[], Value],
+    *,
+    usual: bool | None = True,
+) -> Value:
+    """`jax.lax.cond` that counts what the branch taken does. As collective as its branches are.
+
+    While a step is recorded, `condition` is as `usual`; None if it says whether sweeps go on.
+    """
+    if usual is not None and is_recording():
+        return taken() if usual else other()
+    if is_recording():
+        with recording() as going:
+            value = taken()
+        with recording() as ending:
+            other()
+        record(Branch(tuple(going), tuple(ending)))
+        return value
 
     def counted(branch):
         def run():
@@ -131,6 +209,6 @@ def cond(condition: Array, *branches: Callable[[], Value]) -> Value:
 
         return run
 
-    value, counts = jax.lax.cond(condition, *map(counted, branches))
+    value, counts = jax.lax.cond(condition, counted(taken), counted(other))
     count(Tally(*counts))
     return value

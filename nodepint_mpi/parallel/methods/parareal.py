@@ -20,10 +20,9 @@ from nodepint_mpi.core.sweeps import (
     coarse_block,
     coarse_chain_block,
     correct_block,
-    count_unsolved,
 )
 from nodepint_mpi.core.transposed import correct_cotangents
-from nodepint_mpi.parallel.counters import Tally, work
+from nodepint_mpi.parallel.counters import Tally, Unsolved, work
 from nodepint_mpi.parallel.exchange import in_order, recv_left, recv_right, send_left, send_right
 from nodepint_mpi.parallel.methods.base import (
     ENDS,
@@ -77,7 +76,7 @@ class Parareal(AbstractMethod):
     def sweep(self, line, initial, swept, fine_ends, front, slow=False):
         del slow
         incoming = recv_left(line.comm, initial)
-        with work(COARSE, Tally(coarse=count_unsolved(front + 1, line.owned, at_once=1))):
+        with work(COARSE, Tally(coarse=Unsolved(front, line.owned, at_once=1, beyond=1))):
             states, coarse_ends, guarded = correct_block(
                 self.coarse,
                 line.params,
