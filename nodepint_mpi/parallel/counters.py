@@ -9,7 +9,7 @@ into no other loop or branch.
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,32 +19,18 @@ from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.scopes import channel, scope
 from nodepint_mpi.core.sweeps import count_unsolved
 from nodepint_mpi.parallel.operations import (
-    Branch,
     FromFront,
-    Loop,
     Work,
     is_recording,
     record,
-    recording,
+    record_branch,
+    record_loop,
 )
 
 Value = TypeVar("Value")
 
 
-class Unsolved(NamedTuple):
-    """The slices of a block from `front + beyond` on, in groups of `at_once`, as a count."""
-
-    front: Array
-    owned: OwnedSlices
-    at_once: int | None = None
-    beyond: int = 0
-
-    def count(self) -> Array:
-        """How many they are. Local."""
-        return count_unsolved(self.front + self.beyond, self.owned, at_once=self.at_once)
-
-
-Count = int | Array | Unsolved
+Count = int | Array
 
 WORD_BYTES = 4
 """Messages are counted in these, so that a 32-bit count holds those of 8 GB."""
@@ -73,16 +59,11 @@ class Tally(NamedTuple):
 
     def plus(self, other: "Tally") -> "Tally":
         """The sum. Local."""
-        pairs = zip(self.counted(), other.counted(), strict=True)
-        return Tally(*(one + more for one, more in pairs))
-
-    def counted(self) -> "Tally":
-        """The same in numbers. Local."""
-        return Tally(*(one.count() if isinstance(one, Unsolved) else one for one in self))
+        return Tally(*(one + more for one, more in zip(self, other, strict=True)))
 
     def as_array(self) -> Array:
         """As one array of whole numbers, to be carried or returned. Local."""
-        return jnp.stack([jnp.asarray(count, int) for count in self.counted()])
+        return jnp.stack([jnp.asarray(count, int) for count in self])
 
 
 class Ledger:
@@ -121,39 +102,48 @@ def count(tally: Tally) -> None:
 def work(
     name: str, tally: Tally | None = None, *, walked: int = 0, composed: int = 0
 ) -> Iterator[None]:
-    """Name the phase of what is traced in the body, count it, and record it. Local.
+    """Name the phase of what is traced in the body, and count it. Local.
 
-    `walked` and `composed` are affine maps; see `operations.Work`.
+    `walked` and `composed` are affine maps, which are not counted but recorded alone; see
+    `operations.Work`.
     """
-    _do(name, Tally() if tally is None else tally, walked, composed)
+    _note(name, Tally() if tally is None else tally, walked, composed)
     with scope(name):
         yield
 
 
-def usually(value: Array, usual: int) -> Count:
-    """A number that is known when the step runs; while one is recorded, what it usually is. Local."""
+def unsolved(
+    front: Array, owned: OwnedSlices, *, at_once: int | None = None, beyond: int = 0, more: int = 0
+) -> Any:
+    """Slices of a block at `front + beyond` or right of it, and `more` besides, as a count. Local.
+
+    They are counted in groups of `at_once`; see `core.sweeps.count_unsolved`.
+    """
+    if is_recording():
+        whole = owned.n_owned == owned.n_slices
+        return FromFront(beyond, at_once, whole, more)
+    return more + count_unsolved(front + beyond, owned, at_once=at_once)
+
+
+def usually(value: Array, usual: int) -> Any:
+    """A count that depends on numbers; while a step is recorded, what it usually is. Local."""
     return usual if is_recording() else value
 
 
-def _do(name: str, tally: Tally, walked: int = 0, composed: int = 0) -> None:
-    """Count and record."""
-    count(tally)
-    if is_recording():
-        record(Work(name, Tally(*map(_recorded, tally)), walked, composed))
-
-
-def _recorded(value: Count) -> int | FromFront | None:
-    if isinstance(value, Unsolved):
-        whole = value.owned.n_owned == value.owned.n_slices
-        return FromFront(value.beyond, value.at_once, whole)
-    return None if isinstance(value, jax.Array) else int(value)
+def _note(name: str, tally: Tally, walked: int = 0, composed: int = 0) -> None:
+    """Count work, or record it."""
+    if not is_recording():
+        count(tally)
+        return
+    known: Any = (None if isinstance(amount, jax.Array) else amount for amount in tally)
+    record(Work(name, Tally(*known), walked, composed))
 
 
 @contextlib.contextmanager
 def message(name: str, among: str, *sent: Array) -> Iterator[None]:
     """Name phase and channel of a message traced in the body; count what it hands over. Local."""
     for array in sent:
-        _do(name, Tally(messages=1, words=-(-array.nbytes // WORD_BYTES)))
+        _note(name, Tally(messages=1, words=-(-array.nbytes // WORD_BYTES)))
     with scope(name), channel(among):
         yield
 
@@ -169,12 +159,9 @@ def while_loop(
             value = body(value)
         return value, counts + ledger.tally.as_array()
 
-    start = first, Tally().as_array()
     if is_recording():
-        with recording() as body_done:
-            jax.eval_shape(counted, start)
-        record(Loop(tuple(body_done)))
-        return first
+        return record_loop(body, first)
+    start = first, Tally().as_array()
     last, counts = jax.lax.while_loop(lambda carry: keep_going(carry[0]), counted, start)
     count(Tally(*counts))
     return last
@@ -185,21 +172,14 @@ def cond(
     taken: Callable[[], Value],
     other: Callable[[], Value],
     *,
-    usual: bool | None = True,
+    usual: bool | None,
 ) -> Value:
     """`jax.lax.cond` that counts what the branch taken does. As collective as its branches are.
 
     While a step is recorded, `condition` is as `usual`; None if it says whether sweeps go on.
     """
-    if usual is not None and is_recording():
-        return taken() if usual else other()
     if is_recording():
-        with recording() as going:
-            value = taken()
-        with recording() as ending:
-            other()
-        record(Branch(tuple(going), tuple(ending)))
-        return value
+        return record_branch(taken, other, usual)
 
     def counted(branch):
         def run():

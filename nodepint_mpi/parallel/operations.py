@@ -1,13 +1,17 @@
 """The operations of a traced step in their order: what a rank does, and what ranks exchange.
 
-Nothing is kept unless `recording` is on. Who traces a step on every rank of a line, or on ranks that
-are only imagined, gets what each of them would do: `bench.planning` replays it on clocks.
+Nothing is kept unless `recording` is on. Who traces a step on every rank of a line, or on ranks
+that are only imagined, gets what each of them would do: `bench.planning` replays it on clocks.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+
+Value = TypeVar("Value")
 
 RECV_LEFT, SEND_RIGHT = "recv_left", "send_right"
 RECV_RIGHT, SEND_LEFT = "recv_right", "send_left"
@@ -17,15 +21,15 @@ TO_FIRST, FROM_FIRST, TO_ALL = "to_first", "from_first", "to_all"
 
 
 class FromFront(NamedTuple):
-    """A number of slices that is known once the front is: those from `front + beyond` on.
+    """A number of slices that is known once the front is: see `counters.unsolved`.
 
-    Of the slices of the rank in groups of `at_once`, see `core.sweeps.count_unsolved`; of all
-    slices if `whole`.
+    Of the slices of the rank, or of all slices if `whole`.
     """
 
     beyond: int
     at_once: int | None
     whole: bool
+    more: int = 0
 
 
 class Work(NamedTuple):
@@ -95,3 +99,25 @@ def record(operation: Operation) -> None:
     operations = _RECORD.get()
     if operations is not None:
         operations.append(operation)
+
+
+def record_loop(body: Callable[[Value], Value], first: Value) -> Value:
+    """Add what the body of a loop does, which is traced once. Local."""
+    with recording() as done:
+        jax.eval_shape(lambda value: body(value), first)  # new each time: JAX remembers others
+    record(Loop(tuple(done)))
+    return first
+
+
+def record_branch(
+    taken: Callable[[], Value], other: Callable[[], Value], usual: bool | None
+) -> Value:
+    """Add the branch that is usual, or both where sweeps go on or end: None. Local."""
+    if usual is not None:
+        return taken() if usual else other()
+    with recording() as going:
+        value = taken()
+    with recording() as ending:
+        other()
+    record(Branch(tuple(going), tuple(ending)))
+    return value

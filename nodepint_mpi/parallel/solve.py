@@ -18,7 +18,7 @@ from nodepint_mpi.core.sweeps import (
 )
 from nodepint_mpi.core.types import State
 from nodepint_mpi.parallel.comms import TimeComm
-from nodepint_mpi.parallel.counters import Tally, Unsolved, cond, count, counting, work
+from nodepint_mpi.parallel.counters import Tally, cond, count, counting, unsolved, work
 from nodepint_mpi.parallel.exchange import max_over_ranks
 from nodepint_mpi.parallel.iterate import (
     AbstractDirection,
@@ -132,7 +132,7 @@ class Forward(AbstractDirection[Iterate]):
     def propagate(self, iterate):
         line, at_once = self.line, self.solver.slices_at_once
         front = front_of(iterate.record)
-        with work(FINE_FORWARD, Tally(fine=Unsolved(front, line.owned, at_once))):
+        with work(FINE_FORWARD, Tally(fine=unsolved(front, line.owned, at_once=at_once))):
             return propagate_unsolved(
                 self.solver.fine, line.params, iterate.states, front, line.owned, at_once=at_once
             )

@@ -28,7 +28,7 @@ from nodepint_mpi.core.sweeps import (
 from nodepint_mpi.core.transposed import BlockCotangents
 from nodepint_mpi.core.types import Block
 from nodepint_mpi.errors import ProblemError
-from nodepint_mpi.parallel.counters import Tally, Unsolved, work
+from nodepint_mpi.parallel.counters import Tally, unsolved, work
 from nodepint_mpi.parallel.exchange import gather_to_first, scatter_from_first
 from nodepint_mpi.parallel.line import Line
 from nodepint_mpi.parallel.methods.base import (
@@ -51,6 +51,9 @@ from nodepint_mpi.parallel.methods.base import (
 from nodepint_mpi.parallel.methods.parareal import Parareal
 from nodepint_mpi.parallel.recurrence import solve_cocoordinates
 from nodepint_mpi.parallel.shared_basis import SharedBasis
+
+COMPLETED = "coarse", "reduced"
+"""What a slice is counted as that both flows pass."""
 
 
 class ReducedMemory(NamedTuple):
@@ -142,11 +145,8 @@ class Reduced(AbstractMethod):
             n_owned = line.owned.n_owned
             with work(COARSE, Tally(coarse=n_owned, reduced=n_owned)):
                 coarse_ends = coarse_block(both, line.params, old.starts, line.owned)
-            # Parareal counts the other half of it.
-            with work(COARSE, Tally(reduced=Unsolved(front, line.owned, at_once=1, beyond=1))):
-                pass
             begun = swept._replace(memory=coarse_ends)
-            corrected = Parareal(both).sweep(line, initial, begun, fine_ends, front)
+            corrected = Parareal(both, COMPLETED).sweep(line, initial, begun, fine_ends, front)
             return corrected._replace(memory=memory)
         targets = jnp.where(by_slice(index < front, old.ends), old.ends, fine_ends)
         changes, guarded = self._walk(line, basis, old.starts, targets, front)
@@ -169,9 +169,7 @@ class Reduced(AbstractMethod):
     def adjoint_sweep(self, line, starts, coswept, outs):
         old, linear = coswept
         if self.use_complement:
-            with work(COARSE, Tally(reduced_pulled=line.owned.n_owned)):
-                pass  # parareal counts the other half
-            return Parareal(linear).adjoint_sweep(line, starts, coswept, outs)
+            return Parareal(linear, COMPLETED).adjoint_sweep(line, starts, coswept, outs)
         pulled = with_lefts(line, outs)
         misfits = project(linear.basis, pulled.rights - old.rights)
         along = jnp.einsum("...ij,...j->...i", linear.transfers, misfits)
@@ -252,7 +250,7 @@ class Reduced(AbstractMethod):
             whole = own_slices(owned.all_edges, 1, 0)
             times = end_times(whole, old)
             rows = (jnp.arange(owned.n_slices), times, all_old, all_given)
-            with work(COARSE, Tally(reduced=Unsolved(front, whole, at_once=1))):
+            with work(COARSE, Tally(reduced=unsolved(front, whole, at_once=1))):
                 _, (every, broken) = jax.lax.scan(advance, all_old[0], rows)
             guarded = jnp.sum(broken)
         ends = scatter_from_first(line.comm, every, old_ends, owned.n_slices)

@@ -23,7 +23,7 @@ from nodepint_mpi.core.sweeps import BlockStates, slices_finite
 from nodepint_mpi.core.transposed import BlockCotangents
 from nodepint_mpi.core.types import Block
 from nodepint_mpi.errors import ProblemError
-from nodepint_mpi.parallel.counters import Tally, Unsolved, cond, usually, work
+from nodepint_mpi.parallel.counters import Tally, cond, unsolved, usually, work
 from nodepint_mpi.parallel.exchange import (
     max_over_ranks,
     recv_left,
@@ -263,10 +263,8 @@ class Tangent(AbstractMethod):
             assert self.coarse is not None  # checked when made
             incoming = recv_left(line.comm, jnp.zeros_like(jumps[0]))
             # All slices before the change, and those that change after it.
-            with (
-                work(COARSE, Tally(coarse=line.owned.n_owned)),
-                work(COARSE, Tally(coarse=Unsolved(front, line.owned, at_once=1))),
-            ):
+            walked = unsolved(front, line.owned, at_once=1, more=line.owned.n_owned)
+            with work(COARSE, Tally(coarse=walked)):
                 changes, guarded = walk_corrections(
                     self.coarse,
                     line.params,
