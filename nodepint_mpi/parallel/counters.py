@@ -107,7 +107,7 @@ def work(
     `walked` and `composed` are affine maps, which are not counted but recorded alone; see
     `operations.Work`.
     """
-    _note(name, Tally() if tally is None else tally, walked, composed)
+    _note(name, tally, walked, composed)
     with scope(name):
         yield
 
@@ -122,7 +122,8 @@ def unsolved(
     if is_recording():
         whole = owned.n_owned == owned.n_slices
         return FromFront(beyond, at_once, whole, more)
-    return more + count_unsolved(front + beyond, owned, at_once=at_once)
+    number = count_unsolved(front + beyond if beyond else front, owned, at_once=at_once)
+    return more + number if more else number
 
 
 def usually(value: Array, usual: int) -> Any:
@@ -130,12 +131,14 @@ def usually(value: Array, usual: int) -> Any:
     return usual if is_recording() else value
 
 
-def _note(name: str, tally: Tally, walked: int = 0, composed: int = 0) -> None:
+def _note(name: str, tally: Tally | None, walked: int = 0, composed: int = 0) -> None:
     """Count work, or record it."""
     if not is_recording():
-        count(tally)
+        if tally is not None:
+            count(tally)
         return
-    known: Any = (None if isinstance(amount, jax.Array) else amount for amount in tally)
+    amounts = Tally() if tally is None else tally
+    known: Any = (None if isinstance(amount, jax.Array) else amount for amount in amounts)
     record(Work(name, Tally(*known), walked, composed))
 
 
