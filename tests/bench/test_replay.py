@@ -1,4 +1,4 @@
-"""Recorded steps: their counts against those of real ranks, and their clocks against sums by hand."""
+"""Recorded steps: their counts against those of real ranks, their clocks against sums by hand."""
 
 import math
 
@@ -70,9 +70,9 @@ def counted_on(comms, config, n_steps=1):
     """What every rank of the line counts in the last of a few steps, and its report."""
     experiment = set_up(config, comms)
     stepper, state = make_stepper(experiment), fresh_state(experiment)
-    for step in range(n_steps):
-        taken = stepper.take(state, experiment.batch(step), step)
-        state = taken.state
+    taken = stepper.take(state, experiment.batch(0), 0)
+    for step in range(1, n_steps):
+        taken = stepper.take(taken.state, experiment.batch(step), step)
     sweeps = int(taken.report.sweeps), int(taken.report.adjoint_sweeps)
     return comms.time.mpi.allgather(tuple(taken.tally)), sweeps
 
