@@ -183,10 +183,10 @@ def _start_by_doubling(comm: TimeComm, block: Affine, transposed: bool) -> Array
     while distance < comm.size - 1:  # what the last rank would find nobody needs
         like = so_far if place >= 2 * distance else so_far._replace(matrix=None)
         before = shift(comm, pack(so_far), pack(like), distance)
-        if place >= distance:
+        if distance <= place < comm.size - 1:  # nobody asks for the last rank's
             found = unpack(before)
-            ends = found.matrix is None  # a map that reaches back to the beginning of the walk
-            with work(COARSE, walked=int(ends), composed=int(not ends)):
+            n_walked = int(found.matrix is None)  # from where the walk begins
+            with work(COARSE, walked=n_walked, composed=1 - n_walked):
                 so_far = compose(found, so_far, transposed=transposed)
         distance *= 2
     return shift(comm, so_far.vector, jnp.zeros_like(so_far.vector))
