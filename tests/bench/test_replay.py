@@ -1,6 +1,7 @@
 """Recorded steps: their counts against those of real ranks, their clocks against sums by hand."""
 
 import math
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -34,6 +35,7 @@ NOTHING = Costs(*[0.0] * 8)
 TWICE = 'stopping = { rule = "sweeps", sweeps = 2 }\nadjoint = { sweeps = 1 }\n'
 TRACKED = "tracking = { bound = 1e9, check_every = 0 }\n"
 SHARED = 'basis = { kind = "pod", rank = 2, new = 1%s }\n'
+OWN = Path(__file__).parents[2] / "docs" / "examples" / "relaxed_parareal.py"
 METHODS = {
     "serial": "serial",
     "picard": "picard",
@@ -46,6 +48,7 @@ METHODS = {
     "tangent, completed": "tangent",
     "reduced": "reduced",
     "reduced, completed": "reduced",
+    "one's own": f"{OWN}:make_method",
 }
 OPTIONS = {
     "parareal, one by one": "slices_at_once = 1\n",

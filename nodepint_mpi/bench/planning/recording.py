@@ -88,11 +88,18 @@ class StepRecorder:
         config: The experiment.
         samples: Its split for training.
         model: Its network.
+        shape: Of the state of a sample.
     """
 
-    def __init__(self, config: Config, samples: Samples, model: EncodeProcessDecode):
+    def __init__(
+        self,
+        config: Config,
+        samples: Samples,
+        model: EncodeProcessDecode,
+        shape: tuple[int, ...],
+    ):
         self.config = config
-        self._samples, self._model = samples, model
+        self._samples, self._model, self._shape = samples, model, shape
         self._known: dict[tuple[Layout, int], RecordedLine] = {}
         self._others: dict[tuple[str, ...], StepRecorder] = {}
 
@@ -106,7 +113,8 @@ class StepRecorder:
         samples = open_alone(config).train
         sizes = {"input_shape": samples.input_shape, "output_size": count_outputs(samples)}
         given = Given(samples.n_inputs, samples.n_static)
-        return cls(config, samples, build_model(config, **sizes, given=given, step=0))
+        model = build_model(config, **sizes, given=given, step=0)
+        return cls(config, samples, model, check_model(model, samples))
 
     def changed(self, *settings: str) -> "StepRecorder":
         """That of the same network and data with other settings of the section `time`. Local."""
@@ -114,7 +122,7 @@ class StepRecorder:
             return self
         if settings not in self._others:
             config = parse_config(config_text(self.config), settings)
-            self._others[settings] = StepRecorder(config, self._samples, self._model)
+            self._others[settings] = StepRecorder(config, self._samples, self._model, self._shape)
         return self._others[settings]
 
     def with_slices(self, n_slices: int) -> "StepRecorder":
@@ -194,9 +202,7 @@ class StepRecorder:
                 lambda params, batch: loss_and_gradient(problem, params, batch, weight),
                 params, batch,
             )  # fmt: skip
-        state = jax.ShapeDtypeStruct(
-            (n_samples, *check_model(self._model, self._samples)), np.dtype(config.run.precision)
-        )
+        state = jax.ShapeDtypeStruct((n_samples, *self._shape), np.dtype(config.run.precision))
         return _traced_tracking(problem, state, params, batch, weight)
 
 
