@@ -13,7 +13,7 @@ from nodepint_mpi.core.propagators import Propagator
 from nodepint_mpi.core.sweeps import end_times
 from nodepint_mpi.core.types import Block, Params
 
-Numbers = TypeVar("Numbers", Array, np.ndarray)
+Numbers = TypeVar("Numbers", Array, np.ndarray, int)
 
 DIRECTIONS_AT_ONCE = 8
 """Directions pushed through together; groups of zero rows cost nothing."""

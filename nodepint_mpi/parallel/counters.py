@@ -9,15 +9,27 @@ into no other loop or branch.
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.scopes import channel, scope
+from nodepint_mpi.core.sweeps import count_unsolved
+from nodepint_mpi.parallel.operations import (
+    FromFront,
+    Work,
+    is_recording,
+    record,
+    record_branch,
+    record_loop,
+)
 
 Value = TypeVar("Value")
+
+
 Count = int | Array
 
 WORD_BYTES = 4
@@ -87,18 +99,54 @@ def count(tally: Tally) -> None:
 
 
 @contextlib.contextmanager
-def work(name: str, tally: Tally) -> Iterator[None]:
-    """Name the phase of what is traced in the body, and count it. Local."""
-    count(tally)
+def work(
+    name: str, tally: Tally | None = None, *, walked: int = 0, composed: int = 0
+) -> Iterator[None]:
+    """Name the phase of what is traced in the body, and count it. Local.
+
+    `walked` and `composed` are affine maps, which are not counted but recorded alone; see
+    `operations.Work`.
+    """
+    _note(name, tally, walked, composed)
     with scope(name):
         yield
+
+
+def unsolved(
+    front: Array, owned: OwnedSlices, *, at_once: int | None = None, beyond: int = 0, more: int = 0
+) -> Any:
+    """Slices of a block at `front + beyond` or right of it, and `more` besides, as a count. Local.
+
+    They are counted in groups of `at_once`; see `core.sweeps.count_unsolved`.
+    """
+    if is_recording():
+        whole = owned.n_owned == owned.n_slices
+        return FromFront(beyond, at_once, whole, more)
+    number = count_unsolved(front + beyond if beyond else front, owned, at_once=at_once)
+    return more + number if more else number
+
+
+def usually(value: Array, usual: int) -> Any:
+    """A count that depends on numbers; while a step is recorded, what it usually is. Local."""
+    return usual if is_recording() else value
+
+
+def _note(name: str, tally: Tally | None, walked: int = 0, composed: int = 0) -> None:
+    """Count work, or record it."""
+    if not is_recording():
+        if tally is not None:
+            count(tally)
+        return
+    amounts = Tally() if tally is None else tally
+    known: Any = (None if isinstance(amount, jax.Array) else amount for amount in amounts)
+    record(Work(name, Tally(*known), walked, composed))
 
 
 @contextlib.contextmanager
 def message(name: str, among: str, *sent: Array) -> Iterator[None]:
     """Name phase and channel of a message traced in the body; count what it hands over. Local."""
     for array in sent:
-        count(Tally(messages=1, words=-(-array.nbytes // WORD_BYTES)))
+        _note(name, Tally(messages=1, words=-(-array.nbytes // WORD_BYTES)))
     with scope(name), channel(among):
         yield
 
@@ -114,14 +162,27 @@ def while_loop(
             value = body(value)
         return value, counts + ledger.tally.as_array()
 
+    if is_recording():
+        return record_loop(body, first)
     start = first, Tally().as_array()
     last, counts = jax.lax.while_loop(lambda carry: keep_going(carry[0]), counted, start)
     count(Tally(*counts))
     return last
 
 
-def cond(condition: Array, *branches: Callable[[], Value]) -> Value:
-    """`jax.lax.cond` that counts what the branch taken does. As collective as its branches are."""
+def cond(
+    condition: Array,
+    taken: Callable[[], Value],
+    other: Callable[[], Value],
+    *,
+    usual: bool | None,
+) -> Value:
+    """`jax.lax.cond` that counts what the branch taken does. As collective as its branches are.
+
+    While a step is recorded, `condition` is as `usual`; None if it says whether sweeps go on.
+    """
+    if is_recording():
+        return record_branch(taken, other, usual)
 
     def counted(branch):
         def run():
@@ -131,6 +192,6 @@ def cond(condition: Array, *branches: Callable[[], Value]) -> Value:
 
         return run
 
-    value, counts = jax.lax.cond(condition, *map(counted, branches))
+    value, counts = jax.lax.cond(condition, counted(taken), counted(other))
     count(Tally(*counts))
     return value

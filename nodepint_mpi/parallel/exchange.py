@@ -27,21 +27,39 @@ from nodepint_mpi.core.scopes import (
 )
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.counters import message
+from nodepint_mpi.parallel.operations import (
+    FROM_FIRST,
+    FROM_ONE,
+    RECV_LEFT,
+    RECV_RIGHT,
+    REDUCE_ALL,
+    SEND_LEFT,
+    SEND_RIGHT,
+    SHIFT_LEFT,
+    SHIFT_RIGHT,
+    TO_ALL,
+    TO_FIRST,
+    Call,
+    record,
+)
 
 
 def recv_left(comm: TimeComm, fill: Array) -> Array:
     """What the left neighbor sends; `fill` on the first rank. Collective with `send_right`."""
+    record(Call(RECV_LEFT, fill.nbytes))
     return fill if comm.rank == 0 else _receive(comm, fill, comm.rank - 1, RIGHTWARDS)
 
 
 def send_right(comm: TimeComm, state: Array) -> None:
     """Send to the right neighbor; nothing on the last rank. Collective with `recv_left`."""
+    record(Call(SEND_RIGHT, state.nbytes))
     if comm.rank < comm.size - 1:
         _send(comm, state, comm.rank + 1, RIGHTWARDS)
 
 
 def recv_right(comm: TimeComm, fill: Array) -> Array:
     """What the right neighbor sends; `fill` on the last rank. Collective with `send_left`."""
+    record(Call(RECV_RIGHT, fill.nbytes))
     if comm.rank == comm.size - 1:
         return fill
     return _receive(comm, fill, comm.rank + 1, LEFTWARDS)
@@ -49,6 +67,7 @@ def recv_right(comm: TimeComm, fill: Array) -> Array:
 
 def send_left(comm: TimeComm, state: Array) -> None:
     """Send to the left neighbor; nothing on the first rank. Collective with `recv_right`."""
+    record(Call(SEND_LEFT, state.nbytes))
     if comm.rank > 0:
         _send(comm, state, comm.rank - 1, LEFTWARDS)
 
@@ -67,11 +86,13 @@ def shift_right(comm: TimeComm, state: Array, fill: Array, distance: int = 1) ->
 
     Returns what arrived, shaped like `fill`, which a rank gets where nobody sends to it.
     """
+    record(Call(SHIFT_RIGHT, state.nbytes, distance))
     return _shift(comm, state, fill, comm.rank + distance, comm.rank - distance, distance)
 
 
 def shift_left(comm: TimeComm, state: Array, fill: Array, distance: int = 1) -> Array:
     """The same to the left. Collective."""
+    record(Call(SHIFT_LEFT, state.nbytes, distance))
     return _shift(comm, state, fill, comm.rank - distance, comm.rank + distance, distance)
 
 
@@ -100,6 +121,7 @@ def max_over_ranks(comm: TimeComm, values: Array) -> Array:
     """Elementwise maximum over the ranks of all lines, equal on all. Collective over the grid."""
     if comm.size * comm.n_groups == 1:
         return values
+    record(Call(REDUCE_ALL, values.nbytes))
     with message(REDUCE, GRID, values):
         return mpi4jax.allreduce(values, MPI.MAX, comm=comm.grid)
 
@@ -115,6 +137,7 @@ def sum_over_ranks(comm: TimeComm, tree: PyTree[Array]) -> PyTree[Array]:
     flat, unravel = ravel_pytree(tree)
     if flat.size == 0:
         return tree
+    record(Call(REDUCE_ALL, flat.nbytes))
     with message(REDUCE, GRID, flat):  # the first rank hands over the sum, the others their part
         total = mpi4jax.reduce(flat, MPI.SUM, 0, comm=comm.grid)
         return unravel(mpi4jax.bcast(total, 0, comm=comm.grid))
@@ -124,6 +147,7 @@ def bcast_from(comm: TimeComm, value: Array, rank: int) -> Array:
     """The value of one rank of the line, on all its ranks. Collective."""
     if comm.size == 1:
         return value
+    record(Call(FROM_ONE, value.nbytes))
     with message(REDUCE, LINE, *([value] if comm.rank == rank else [])):
         return mpi4jax.bcast(value, rank, comm=comm.mpi)
 
@@ -133,6 +157,7 @@ def gather_slices(comm: TimeComm, block: Array, n_slices: int) -> Array:
     if comm.size == 1:
         return block
     block = _widened(comm, block, n_slices)
+    record(Call(TO_ALL, block.nbytes))
     with message(REDUCE, LINE, block):
         blocks = mpi4jax.allgather(block, comm=comm.mpi)
     return _joined(blocks, n_slices)
@@ -146,6 +171,7 @@ def gather_rows(comm: TimeComm, rows: Array, counts: tuple[int, ...]) -> Array:
     if widest == 0:
         return rows
     block = jnp.pad(rows, [(0, widest - rows.shape[0])] + [(0, 0)] * (rows.ndim - 1))
+    record(Call(TO_ALL, block.nbytes))
     with message(REDUCE, LINE, block):
         blocks = mpi4jax.allgather(block, comm=comm.mpi)
     real = np.concatenate([r * widest + np.arange(count) for r, count in enumerate(counts)])
@@ -160,6 +186,7 @@ def gather_to_first(comm: TimeComm, block: Array, n_slices: int) -> Array | None
     if comm.size == 1:
         return block
     block = _widened(comm, block, n_slices)
+    record(Call(TO_FIRST, block.nbytes))
     with message(REDUCE, LINE, *([block] if comm.rank > 0 else [])):
         blocks = mpi4jax.gather(block, 0, comm=comm.mpi)
     if comm.rank > 0:
@@ -181,6 +208,7 @@ def scatter_from_first(comm: TimeComm, rows: Array | None, like: Array, n_slices
         return rows
     widest = len(owned_range(n_slices, comm.size, 0))
     dealt = jnp.zeros((widest, *like.shape[1:]), like.dtype)
+    record(Call(FROM_FIRST, dealt.nbytes))
     if comm.rank == 0:
         assert rows is not None
         dealt = _dealt(rows, comm.size)

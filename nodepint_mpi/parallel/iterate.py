@@ -123,10 +123,15 @@ def iterate(
             if direction.fallback is None:
                 return own()
             return cond(
-                verdict.falls_back, lambda: direction.fall_back(judged, propagated, verdict), own
+                verdict.falls_back,
+                lambda: direction.fall_back(judged, propagated, verdict),
+                own,
+                usual=False,
             )
 
-        return cond(verdict.goes_on, corrected, lambda: direction.keep(judged, propagated))
+        return cond(
+            verdict.goes_on, corrected, lambda: direction.keep(judged, propagated), usual=None
+        )
 
     def step(carry: tuple[It, Any]) -> tuple[It, Any]:
         old, seen = carry

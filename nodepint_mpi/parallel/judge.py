@@ -174,7 +174,7 @@ def locate_failure(comm: TimeComm, record: SweepRecord, bad_entries, owned) -> S
         entry = jnp.max(jnp.where(here, bad_entries, -1)).astype(record.broken_entry.dtype)
         return max_over_ranks(comm, entry)
 
-    entry = cond(record.finite, lambda: record.broken_entry, locate)
+    entry = cond(record.finite, lambda: record.broken_entry, locate, usual=True)
     return record._replace(broken_entry=entry)
 
 

@@ -37,7 +37,7 @@ from nodepint_mpi.core.affine import (
 from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.scopes import COARSE, scope
 from nodepint_mpi.parallel.comms import TimeComm
-from nodepint_mpi.parallel.counters import cond
+from nodepint_mpi.parallel.counters import cond, work
 from nodepint_mpi.parallel.exchange import (
     gather_to_first,
     max_over_ranks,
@@ -127,7 +127,7 @@ def _solve(
     Radius and guard are those of the walk through all slices, whichever the way.
     """
     if comm.size == 1:
-        with scope(COARSE):
+        with work(COARSE, walked=owned.n_slices):
             return walk_guarded(maps, _zero(maps), radius, transposed=transposed)
 
     def by_slices():
@@ -135,14 +135,14 @@ def _solve(
 
     if way == "slices":
         return by_slices()
-    with scope(COARSE):
+    with work(COARSE, composed=owned.n_owned - 1):
         block = compose_all(maps, transposed=transposed)
     start = BLOCK_STARTS[way](comm, block, transposed)
-    with scope(COARSE):
+    with work(COARSE, walked=owned.n_owned):
         walked = walk(maps, start, transposed=transposed)
         guard = needs_guard(walked.after, radius)
     guard = max_over_ranks(comm, guard.astype(jnp.float32))
-    return cond(guard > 0, by_slices, lambda: (walked, jnp.array(0)))
+    return cond(guard > 0, by_slices, lambda: (walked, jnp.array(0)), usual=False)
 
 
 def _walk_on_first(
@@ -152,7 +152,7 @@ def _walk_on_first(
     every = gather_to_first(comm, pack(maps), owned.n_slices)
     before, n_cut = None, jnp.array(0)
     if every is not None:
-        with scope(COARSE):
+        with work(COARSE, walked=owned.n_slices):
             walked, n_cut = walk_guarded(every, _zero(maps), radius, transposed=transposed)
         before = walked.before
     before = scatter_from_first(comm, before, maps.vector, owned.n_slices)
@@ -166,7 +166,7 @@ def _start_from_first(comm: TimeComm, block: Affine, transposed: bool) -> Array:
     blocks = gather_to_first(comm, pack(block)[None], comm.size)
     zero, starts = jnp.zeros_like(block.vector), None
     if blocks is not None:
-        with scope(COARSE):
+        with work(COARSE, walked=comm.size):
             starts = walk(blocks, zero, transposed=transposed).before
     return scatter_from_first(comm, starts, zero[None], comm.size)[0]
 
@@ -183,9 +183,11 @@ def _start_by_doubling(comm: TimeComm, block: Affine, transposed: bool) -> Array
     while distance < comm.size - 1:  # what the last rank would find nobody needs
         like = so_far if place >= 2 * distance else so_far._replace(matrix=None)
         before = shift(comm, pack(so_far), pack(like), distance)
-        if place >= distance:
-            with scope(COARSE):
-                so_far = compose(unpack(before), so_far, transposed=transposed)
+        if distance <= place < comm.size - 1:  # nobody asks for the last rank's
+            found = unpack(before)
+            n_walked = int(found.matrix is None)  # from where the walk begins
+            with work(COARSE, walked=n_walked, composed=1 - n_walked):
+                so_far = compose(found, so_far, transposed=transposed)
         distance *= 2
     return shift(comm, so_far.vector, jnp.zeros_like(so_far.vector))
 

@@ -12,14 +12,13 @@ from nodepint_mpi.core.propagators import SliceResult
 from nodepint_mpi.core.scopes import FINE_FORWARD
 from nodepint_mpi.core.sweeps import (
     BlockStates,
-    count_unsolved,
     propagate_block,
     propagate_unsolved,
     slice_distance,
 )
 from nodepint_mpi.core.types import State
 from nodepint_mpi.parallel.comms import TimeComm
-from nodepint_mpi.parallel.counters import Tally, cond, count, counting, work
+from nodepint_mpi.parallel.counters import Tally, cond, count, counting, unsolved, work
 from nodepint_mpi.parallel.exchange import max_over_ranks
 from nodepint_mpi.parallel.iterate import (
     AbstractDirection,
@@ -133,7 +132,7 @@ class Forward(AbstractDirection[Iterate]):
     def propagate(self, iterate):
         line, at_once = self.line, self.solver.slices_at_once
         front = front_of(iterate.record)
-        with work(FINE_FORWARD, Tally(fine=count_unsolved(front, line.owned, at_once=at_once))):
+        with work(FINE_FORWARD, Tally(fine=unsolved(front, line.owned, at_once=at_once))):
             return propagate_unsolved(
                 self.solver.fine, line.params, iterate.states, front, line.owned, at_once=at_once
             )
@@ -186,7 +185,7 @@ class Forward(AbstractDirection[Iterate]):
             return confirm_frozen(line, last, ends)
 
         is_solved = record.finite & (front_of(record) == line.owned.n_slices)
-        return cond(is_solved, confirmed, lambda: last)
+        return cond(is_solved, confirmed, lambda: last, usual=True)
 
 
 def largest_jump(comm: TimeComm, result: SliceResult, states: BlockStates) -> Float[Array, ""]:

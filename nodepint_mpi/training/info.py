@@ -67,7 +67,7 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
             "message_bytes": state * number_bytes,
             "interface_bytes_per_rank": max(owned) * 2 * state * number_bytes,
         }
-    splits = _open(config)
+    splits = open_alone(config)
     samples = splits.train
     shape, size = samples.input_shape, count_outputs(samples)
     n_steps = count_steps(config, samples)
@@ -130,8 +130,8 @@ def format_plan(plan: dict[str, Any]) -> str:
     return "\n".join(f"{name:28} {value}" for name, value in rows)
 
 
-def _open(config: Config) -> Splits:
-    """The splits, opened by this process alone and checked as in training."""
+def open_alone(config: Config) -> Splits:
+    """The splits, opened by this process alone and checked as in training. Local."""
     config = with_own_data(config)
     data = config.data
     if data is None:

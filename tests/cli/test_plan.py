@@ -110,7 +110,7 @@ def test_more_ranks_than_slices_get_slices_of_their_own(advised):
         network=FREE,
     )  # fmt: skip
     best = found.choices[14]
-    assert best.way.shape.n_slices == 14 and not best.way.slices_tried
+    assert best.way.n_slices == 14 and not best.way.slices_tried
     assert settings_of(found)[1][:2] == ["time.n_slices=14", "time.fine.n_steps=2"]
     assert "14 (not tried)" in format_advice(found)
     with pytest.raises(ConfigError, match="No way was found to put 7 slices on 29 ranks"):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from nodepint_mpi.bench.planning.forecast import forecast_memory
-from nodepint_mpi.bench.planning.step import Layout
+from nodepint_mpi.bench.planning.lines import Layout
 from nodepint_mpi.config.experiment import parse_config
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.training import memory

@@ -13,8 +13,8 @@ from nodepint_mpi.bench.planning.forecast import (
     ways_of,
     why_slow,
 )
+from nodepint_mpi.bench.planning.lines import Layout
 from nodepint_mpi.bench.planning.network import Network
-from nodepint_mpi.bench.planning.step import Layout
 from nodepint_mpi.bench.planning.trials import Trial, Trials, make_trials
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.errors import ConfigError, DataError
@@ -201,8 +201,8 @@ def _choice_as_data(choice: Choice, advice: Advice) -> dict[str, Any]:
         "n_ranks": choice.layout.n_ranks,
         "n_time": choice.layout.n_time,
         "n_data": choice.layout.n_data,
-        "n_slices": way.shape.n_slices,
-        "method": way.shape.method,
+        "n_slices": way.n_slices,
+        "method": way.config.time.method,
         "settings": list(way.settings),
         "tried": way.slices_tried,
         "step_s": choice.step_s,
@@ -223,7 +223,7 @@ def _line(choice: Choice, advice: Advice) -> str:
     (limit, gain), *_ = limits(choice, advice.network)
     cells = [
         str(layout.n_ranks), _grid(layout),
-        f"{way.shape.n_slices}{'' if way.slices_tried else ' (not tried)'}", way.shape.method,
+        f"{way.n_slices}{'' if way.slices_tried else ' (not tried)'}", way.config.time.method,
         f"{choice.step_s * 1e3:.3g}{'' if choice.measured else ' (forecast)'}",
         "-" if serial is None else f"{choice.step_s / serial.seconds:.2f}",
         f"{efficiency(choice):.2f}", f"{shares['coarse']:.0%}",
@@ -239,10 +239,10 @@ def _reason(best: Choice, serial: Trial | None, error: float) -> str:
     n_ranks = f"{layout.n_ranks} {'rank' if layout.n_ranks == 1 else 'ranks'}"
     how = (
         f"{n_ranks} ({layout.n_time} along time x {layout.n_data} along samples), "
-        f"{way.shape.n_slices} slices by {way.shape.method}"
+        f"{way.n_slices} slices by {way.config.time.method}"
     )
     rank = None if way.config.time.basis is None else way.config.time.basis.rank
-    if way.shape.method in ("tangent", "reduced") and rank is not None:
+    if way.config.time.method in ("tangent", "reduced") and rank is not None:
         how += f" on a basis of {rank}"
     forward, back = way.trial.sweeps
     how += f", {forward:.3g} + {back:.3g} sweeps a step"

@@ -5,7 +5,7 @@ that a line may have 1e5 of them. The groups of samples are alike: one line stan
 pure.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -57,9 +57,12 @@ class Clocks:
         self.now = self.now + seconds
         self.spent[part] = self.spent[part] + seconds
 
-    def walk(self, part: str, seconds: Ranks, n_bytes: Number, *, rightwards: bool) -> None:
+    def walk(
+        self, spent: Mapping[str, Ranks], n_bytes: Number | Ranks, *, rightwards: bool
+    ) -> None:
         """From slice to slice: a rank begins its own when its neighbor's state has come."""
         turn: Callable[[Ranks], Ranks] = (lambda a: a) if rightwards else (lambda a: a[::-1])
+        seconds = sum(spent.values(), np.zeros(self.n_time))
         ready, took = turn(self.now), turn(seconds)
         message_s = self._network.message_s(n_bytes)
         # done[r] = took[r] + max(ready[r], done[r - 1] + message_s), solved for all r at once
@@ -67,19 +70,26 @@ class Clocks:
         done = whole + np.maximum.accumulate(ready + took - whole)
         idle = np.maximum(done - took - ready, 0.0)  # but for round-off
         received = np.minimum(idle, message_s)
-        self.spent[part] = self.spent[part] + seconds
+        for part, of_part in spent.items():
+            self.spent[part] = self.spent[part] + of_part
         self.spent[MESSAGES] = self.spent[MESSAGES] + turn(received)
         self.spent[WAIT] = self.spent[WAIT] + turn(idle - received)
         self.now = turn(done)
 
-    def shift(self, n_bytes: Number, *, rightwards: bool, distance: int = 1) -> None:
-        """Every rank hands something to the one so far on, all at the same time."""
+    def shift(self, n_bytes: Number | Ranks, *, rightwards: bool, distance: int = 1) -> None:
+        """Every rank hands something to the one so far on, all at the same time.
+
+        What takes longest for a rank is what it sends or what it receives.
+        """
         if self.n_time <= distance:
             return
         turn: Callable[[Ranks], Ranks] = (lambda a: a) if rightwards else (lambda a: a[::-1])
-        now, message_s = turn(self.now), self._network.message_s(n_bytes)
-        ready = np.maximum(now[distance:], now[:-distance])
-        self._meet(turn(np.concatenate([now[:distance], ready])), message_s)
+        sent = self._network.message_s(turn(np.broadcast_to(n_bytes, self.n_time)))
+        sent = np.where(np.arange(self.n_time) < self.n_time - distance, sent, 0.0)
+        arrives = np.concatenate([np.zeros(distance), sent[:-distance]])
+        now = turn(self.now)
+        ready = np.concatenate([now[:distance], np.maximum(now[distance:], now[:-distance])])
+        self._meet(turn(ready), turn(np.maximum(sent, arrives)))
 
     def reduce(self, n_bytes: Number) -> None:
         """A sum or maximum over the ranks of all lines, known to all: to one rank and back."""
@@ -88,15 +98,22 @@ class Clocks:
             ready = np.full(self.n_time, self.now.max())
             self._meet(ready, 2 * self._network.tree_s(n_ranks, n_bytes))
 
-    def on_first(self, seconds: Number, n_bytes_in: Number, n_bytes_out: Number) -> None:
-        """The first rank gathers, works, and deals out; bytes are those of each of the others."""
-        n_time, network = self.n_time, self._network
-        self._meet(np.full(n_time, self.now.max()), network.gather_s(n_time, n_bytes_in))
-        self.now[0] += seconds
-        self.spent[COARSE][0] += seconds
-        self._meet(np.full(n_time, self.now[0]), network.gather_s(n_time, n_bytes_out))
+    def gather(self, n_bytes: Number) -> None:
+        """The first rank gets what the others have, `n_bytes` of each."""
+        ready = np.full(self.n_time, self.now.max())
+        self._meet(ready, self._network.gather_s(self.n_time, n_bytes))
 
-    def _meet(self, ready: Ranks, message_s: Number) -> None:
+    def deal(self, n_bytes: Number) -> None:
+        """The first rank gives each of the others its part, of `n_bytes`."""
+        ready = np.maximum(self.now, self.now[0])
+        self._meet(ready, self._network.gather_s(self.n_time, n_bytes))
+
+    def spread(self, n_bytes: Number) -> None:
+        """The first rank tells all others the same."""
+        ready = np.maximum(self.now, self.now[0])
+        self._meet(ready, self._network.tree_s(self.n_time, n_bytes))
+
+    def _meet(self, ready: Ranks, message_s: Number | Ranks) -> None:
         """Wait until others are ready, then take part in a message."""
         self.spent[WAIT] = self.spent[WAIT] + (ready - self.now)
         self.spent[MESSAGES] = self.spent[MESSAGES] + message_s

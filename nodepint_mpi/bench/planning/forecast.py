@@ -5,24 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from nodepint_mpi.bench.planning.clocks import COARSE, FINE, MESSAGES, OTHER, WAIT
-from nodepint_mpi.bench.planning.costs import (
-    for_share,
-    read_costs,
-    step_shape,
-    step_sizes,
-    with_slices,
-)
+from nodepint_mpi.bench.planning.costs import for_share, read_costs, with_slices
+from nodepint_mpi.bench.planning.lines import Layout
 from nodepint_mpi.bench.planning.network import Network
-from nodepint_mpi.bench.planning.step import (
-    Costs,
-    Layout,
-    Simulated,
-    StepShape,
-    simulate_step,
-)
+from nodepint_mpi.bench.planning.recording import StepRecorder
+from nodepint_mpi.bench.planning.replay import Costs, Simulated, simulate_step
+from nodepint_mpi.bench.planning.stages import Sweeps
 from nodepint_mpi.bench.planning.trials import Trial, Trials
-from nodepint_mpi.config.experiment import Config, parse_config
-from nodepint_mpi.io.directory import config_text
+from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.training.info import make_plan
 
 LEAST_ERROR = 0.05
@@ -30,7 +20,7 @@ LEAST_ERROR = 0.05
 
 
 class Way(NamedTuple):
-    """A way to do the steps, as it was tried on one rank: the config, and what it costs.
+    """A way to do the steps, as it was tried on one rank: what they do, and what it costs.
 
     `half` is what it costs with half of the samples, by what the config as it is saves then; None
     where that was not tried. `slices_tried` is false where costs were carried over from another
@@ -38,13 +28,23 @@ class Way(NamedTuple):
     """
 
     settings: tuple[str, ...]
-    config: Config
-    shape: StepShape
+    recorder: StepRecorder
+    sweeps: Sweeps
     costs: Costs
     half: Costs | None
     info: Mapping[str, Any]
     trial: Trial
     slices_tried: bool = True
+
+    @property
+    def config(self) -> Config:
+        """The experiment, in this way."""
+        return self.recorder.config
+
+    @property
+    def n_slices(self) -> int:
+        """How many the horizon is cut into."""
+        return self.config.time.n_slices
 
 
 class Choice(NamedTuple):
@@ -59,31 +59,31 @@ class Choice(NamedTuple):
 
 
 def ways_of(config: Config, trials: Trials) -> list[Way]:
-    """Every way that was tried, with its costs. Local."""
-    found, saved = [], None
+    """Every way that was tried, with its costs. Local; opens the data."""
+    found, saved, base = [], None, StepRecorder.of(config)
     for trial in trials.ours:  # first the config as it is
-        changed = parse_config(config_text(config), trial.settings)
-        shape = step_shape(changed, trial.sweeps)
-        costs, half = costs_of(trial, shape), None
+        recorder = base.changed(*trial.settings)
+        costs, half = costs_of(trial, recorder, Layout(1)), None
         if trials.along_samples is not None and not trial.settings:
-            sweeps = trials.along_samples.sweeps
-            of_half = costs_of(trials.along_samples, step_shape(changed, sweeps))
+            of_half = costs_of(trials.along_samples, recorder, Layout(1, 2))
             saved = [
                 part / all_ if all_ else 0.5 for all_, part in zip(costs, of_half, strict=True)
             ]
         if saved is not None:
             half = Costs(*(cost * share for cost, share in zip(costs, saved, strict=True)))
-        found.append(Way(trial.settings, changed, shape, costs, half, make_plan(changed, 1), trial))
+        sweeps, info = recorder.sweeps(trial.sweeps), make_plan(recorder.config, 1)
+        found.append(Way(trial.settings, recorder, sweeps, costs, half, info, trial))
     return found
 
 
-def costs_of(trial: Trial, shape: StepShape) -> Costs:
-    """What a trial of ours says operations cost. Local."""
-    assert trial.shares is not None and trial.counts is not None  # profiled: `forecast` checks
+def costs_of(trial: Trial, recorder: StepRecorder, layout: Layout) -> Costs:
+    """What a trial of ours on such ranks says operations cost. Local."""
+    assert trial.shares is not None  # profiled: `advise` checks
     seconds = {
         name: [share[name] * trial.seconds for share in trial.shares] for name in trial.shares[0]
     }
-    return read_costs(seconds, {name: c["ranks"] for name, c in trial.counts.items()}, shape)
+    sweeps = recorder.sweeps(trial.sweeps)
+    return read_costs(seconds, recorder.line(layout), sweeps, recorder.coarse_in_fine())
 
 
 def choices_for(
@@ -111,7 +111,7 @@ def model_errors(
     """
     found = {}
     for layout, trial in measured.items():
-        way = ways[0]._replace(shape=step_shape(ways[0].config, trial.sweeps))
+        way = ways[0]._replace(sweeps=ways[0].recorder.sweeps(trial.sweeps))
         found[layout] = _simulate(way, layout, network).step_s / trial.seconds - 1
     return found
 
@@ -129,11 +129,11 @@ def limits(choice: Choice, network: Network) -> list[tuple[str, float]]:
         name: now / _simulate(_without(way, costs), layout, network).step_s
         for name, costs in without.items()
     }
-    if way.shape.n_solves and way.shape.recurrence == "slices":
-        scan = way._replace(shape=way.shape._replace(recurrence="scan"))
-        gains['`recurrence = "slices"` instead of "scan"'] = (
-            now / _simulate(scan, layout, network).step_s
-        )
+    basis = way.config.time.basis
+    if basis is not None and basis.recurrence == "slices":
+        scan = way._replace(recorder=way.recorder.changed('time.basis.recurrence="scan"'))
+        gain = now / _simulate(scan, layout, network).step_s
+        gains['`recurrence = "slices"` instead of "scan"'] = gain
     at_once = Network(0.0, math.inf)
     gains["messages"] = now / _simulate(way, layout, at_once).step_s
     return sorted(gains.items(), key=lambda item: -item[1])
@@ -151,7 +151,7 @@ def why_slow(choice: Choice, serial_s: float) -> str:
     counts = way.trial.counts
     assert counts is not None
     passes = (math.fsum(counts["fine"]["ranks"]) + math.fsum(counts["fine_pulled"]["ranks"])) / (
-        2 * way.shape.n_slices
+        2 * way.n_slices
     )
     alone = way.trial.seconds / serial_s
     if passes > 1.2:
@@ -190,7 +190,7 @@ def _layouts(n_ranks: int, way: Way) -> Iterator[Layout]:
 
 def _with_enough_slices(way: Way, n_time: int) -> Way | None:
     """The way itself, or with so many slices more that every rank has one, if steps allow it."""
-    n_slices, n_steps = way.shape.n_slices, way.config.time.fine.n_steps
+    n_slices, n_steps = way.n_slices, way.config.time.fine.n_steps
     if n_time <= n_slices:
         return way
     if n_steps is None or way.config.time.edges is not None:
@@ -199,14 +199,19 @@ def _with_enough_slices(way: Way, n_time: int) -> Way | None:
     enough = next((n for n in range(n_time, total + 1) if total % n == 0), None)
     if enough is None:
         return None
-    costs, shape = with_slices(way.costs, way.shape, enough)
-    half = None if way.half is None else with_slices(way.half, way.shape, enough)[0]
-    settings = (
-        *(word for word in way.settings if not word.startswith(("time.n_slices", "time.fine."))),
-        f"time.n_slices={enough}",
-        f"time.fine.n_steps={total // enough}",
+    ratio = n_slices / enough
+    half = None if way.half is None else with_slices(way.half, ratio)
+    finer = f"time.n_slices={enough}", f"time.fine.n_steps={total // enough}"
+    kept = (w for w in way.settings if not w.startswith(("time.n_slices", "time.fine.")))
+    recorder = way.recorder.changed(*finer)
+    return way._replace(
+        settings=(*kept, *finer),
+        recorder=recorder,
+        sweeps=recorder.sweeps(way.trial.sweeps),
+        costs=with_slices(way.costs, ratio),
+        half=half,
+        slices_tried=False,
     )
-    return way._replace(settings=settings, shape=shape, costs=costs, half=half, slices_tried=False)
 
 
 def _choose(way: Way, layout: Layout, network: Network, measured: Mapping[Layout, Trial]) -> Choice:
@@ -225,8 +230,7 @@ def _simulate(way: Way, layout: Layout, network: Network) -> Simulated:
     if layout.n_data > 1:
         assert way.half is not None  # else there is no such layout
         costs = for_share(costs, way.half, 1 / layout.n_data)
-    sizes = step_sizes(way.config, way.info, layout.n_data)
-    return simulate_step(costs, sizes, way.shape, layout, network)
+    return simulate_step(way.recorder.line(layout), costs, way.sweeps, network)
 
 
 def forecast_memory(info: Mapping[str, Any], peak_bytes: int, layout: Layout) -> float:

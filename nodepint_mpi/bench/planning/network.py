@@ -7,7 +7,7 @@ neither MPI nor JAX.
 import math
 import statistics
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nodepint_mpi.errors import LayoutError
 
@@ -32,8 +32,8 @@ class Network(NamedTuple):
     latency_s: float
     bandwidth: float
 
-    def message_s(self, n_bytes: Number) -> float:
-        """From one rank to another."""
+    def message_s(self, n_bytes: Any) -> Any:
+        """From one rank to another; of numbers or arrays of them."""
         return self.latency_s + n_bytes / self.bandwidth
 
     def tree_s(self, n_ranks: int, n_bytes: Number) -> float:

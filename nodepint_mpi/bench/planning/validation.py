@@ -1,12 +1,23 @@
 """`nodepint bench model`: the simulation beside published times of parareal. Local; pure."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
+
 from nodepint_mpi.bench.planning.clocks import Clocks
+from nodepint_mpi.bench.planning.lines import Layout, RecordedLine
 from nodepint_mpi.bench.planning.network import Network, Number
 from nodepint_mpi.bench.planning.published import ONE_PROBLEM, WITH_COSTS, TimedRun
-from nodepint_mpi.bench.planning.step import Costs, Sizes, StepShape, solve
+from nodepint_mpi.bench.planning.recording import NoSteps, record_solve
+from nodepint_mpi.bench.planning.replay import Costs, replay
+from nodepint_mpi.bench.planning.stages import Sweeps
+from nodepint_mpi.core.propagators import Propagator
+from nodepint_mpi.core.stopping import FixedSweeps
+from nodepint_mpi.parallel.iterate import TimeSolver
+from nodepint_mpi.parallel.methods.parareal import Parareal
 
 NO_NETWORK = Network(latency_s=0.0, bandwidth=float("inf"))
 """The authors state none; their slices take seconds to hours."""
@@ -20,11 +31,23 @@ def simulated_s(run: TimedRun, serial_s: Number) -> float:
     n_slices = run.n_slices
     coarse_s = (run.coarse_s or 0.0) / n_slices
     costs = Costs(serial_s / n_slices, 0.0, 0.0, coarse_s, 0.0, 0.0, 0.0, 0.0)
-    shape = StepShape(n_slices, "parareal", tracked=False, sweeps=run.n_sweeps, at_once=1)
     clocks = Clocks(n_slices, n_slices, 1, NO_NETWORK)
-    solve(clocks, costs, Sizes(state=0.0, gradient=0.0), shape)
-    clocks.on_first(run.model_s or 0.0, 0.0, 0.0)
-    return float(clocks.now.max())
+    replay(clocks, parareal_line(n_slices), costs, Sweeps(run.n_sweeps, back=0))
+    return float(clocks.now.max()) + (run.model_s or 0.0)
+
+
+@functools.cache
+def parareal_line(n_slices: int) -> RecordedLine:
+    """A forward solve by parareal with a rank for every slice. Local."""
+    flow = Propagator(no_field, NoSteps())
+    solver = TimeSolver(flow, Parareal(flow), FixedSweeps(n_slices), adjoint_tol=0.0)
+    return record_solve(solver, np.linspace(0.0, 1.0, n_slices + 1), Layout(n_slices))
+
+
+def no_field(t: Any, u: Any, params: Any) -> Any:
+    """A state that stays. Local."""
+    del t, params
+    return jnp.zeros_like(u)
 
 
 def validate() -> list[dict[str, Any]]:

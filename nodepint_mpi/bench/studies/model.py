@@ -1,13 +1,15 @@
-"""The simulated step of `bench.planning`, with the costs of a curve's first point. Local."""
+"""The replayed step of `bench.planning`, with the costs of a curve's first point. Local."""
 
 import json
 import logging
 from pathlib import Path
 
 from nodepint_mpi.bench.planning.clocks import WAIT
-from nodepint_mpi.bench.planning.costs import read_costs, step_shape, step_sizes
+from nodepint_mpi.bench.planning.costs import read_costs
+from nodepint_mpi.bench.planning.lines import Layout
 from nodepint_mpi.bench.planning.network import Network
-from nodepint_mpi.bench.planning.step import Costs, Layout, simulate_step
+from nodepint_mpi.bench.planning.recording import StepRecorder
+from nodepint_mpi.bench.planning.replay import Costs, simulate_step
 from nodepint_mpi.bench.studies.measures import (
     Curve,
     Model,
@@ -20,7 +22,6 @@ from nodepint_mpi.config.experiment import read_config
 from nodepint_mpi.core.scopes import MESSAGES
 from nodepint_mpi.errors import NodepintError
 from nodepint_mpi.io.directory import CONFIG, PHASES
-from nodepint_mpi.training.info import make_plan
 
 _log = logging.getLogger(__name__)
 
@@ -61,29 +62,26 @@ def measured_network(curve: Curve) -> Network:
 
 def _model(first: Row, network: Network) -> Model:
     run = Path(first["run"])
-    config = read_config(run / CONFIG)
+    recorder = StepRecorder.of(read_config(run / CONFIG))
     times = json.loads((run / PHASES).read_text(encoding="utf-8"))
     spent = {name: phase["ranks"] for name, phase in times["phases_s"].items()}
-    counts = {name: count["ranks"] for name, count in times["profiles"]["counts"].items()}
-    shape = step_shape(config, first["profiled"]["sweeps"])
-    costs = read_costs(spent, counts, shape)
-    alone = config.model_copy(update={"run": config.run.model_copy(update={"data_ranks": 1})})
-    sizes = step_sizes(config, make_plan(alone, 1), first["data_ranks"])
+    counted, layout = first["profiled"]["sweeps"], _layout(first)
+    line = recorder.line(layout)
+    costs = read_costs(spent, line, recorder.sweeps(counted), recorder.coarse_in_fine())
 
     def model(row: Row) -> Predicted:
         share = samples_of_a_line(row) / samples_of_a_line(first)
-        layout = Layout(row["n_ranks"] // row["data_ranks"], row["data_ranks"])
         shared = Costs(*(cost * share for cost in costs))._replace(other_s=costs.other_s)
+        n_samples = max(1, round(share * recorder.n_samples(layout)))
+        there = recorder.with_slices(row["n_slices"])
         simulated = simulate_step(
-            shared,
-            sizes._replace(
-                state=sizes.state * share, maps=sizes.maps * share, vectors=sizes.vectors * share
-            ),
-            shape._replace(n_slices=row["n_slices"]),
-            layout,
-            network,
+            there.line(_layout(row), n_samples), shared, there.sweeps(counted), network
         )
         shares = {"idle" if part == WAIT else part: s for part, s in simulated.shares.items()}
         return Predicted(simulated.step_s, shares)
 
     return model
+
+
+def _layout(row: Row) -> Layout:
+    return Layout(row["n_ranks"] // row["data_ranks"], row["data_ranks"])

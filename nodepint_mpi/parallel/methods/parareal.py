@@ -11,6 +11,7 @@ Reference:
     333-390, section 4.2, for the tau correction.
 """
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -20,10 +21,9 @@ from nodepint_mpi.core.sweeps import (
     coarse_block,
     coarse_chain_block,
     correct_block,
-    count_unsolved,
 )
 from nodepint_mpi.core.transposed import correct_cotangents
-from nodepint_mpi.parallel.counters import Tally, work
+from nodepint_mpi.parallel.counters import Tally, unsolved, work
 from nodepint_mpi.parallel.exchange import in_order, recv_left, recv_right, send_left, send_right
 from nodepint_mpi.parallel.methods.base import (
     ENDS,
@@ -46,9 +46,11 @@ class Parareal(AbstractMethod):
 
     Args:
         coarse: The coarse propagator G.
+        counted_as: What a slice is counted as that G passes; see `counters.Tally`.
     """
 
     coarse: Propagator
+    counted_as: tuple[str, ...] = eqx.field(static=True, default=("coarse",))
 
     @classmethod
     def of(cls, parts):
@@ -77,7 +79,8 @@ class Parareal(AbstractMethod):
     def sweep(self, line, initial, swept, fine_ends, front, slow=False):
         del slow
         incoming = recv_left(line.comm, initial)
-        with work(COARSE, Tally(coarse=count_unsolved(front + 1, line.owned, at_once=1))):
+        changed = unsolved(front, line.owned, at_once=1, beyond=1)
+        with work(COARSE, Tally(**{name: changed for name in self.counted_as})):
             states, coarse_ends, guarded = correct_block(
                 self.coarse,
                 line.params,
@@ -100,7 +103,8 @@ class Parareal(AbstractMethod):
 
     def adjoint_sweep(self, line, starts, coswept, outs):
         incoming = recv_right(line.comm, jnp.zeros_like(outs[-1]))
-        with work(COARSE, Tally(coarse_pulled=line.owned.n_owned)):
+        pulled = {f"{name}_pulled": line.owned.n_owned for name in self.counted_as}
+        with work(COARSE, Tally(**pulled)):
             cotangents = correct_cotangents(
                 self.coarse,
                 line.params,

@@ -21,7 +21,6 @@ from nodepint_mpi.core.propagators import Propagator
 from nodepint_mpi.core.scopes import COARSE, TANGENTS
 from nodepint_mpi.core.sweeps import (
     coarse_block,
-    count_unsolved,
     end_times,
     finite_coarse_end,
     slices_finite,
@@ -29,7 +28,7 @@ from nodepint_mpi.core.sweeps import (
 from nodepint_mpi.core.transposed import BlockCotangents
 from nodepint_mpi.core.types import Block
 from nodepint_mpi.errors import ProblemError
-from nodepint_mpi.parallel.counters import Tally, count, work
+from nodepint_mpi.parallel.counters import Tally, unsolved, work
 from nodepint_mpi.parallel.exchange import gather_to_first, scatter_from_first
 from nodepint_mpi.parallel.line import Line
 from nodepint_mpi.parallel.methods.base import (
@@ -52,6 +51,9 @@ from nodepint_mpi.parallel.methods.base import (
 from nodepint_mpi.parallel.methods.parareal import Parareal
 from nodepint_mpi.parallel.recurrence import solve_cocoordinates
 from nodepint_mpi.parallel.shared_basis import SharedBasis
+
+COMPLETED = "coarse", "reduced"
+"""What a slice is counted as that both flows pass."""
 
 
 class ReducedMemory(NamedTuple):
@@ -143,10 +145,8 @@ class Reduced(AbstractMethod):
             n_owned = line.owned.n_owned
             with work(COARSE, Tally(coarse=n_owned, reduced=n_owned)):
                 coarse_ends = coarse_block(both, line.params, old.starts, line.owned)
-            # Parareal counts the other half of it.
-            count(Tally(reduced=count_unsolved(front + 1, line.owned, at_once=1)))
             begun = swept._replace(memory=coarse_ends)
-            corrected = Parareal(both).sweep(line, initial, begun, fine_ends, front)
+            corrected = Parareal(both, COMPLETED).sweep(line, initial, begun, fine_ends, front)
             return corrected._replace(memory=memory)
         targets = jnp.where(by_slice(index < front, old.ends), old.ends, fine_ends)
         changes, guarded = self._walk(line, basis, old.starts, targets, front)
@@ -169,8 +169,7 @@ class Reduced(AbstractMethod):
     def adjoint_sweep(self, line, starts, coswept, outs):
         old, linear = coswept
         if self.use_complement:
-            count(Tally(reduced_pulled=line.owned.n_owned))  # parareal counts the other half
-            return Parareal(linear).adjoint_sweep(line, starts, coswept, outs)
+            return Parareal(linear, COMPLETED).adjoint_sweep(line, starts, coswept, outs)
         pulled = with_lefts(line, outs)
         misfits = project(linear.basis, pulled.rights - old.rights)
         along = jnp.einsum("...ij,...j->...i", linear.transfers, misfits)
@@ -248,9 +247,10 @@ class Reduced(AbstractMethod):
                 )
                 return vector + end, (end, broken)
 
-            times = end_times(own_slices(owned.all_edges, 1, 0), old)
+            whole = own_slices(owned.all_edges, 1, 0)
+            times = end_times(whole, old)
             rows = (jnp.arange(owned.n_slices), times, all_old, all_given)
-            with work(COARSE, Tally(reduced=owned.n_slices - jnp.maximum(front, 0))):
+            with work(COARSE, Tally(reduced=unsolved(front, whole, at_once=1))):
                 _, (every, broken) = jax.lax.scan(advance, all_old[0], rows)
             guarded = jnp.sum(broken)
         ends = scatter_from_first(line.comm, every, old_ends, owned.n_slices)

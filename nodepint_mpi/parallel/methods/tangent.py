@@ -19,11 +19,11 @@ from nodepint_mpi.core.complement import Split, walk_cocorrections, walk_correct
 from nodepint_mpi.core.propagators import Propagator
 from nodepint_mpi.core.scopes import COARSE, TANGENTS, scope
 from nodepint_mpi.core.sensitivity import propagate_directions, tangent_passes
-from nodepint_mpi.core.sweeps import BlockStates, count_unsolved, slices_finite
+from nodepint_mpi.core.sweeps import BlockStates, slices_finite
 from nodepint_mpi.core.transposed import BlockCotangents
 from nodepint_mpi.core.types import Block
 from nodepint_mpi.errors import ProblemError
-from nodepint_mpi.parallel.counters import Tally, cond, work
+from nodepint_mpi.parallel.counters import Tally, cond, unsolved, usually, work
 from nodepint_mpi.parallel.exchange import (
     max_over_ranks,
     recv_left,
@@ -199,7 +199,8 @@ class Tangent(AbstractMethod):
         return jnp.zeros((line.owned.n_owned, basis.shape[0], *starts.shape[1:]), starts.dtype)
 
     def _tangents(self, line: Line, starts: Block, directions: Array) -> Array:
-        n, n_owned = count_in_use(directions), line.owned.n_owned
+        n = usually(count_in_use(directions), len(directions))
+        n_owned = line.owned.n_owned
         pushed = Tally(tangents=n * n_owned, tangent_passes=tangent_passes(n) * n_owned)
         with work(TANGENTS, pushed):
             return propagate_directions(
@@ -252,7 +253,7 @@ class Tangent(AbstractMethod):
         elif slow is False:  # outside of the iteration
             tangents = recycled()
         else:
-            tangents = cond(slow, anew, recycled)
+            tangents = cond(slow, anew, recycled, usual=False)
         return TangentMemory(basis, tangents, k)
 
     def _corrections(self, line: Line, old: BlockStates, jumps: Block, radius, front, memory):
@@ -261,9 +262,9 @@ class Tangent(AbstractMethod):
         if self.use_complement:
             assert self.coarse is not None  # checked when made
             incoming = recv_left(line.comm, jnp.zeros_like(jumps[0]))
-            n_walked = count_unsolved(front, line.owned, at_once=1)
             # All slices before the change, and those that change after it.
-            with work(COARSE, Tally(coarse=line.owned.n_owned + n_walked)):
+            walked = unsolved(front, line.owned, at_once=1, more=line.owned.n_owned)
+            with work(COARSE, Tally(coarse=walked)):
                 changes, guarded = walk_corrections(
                     self.coarse,
                     line.params,

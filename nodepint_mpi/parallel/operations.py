@@ -1,0 +1,123 @@
+"""The operations of a traced step in their order: what a rank does, and what ranks exchange.
+
+Nothing is kept unless `recording` is on. Who traces a step on every rank of a line, or on ranks
+that are only imagined, gets what each of them would do: `bench.planning` replays it on clocks.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+
+Value = TypeVar("Value")
+
+RECV_LEFT, SEND_RIGHT = "recv_left", "send_right"
+RECV_RIGHT, SEND_LEFT = "recv_right", "send_left"
+SHIFT_RIGHT, SHIFT_LEFT = "shift_right", "shift_left"
+REDUCE_ALL, FROM_ONE = "reduce_all", "from_one"
+TO_FIRST, FROM_FIRST, TO_ALL = "to_first", "from_first", "to_all"
+
+
+class FromFront(NamedTuple):
+    """A number of slices that is known once the front is: see `counters.unsolved`.
+
+    Of the slices of the rank, or of all slices if `whole`.
+    """
+
+    beyond: int
+    at_once: int | None
+    whole: bool
+    more: int = 0
+
+
+class Work(NamedTuple):
+    """What one rank does by itself in a phase, or hands over in a message.
+
+    `tally` is a `counters.Tally` of whole numbers, of `FromFront`, and of None where a number is
+    not known before the step runs. `walked` and `composed` are affine maps of the coarse problem in
+    coordinates that a state is walked through, and that are made of two.
+    """
+
+    phase: str
+    tally: Any
+    walked: int = 0
+    composed: int = 0
+
+
+class Call(NamedTuple):
+    """A function of `exchange` that all ranks call; `n_bytes` is what this one has to send.
+
+    Of receiving, what it gets; of a gather or scatter, the part of one rank.
+    """
+
+    kind: str
+    n_bytes: int
+    distance: int = 1
+
+
+class Loop(NamedTuple):
+    """What is done as often as there are sweeps."""
+
+    body: "tuple[Operation, ...]"
+
+
+class Branch(NamedTuple):
+    """What is done while the sweeps go on, and what is done in the end."""
+
+    going: "tuple[Operation, ...]"
+    ending: "tuple[Operation, ...]"
+
+
+Operation = Work | Call | Loop | Branch
+
+_RECORD: ContextVar[list[Operation] | None] = ContextVar("record", default=None)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Operation]]:
+    """Keep the operations that are traced in the body of a `with` statement. Local.
+
+    Within it loops are traced once, and branches that are unusual not at all.
+    """
+    operations: list[Operation] = []
+    token = _RECORD.set(operations)
+    try:
+        yield operations
+    finally:
+        _RECORD.reset(token)
+
+
+def is_recording() -> bool:
+    """Whether operations are kept. Local."""
+    return _RECORD.get() is not None
+
+
+def record(operation: Operation) -> None:
+    """Add an operation, if they are kept. Local."""
+    operations = _RECORD.get()
+    if operations is not None:
+        operations.append(operation)
+
+
+def record_loop(body: Callable[[Value], Value], first: Value) -> Value:
+    """Add what the body of a loop does, which is traced once. Local."""
+    with recording() as done:
+        jax.eval_shape(lambda value: body(value), first)  # new each time: JAX remembers others
+    record(Loop(tuple(done)))
+    return first
+
+
+def record_branch(
+    taken: Callable[[], Value], other: Callable[[], Value], usual: bool | None
+) -> Value:
+    """Add the branch that is usual, or both where sweeps go on or end: None. Local."""
+    if usual is not None:
+        return taken() if usual else other()
+    with recording() as going:
+        value = taken()
+    with recording() as ending:
+        other()
+    record(Branch(tuple(going), tuple(ending)))
+    return value
