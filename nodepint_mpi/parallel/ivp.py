@@ -14,6 +14,7 @@ from jaxtyping import Array, Inexact, PyTree
 from nodepint_mpi.core.partition import check_edges, check_layout, own_slices
 from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator
 from nodepint_mpi.core.resolution import check_field_resolution
+from nodepint_mpi.core.stochastic import NoisyArgs
 from nodepint_mpi.core.stopping import AbstractStopping
 from nodepint_mpi.core.types import Field
 from nodepint_mpi.errors import ProblemError
@@ -35,6 +36,7 @@ from nodepint_mpi.parallel.method_options import (
     make_method,
 )
 from nodepint_mpi.parallel.methods.base import AbstractMethod
+from nodepint_mpi.parallel.noise import Noise, axes_of_paths, check_noise
 from nodepint_mpi.parallel.problem import floats_as_arrays, lay_out, lay_out_guess
 from nodepint_mpi.parallel.programs import static_key
 from nodepint_mpi.parallel.replicated import (
@@ -158,6 +160,8 @@ def solve(
     method: str | AbstractMethod = "parareal",
     stopping: AbstractStopping | None = None,
     args: PyTree = None,
+    diffusion: Any = None,
+    noise: Noise | None = None,
     guess: PyTree = None,
     basis: SharedBasis | None = None,
     tangents: AbstractIntegrator | Propagator | None = None,
@@ -276,6 +280,7 @@ def solve(
     traced = is_traced(u0, edges, args, guess, ts, options, numbers)
     if check_ranks and not traced:
         arguments = dict(field=field, u0=u0, edges=edges, args=args, guess=guess)
+        arguments |= {"diffusion": diffusion, "noise": None if noise is None else vars(noise)}
         arguments |= {"ts": ts, "in_axes": in_axes} | options._asdict() | numbers._asdict()
         require_same_arguments(comm.control, arguments)
     if isinstance(value_of(edges), Tracer):
@@ -286,6 +291,11 @@ def solve(
     check_numbers(numbers)
     check_layout(len(edges) - 1, comm.size)
     args, samples = floats_as_arrays(args), None
+    steps = {"fine": fine, "coarse": coarse, "tangents": tangents}
+    stochastic = check_noise(noise, diffusion, steps)
+    if noise is not None:
+        args = NoisyArgs(args, noise.keys())
+        in_axes = axes_of_paths(in_axes, noise)
     if in_axes is not None:
         if n_batch_axes:
             raise ProblemError("`in_axes` says what counts samples: leave `n_batch_axes` out.")
@@ -300,7 +310,7 @@ def solve(
     n_samples = None if samples is None else samples.n
     flat_guess = None if guess is None else lay_out_guess(guess, layout, len(edges), n_samples)
     state = jax.ShapeDtypeStruct(initial.shape, initial.dtype)
-    fields = Fields(layout, edges[0], args, state, samples)
+    fields = Fields(layout, edges[0], args, state, samples, stochastic)
     flat_field = fields.bind(field)
     propagator = fields.propagator(flat_field, fine)
     method = make_method(options, fields, flat_field)

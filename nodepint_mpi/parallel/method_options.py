@@ -16,6 +16,7 @@ from nodepint_mpi.errors import ProblemError
 from nodepint_mpi.parallel.comms import TimeComm, world_time_comm
 from nodepint_mpi.parallel.methods import METHODS
 from nodepint_mpi.parallel.methods.base import AbstractMethod, Parts
+from nodepint_mpi.parallel.noise import StochasticPart, check_diffusion
 from nodepint_mpi.parallel.problem import ArrayField, StateLayout, as_field, check_field
 from nodepint_mpi.parallel.samples import Samples
 from nodepint_mpi.parallel.shared_basis import SharedBasis
@@ -152,6 +153,7 @@ class Fields(NamedTuple):
     args: PyTree
     state: jax.ShapeDtypeStruct
     samples: Samples | None
+    stochastic: StochasticPart | None = None
 
     def bind(self, field: Any, name: str = "field") -> ArrayField | SampleField:
         """The field of arrays, checked. Local.
@@ -159,12 +161,16 @@ class Fields(NamedTuple):
         Raises:
             ProblemError: if it does not fit the state.
         """
-        own = as_field(field, self.layout, name)
-        if self.samples is None:
-            check_field(own, self.t0, self.args, name)
-            return own
-        check_field(own, self.t0, self.samples.args_of_one(self.args), name)
-        return SampleField(own, self.samples.axes)
+        drift = as_field(field, self.layout, name)
+        args = self.args if self.samples is None else self.samples.args_of_one(self.args)
+        if self.stochastic is None:
+            check_field(drift, self.t0, args, name)
+            own = drift
+        else:
+            check_field(drift, self.t0, args.args, name)
+            own = self.stochastic.field(drift, self.layout)
+            check_diffusion(own, self.layout, self.t0, args)
+        return own if self.samples is None else SampleField(own, self.samples.axes)
 
     def propagator(self, field: Field, steps: AbstractIntegrator) -> Propagator:
         """The propagator of a bound field. Local."""

@@ -1,0 +1,122 @@
+"""Brownian motion by integers: the increments of a path from a key and the number of the fine step.
+
+Nothing is stored, and no time enters: whoever propagates a slice, in whatever batch and on whatever
+rank, draws the same bits. Coarse increments are sums of fine ones, so that a coarse propagator sees
+the path of the fine one.
+"""
+
+import math
+from typing import NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+_PURPOSE = 0x4E6F6973  # apart from the keys of encoders, decoders and losses
+
+
+class Increments(NamedTuple):
+    """Of consecutive steps: W (steps, *noise), and space-time Levy areas H of that shape.
+
+    H of a step from s to t is the mean over r of W_r - W_s - (r - s) / (t - s) (W_t - W_s). It is
+    None where no solver needs it.
+    """
+
+    w: Float[Array, "steps *noise"]
+    h: Float[Array, "steps *noise"] | None
+
+
+def path_key(seed: int, path: Int[Array, ""] | int, step: Int[Array, ""] | int | None = None):
+    """The key of one path: common to all optimizer steps, or of one of them. Local."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _PURPOSE), path)
+    return key if step is None else jax.random.fold_in(key, step)
+
+
+def draw_increments(
+    key: Key[Array, ""],
+    first: Int[Array, ""] | int,
+    n_steps: int,
+    width: Float[Array, ""],
+    shape: tuple[int, ...],
+    *,
+    levy: bool = False,
+) -> Increments:
+    """Increments of the steps `first` to `first + n_steps - 1`, counted over the horizon. Local.
+
+    W of a step is normal with variance `width`, H with `width / 12`, independent of it. W is the
+    same with and without H. Numbers are drawn in the precision of the run, so that a copy of the
+    solve in another precision sees the same path.
+
+    Args:
+        key: Of the path.
+        first: Number of the first step in the whole horizon.
+        n_steps: How many.
+        width: Of each of these steps, in the unit of time.
+        shape: Of the Brownian motion.
+        levy: Draw H too.
+
+    Reference:
+        Foster, Lyons, Oberhauser (2020), SIAM J. Numer. Anal. 58, 1393-1421, for H.
+    """
+    numbers = jnp.asarray(first) + jnp.arange(n_steps)
+    dtype = jnp.zeros(()).dtype
+    scale = jnp.sqrt(jnp.asarray(width, dtype))
+
+    def draw(which):
+        def one(number):
+            own = jax.random.fold_in(jax.random.fold_in(key, number), which)
+            return jax.random.normal(own, shape, dtype)
+
+        return jax.vmap(one)(numbers)
+
+    return Increments(scale * draw(0), scale * draw(1) / math.sqrt(12) if levy else None)
+
+
+def sum_increments(fine: Increments, n_steps: int) -> Increments:
+    """Increments of `n_steps` coarse steps from those of fine ones of equal width. Local.
+
+    With W before each fine step, the mean of W over a coarse one is that of W + H + W / 2 of the
+    fine ones.
+
+    Args:
+        fine: Of steps whose number `n_steps` divides.
+        n_steps: Coarse steps.
+    """
+    parts = jax.tree.map(lambda x: x.reshape(n_steps, -1, *x.shape[1:]), fine)
+    w = jnp.sum(parts.w, axis=1)
+    if parts.h is None:
+        return Increments(w, None)
+    before = jnp.cumsum(parts.w, axis=1) - parts.w
+    mean = jnp.mean(before + parts.w / 2 + parts.h, axis=1)
+    return Increments(w, mean - w / 2)
+
+
+class StepNoise(diffrax.AbstractTerm):
+    """The diffusion term of one solver step, whose increment is known.
+
+    `diffusion(t, u, args)` gives what the increment is multiplied with: entry by entry if it has the
+    shape of the state (noise of the state's shape, or one Brownian motion for all), else
+    (*state, *noise), whose last axes are summed over.
+    """
+
+    diffusion: object
+    w: Float[Array, "*noise"]
+    h: Float[Array, "*noise"] | None
+    is_matrix: bool = eqx.field(static=True)
+
+    def vf(self, t, y, args):
+        return self.diffusion(t, y, args)  # type: ignore[operator]
+
+    def contr(self, t0, t1, use_levy=False, **kwargs):
+        del kwargs
+        if not use_levy:
+            return self.w
+        assert self.h is not None  # whoever makes the term knows the solver
+        return diffrax.SpaceTimeLevyArea(dt=t1 - t0, W=self.w, H=self.h)
+
+    def prod(self, vf, control):
+        if not self.is_matrix:
+            return vf * control
+        return jnp.tensordot(vf, control, axes=control.ndim)

@@ -1,0 +1,109 @@
+"""Stochastic differential equations du = f(t, u) dt + g(t, u) dW as fields of a propagator."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import diffrax
+import jax
+from jaxtyping import Array, Float, PyTree
+
+from nodepint_mpi.core.keys import numbers_as_keys
+from nodepint_mpi.core.noise import Increments, StepNoise, draw_increments, sum_increments
+from nodepint_mpi.errors import ProblemError
+
+Calculus = Literal["ito", "stratonovich"]
+
+
+class NoisyArgs(NamedTuple):
+    """What drift and diffusion are given, and the key of the path as `core.keys` writes it."""
+
+    args: PyTree
+    key: Float[Array, "*paths bytes"]
+
+
+@dataclass(frozen=True)
+class StochasticField:
+    """Drift and diffusion, functions of (t, u, params), where a propagator takes a field.
+
+    Called, it is the drift. `shape` is that of the Brownian motion, and `n_fine` the number of fine
+    steps of a slice, of whose increments those of all other steps are sums.
+    """
+
+    drift: Callable
+    diffusion: Callable
+    shape: tuple[int, ...]
+    is_matrix: bool
+    n_fine: int
+    levy: bool
+
+    def __call__(self, t: Any, u: Any, params: PyTree) -> Any:
+        return self.drift(t, u, params)
+
+    def draw(self, params: Any, index: Array, length: Array, n_steps: int) -> Increments:
+        """Increments of the `n_steps` equal steps of slice `index`. Local."""
+        key = numbers_as_keys(params.key)
+        fine = draw_increments(
+            key, index * self.n_fine, self.n_fine, length / self.n_fine, self.shape, levy=self.levy
+        )
+        fine = jax.tree.map(lambda x: x.astype(length.dtype), fine)
+        return fine if n_steps == self.n_fine else sum_increments(fine, n_steps)
+
+    def terms(self, of_step: Increments) -> diffrax.MultiTerm:
+        """As terms of diffrax, for one step. Local."""
+        noise = StepNoise(self.diffusion, of_step.w, of_step.h, self.is_matrix)
+        return diffrax.MultiTerm(diffrax.ODETerm(self.drift), noise)
+
+
+def through(field: Any, wrap: Callable[[Callable], Callable]) -> Any:
+    """A field, or drift and diffusion of a stochastic one, each replaced by a function of it."""
+    if not isinstance(field, StochasticField):
+        return wrap(field)
+    return replace(field, drift=wrap(field.drift), diffusion=wrap(field.diffusion))
+
+
+def is_stochastic(solver: diffrax.AbstractSolver) -> bool:
+    """Whether a solver of diffrax takes a drift and a diffusion. Local."""
+    area = getattr(solver, "minimal_levy_area", None)
+    if isinstance(area, type) and issubclass(area, diffrax.AbstractSpaceTimeTimeLevyArea):
+        return False  # those of underdamped Langevin equations, whose terms are others
+    return isinstance(solver, (diffrax.AbstractItoSolver, diffrax.AbstractStratonovichSolver))
+
+
+def needs_levy(solver: diffrax.AbstractSolver) -> bool:
+    """Whether a solver reads space-time Levy areas. Local."""
+    kind = getattr(solver, "minimal_levy_area", None)
+    return isinstance(kind, type) and issubclass(kind, diffrax.AbstractSpaceTimeLevyArea)
+
+
+def check_noise_solver(
+    name: str, solver: diffrax.AbstractSolver, calculus: Calculus, *, additive: bool
+) -> None:
+    """Refuse a solver that does not converge to the solution asked for. Local.
+
+    Raises:
+        ProblemError: with the solvers that fit.
+    """
+    kind = type(solver).__name__
+    if not is_stochastic(solver):
+        raise ProblemError(
+            f"`{name}`: {kind} is no solver of stochastic equations with a drift and a diffusion. "
+            "In the sense of Ito take `Euler()` or `ItoMilstein()`, in that of Stratonovich "
+            "`EulerHeun()`, `Heun()`, `StratonovichMilstein()` or `SlowRK()`; where the noise is "
+            "additive, `SRA1()` or `ShARK()` in either."
+        )
+    tableau = getattr(solver, "tableau", None)
+    only_additive = isinstance(solver, diffrax.AbstractSRK) and tableau.is_additive_noise()  # type: ignore[union-attr]
+    if only_additive and not additive:
+        raise ProblemError(
+            f"`{name}`: {kind} is for additive noise: if the diffusion does not depend on u, say "
+            "`Noise(..., additive=True)`, else take `SlowRK()` or a Milstein method."
+        )
+    ito = isinstance(solver, diffrax.AbstractItoSolver)
+    if not additive and ito != (calculus == "ito"):
+        fitting = "Euler() or ItoMilstein()" if calculus == "ito" else "EulerHeun() or SlowRK()"
+        raise ProblemError(
+            f"`{name}`: {kind} converges to the solution in the sense of "
+            f"{'Ito' if ito else 'Stratonovich'}, and `noise` says {calculus!r}: take {fitting}, or "
+            "change the drift by the correction between them and the calculus with it."
+        )
