@@ -31,6 +31,7 @@ _HOMES = {
     "SampleBatch": "core.batch",
     "cross_entropy": "core.objective",
     "mean_squared_error": "core.objective",
+    "Noise": "parallel.noise",
     "SharedBasis": "parallel.shared_basis",
     "Parareal": "parallel.methods.parareal",
     "Picard": "parallel.methods.picard",
