@@ -47,6 +47,8 @@ class GivenField:
 class EachSample(Propagator):
     """The propagator of such a field: every sample is stepped through a slice by itself."""
 
+    n_sample_axes = 1
+
     def for_tangents(self):
         return EachSample(self.field, self.integrator.for_tangents())
 

@@ -5,7 +5,6 @@ rank, draws the same bits. Coarse increments are sums of fine ones, so that a co
 the path of the fine one.
 """
 
-import math
 from typing import NamedTuple
 
 import diffrax
@@ -62,16 +61,19 @@ def draw_increments(
     """
     numbers = jnp.asarray(first) + jnp.arange(n_steps)
     dtype = jnp.zeros(()).dtype
-    scale = jnp.sqrt(jnp.asarray(width, dtype))
+    width = jnp.asarray(width, dtype)
 
-    def draw(which):
+    def draw(which, variance):
         def one(number):
             own = jax.random.fold_in(jax.random.fold_in(key, number), which)
             return jax.random.normal(own, shape, dtype)
 
-        return jax.vmap(one)(numbers)
+        # Without the barrier XLA moves the scale past the last factor of the normal numbers, in
+        # some programs and not in others: the last bit would depend on who draws.
+        scale, normals = jax.lax.optimization_barrier((jnp.sqrt(variance), jax.vmap(one)(numbers)))
+        return scale * normals
 
-    return Increments(scale * draw(0), scale * draw(1) / math.sqrt(12) if levy else None)
+    return Increments(draw(0, width), draw(1, width / 12) if levy else None)
 
 
 def sum_increments(fine: Increments, n_steps: int) -> Increments:
@@ -96,8 +98,8 @@ def sum_increments(fine: Increments, n_steps: int) -> Increments:
 class StepNoise(diffrax.AbstractTerm):
     """The diffusion term of one solver step, whose increment is known.
 
-    `diffusion(t, u, args)` gives what the increment is multiplied with: entry by entry if it has the
-    shape of the state (noise of the state's shape, or one Brownian motion for all), else
+    `diffusion(t, u, args)` gives what the increment is multiplied with: entry by entry if it has
+    the shape of the state (noise of the state's shape, or one Brownian motion for all), else
     (*state, *noise), whose last axes are summed over.
     """
 

@@ -1,7 +1,7 @@
 """Propagators: the flow of a vector field over one time slice, fine or coarse, by diffrax."""
 
 import abc
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import diffrax
 import equinox as eqx
@@ -225,6 +225,9 @@ class Propagator(eqx.Module):
     field: Field = eqx.field(static=True, converter=as_function)
     integrator: AbstractIntegrator
 
+    n_sample_axes: ClassVar[int] = 0
+    """Leading axes of a state that count samples which have nothing to do with each other."""
+
     def for_tangents(self) -> "Propagator":
         """The same flow, ready for forward-mode derivatives. Local."""
         return Propagator(self.field, self.integrator.for_tangents())
@@ -265,9 +268,7 @@ class Propagator(eqx.Module):
             n_steps = getattr(self.integrator, "n_steps", 1)
             increments = self.field.draw(params, index, length, n_steps)
         field, zero = through(self.field, in_slice), jnp.zeros_like(length)
-        return self.integrator.integrate(
-            field, (t0, params), start, zero, length, ts, increments
-        )
+        return self.integrator.integrate(field, (t0, params), start, zero, length, ts, increments)
 
 
 def _diffeqsolve(

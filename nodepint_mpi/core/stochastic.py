@@ -14,12 +14,21 @@ from nodepint_mpi.errors import ProblemError
 
 Calculus = Literal["ito", "stratonovich"]
 
+_FITTING = {
+    "ito": "`Euler()` or `ItoMilstein()`",
+    "stratonovich": "`EulerHeun()`, `Heun()`, `StratonovichMilstein()` or `SlowRK()`",
+    "additive": "`ShARK()`, `SRA1()` or `Euler()`",
+}
+
 
 class NoisyArgs(NamedTuple):
-    """What drift and diffusion are given, and the key of the path as `core.keys` writes it."""
+    """What drift and diffusion are given, and the key of the path as `core.keys` writes it.
+
+    Among what has no derivative, the key is None.
+    """
 
     args: PyTree
-    key: Float[Array, "*paths bytes"]
+    key: Float[Array, "*paths bytes"] | None
 
 
 @dataclass(frozen=True)
@@ -77,33 +86,37 @@ def needs_levy(solver: diffrax.AbstractSolver) -> bool:
 
 
 def check_noise_solver(
-    name: str, solver: diffrax.AbstractSolver, calculus: Calculus, *, additive: bool
+    name: str, solver: diffrax.AbstractSolver, calculus: str, *, additive: bool
 ) -> None:
     """Refuse a solver that does not converge to the solution asked for. Local.
+
+    Args:
+        name: Of the argument that the solver is part of.
+        solver: Any of diffrax.
+        calculus: "ito" or "stratonovich".
+        additive: Whether the diffusion does not depend on the state: then both are the same.
 
     Raises:
         ProblemError: with the solvers that fit.
     """
     kind = type(solver).__name__
+    fitting = _FITTING["additive" if additive else calculus]
     if not is_stochastic(solver):
         raise ProblemError(
-            f"`{name}`: {kind} is no solver of stochastic equations with a drift and a diffusion. "
-            "In the sense of Ito take `Euler()` or `ItoMilstein()`, in that of Stratonovich "
-            "`EulerHeun()`, `Heun()`, `StratonovichMilstein()` or `SlowRK()`; where the noise is "
-            "additive, `SRA1()` or `ShARK()` in either."
+            f"`{name}`: {kind} is no solver of stochastic equations with a drift and a diffusion: "
+            f"take {fitting}."
         )
     tableau = getattr(solver, "tableau", None)
     only_additive = isinstance(solver, diffrax.AbstractSRK) and tableau.is_additive_noise()  # type: ignore[union-attr]
     if only_additive and not additive:
         raise ProblemError(
             f"`{name}`: {kind} is for additive noise: if the diffusion does not depend on u, say "
-            "`Noise(..., additive=True)`, else take `SlowRK()` or a Milstein method."
+            f"`Noise(..., additive=True)`, else take {fitting}."
         )
     ito = isinstance(solver, diffrax.AbstractItoSolver)
     if not additive and ito != (calculus == "ito"):
-        fitting = "Euler() or ItoMilstein()" if calculus == "ito" else "EulerHeun() or SlowRK()"
         raise ProblemError(
             f"`{name}`: {kind} converges to the solution in the sense of "
-            f"{'Ito' if ito else 'Stratonovich'}, and `noise` says {calculus!r}: take {fitting}, or "
-            "change the drift by the correction between them and the calculus with it."
+            f"{'Ito' if ito else 'Stratonovich'}, and `noise` says {calculus!r}: take {fitting}, "
+            "or change the calculus, and the drift by the correction between them."
         )

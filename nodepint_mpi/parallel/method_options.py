@@ -10,6 +10,7 @@ from mpi4py import MPI
 
 from nodepint_mpi.core.each_sample import EachSample, SampleField
 from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator, check_solver
+from nodepint_mpi.core.stochastic import StochasticField
 from nodepint_mpi.core.stopping import AbstractStopping, JumpTolerance
 from nodepint_mpi.core.types import Field
 from nodepint_mpi.errors import ProblemError
@@ -108,18 +109,6 @@ def check_numbers(numbers: Numbers) -> None:
         _refuse("n_batch_axes", n, "a whole number of at least zero")
 
 
-def check_batch_axes(n_batch_axes: int, is_tree: bool, n_axes: int) -> None:
-    """Refuse more batch axes than the state has. Local.
-
-    Raises:
-        ProblemError: with what was given and what the state is.
-    """
-    if n_batch_axes and is_tree:
-        raise ProblemError("`n_batch_axes` is for a state that is one array, not for a tree.")
-    if n_batch_axes > n_axes:
-        raise ProblemError(f"`n_batch_axes` is {n_batch_axes}, but the state has {n_axes} axes.")
-
-
 def check_tracked(numbers: Numbers, guess: Any, method: AbstractMethod) -> None:
     """Refuse options that a solve with a carry does not take. Local.
 
@@ -155,7 +144,7 @@ class Fields(NamedTuple):
     samples: Samples | None
     stochastic: StochasticPart | None = None
 
-    def bind(self, field: Any, name: str = "field") -> ArrayField | SampleField:
+    def bind(self, field: Any, name: str = "field") -> ArrayField | StochasticField | SampleField:
         """The field of arrays, checked. Local.
 
         Raises:

@@ -46,11 +46,11 @@ class Noise:
         step: An optimizer step that gets noise of its own; None for noise common to all.
     """
 
-    seed: int
+    seed: Any
     paths: Any = 0
-    kind: Kind = "diagonal"
-    n_dims: int | None = None
-    calculus: Calculus = "ito"
+    kind: str = "diagonal"
+    n_dims: Any = None
+    calculus: str = "ito"
     additive: bool = False
     step: Any = None
 
@@ -124,7 +124,8 @@ def check_noise(noise: Any, diffusion: Any, steps: dict[str, Any]) -> Stochastic
     Args:
         noise: A `Noise` or None.
         diffusion: A function g(t, u, args) or None.
-        steps: Integrators of one slice by the names of the arguments; `fine` among them.
+        steps: Integrators of one slice, propagators, or methods that hold some, by the names of the
+            arguments; `fine` among them.
 
     Raises:
         ProblemError: with what does not fit and what would.
@@ -140,25 +141,20 @@ def check_noise(noise: Any, diffusion: Any, steps: dict[str, Any]) -> Stochastic
             f"`diffusion` is a {type(diffusion).__name__}; expected a function g(t, u, args)."
         )
     _check_fields(noise)
-    given = {
-        name: part.integrator if isinstance(part, Propagator) else part
-        for name, part in steps.items()
-        if isinstance(part, (Propagator, AbstractIntegrator))
-    }
-    for name, part in given.items():
-        if not isinstance(part, FixedSteps):
-            raise ProblemError(f"`{name}`: a stochastic equation needs `FixedSteps(solver, n)`.")
-        if part.adjoint == "continuous":
-            raise ProblemError(f"`{name}`: a stochastic equation needs the discrete adjoint.")
-        check_noise_solver(name, part.solver, noise.calculus, additive=noise.additive)
-    n_fine = given["fine"].n_steps
-    for name, part in given.items():
+    given = [
+        (name, _fixed_steps(name, part, noise))
+        for name, parts in steps.items()
+        for part in jax.tree.leaves(parts, is_leaf=_is_steps)
+        if _is_steps(part)
+    ]
+    n_fine = next(part.n_steps for name, part in given if name == "fine")
+    for name, part in given:
         if n_fine % part.n_steps:
             raise ProblemError(
                 f"`{name}` takes {part.n_steps} steps a slice and `fine` {n_fine}: coarse "
                 "increments are sums of fine ones, so the one must divide the other."
             )
-    levy = any(needs_levy(part.solver) for part in given.values())
+    levy = any(needs_levy(part.solver) for _, part in given)
     return StochasticPart(diffusion, noise, n_fine, levy)
 
 
@@ -188,9 +184,24 @@ def check_diffusion(field: StochasticField, layout: StateLayout, t0: float, args
     found = eqx.filter_eval_shape(field.diffusion, t, u, args)
     if found.shape != wanted:
         raise ProblemError(
-            f"The diffusion returned shape {found.shape}; expected {wanted}, which the increment of "
-            f"shape {field.shape} is multiplied with."
+            f"The diffusion returned shape {found.shape}; expected {wanted}, which the increment "
+            f"of shape {field.shape} is multiplied with."
         )
+
+
+def _is_steps(part: Any) -> bool:
+    return isinstance(part, (Propagator, AbstractIntegrator))
+
+
+def _fixed_steps(name: str, part: Any, noise: Noise) -> FixedSteps:
+    """Steps of an argument that fit the noise."""
+    steps = part.integrator if isinstance(part, Propagator) else part
+    if not isinstance(steps, FixedSteps):
+        raise ProblemError(f"`{name}`: a stochastic equation needs `FixedSteps(solver, n_steps)`.")
+    if steps.adjoint == "continuous":
+        raise ProblemError(f"`{name}`: a stochastic equation needs the discrete adjoint.")
+    check_noise_solver(name, steps.solver, noise.calculus, additive=noise.additive)
+    return steps
 
 
 def _check_fields(noise: Noise) -> None:
@@ -199,12 +210,16 @@ def _check_fields(noise: Noise) -> None:
     for name, known in (("kind", get_args(Kind)), ("calculus", get_args(Calculus))):
         if getattr(noise, name) not in known:
             listing = ", ".join(map(repr, known))
-            raise ProblemError(f"`noise.{name}` is {getattr(noise, name)!r}; choose from {listing}.")
+            raise ProblemError(
+                f"`noise.{name}` is {getattr(noise, name)!r}; choose from {listing}."
+            )
     general = noise.kind == "general"
     if general != (noise.n_dims is not None):
         raise ProblemError("`noise.n_dims` belongs to kind 'general', which needs it.")
     if general and (isinstance(noise.n_dims, bool) or not noise.n_dims or noise.n_dims < 1):
-        raise ProblemError(f"`noise.n_dims` is {noise.n_dims!r}; expected a number of at least one.")
+        raise ProblemError(
+            f"`noise.n_dims` is {noise.n_dims!r}; expected a number of at least one."
+        )
     if isinstance(noise.paths, Tracer):
         return
     paths = np.asarray(noise.paths)

@@ -247,6 +247,7 @@ def _given(part: Any, static: PyTree) -> Any:
     def with_static(field: Field) -> Field:
         if isinstance(field, SampleField):
             return GivenField(field.alone, field.axes, static)
+
         def given(function):
             return lambda t, u, params: function(t, u, eqx.combine(params, static))
 
