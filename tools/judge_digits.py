@@ -21,7 +21,7 @@ from nodepint_mpi.data.datasets import open_split
 from nodepint_mpi.errors import DataError, NodepintError
 from nodepint_mpi.parallel.comms import Comms, alone, make_comms
 from nodepint_mpi.training.evaluate import BATCH, TrainedRun, open_run
-from nodepint_mpi.training.step import make_prediction
+from nodepint_mpi.training.forward import make_prediction
 
 N_CLASSES = 10
 N_SHOWN = 12

@@ -48,7 +48,7 @@ class Print(nm.Callback):
 model = Swing(eqx.nn.MLP(2, "scalar", 32, 2, jnp.tanh, key=jax.random.key(0)))
 config = nm.Config(
     run=nm.RunSection(name="swings", n_steps=600),
-    time=nm.TimeSection(
+    time=nm.PararealSection(
         horizon=[0.0, 6.0],
         n_slices=12,
         fine=nm.StepsSection(solver="rk4", n_steps=8),

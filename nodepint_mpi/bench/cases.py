@@ -36,8 +36,8 @@ from nodepint_mpi.parallel.methods.serial import Serial
 from nodepint_mpi.parallel.methods.tangent import Tangent
 from nodepint_mpi.parallel.shared_basis import SharedBasis
 from nodepint_mpi.training.batch_model import BatchedField
+from nodepint_mpi.training.line_problem import LineProblem
 from nodepint_mpi.training.setup import reduction_of
-from nodepint_mpi.training.step import LineProblem
 
 SMALL = 8
 """Largest state for which all coordinates make a basis."""

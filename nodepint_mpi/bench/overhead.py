@@ -23,7 +23,8 @@ from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.iterate import TimeSolver
 from nodepint_mpi.parallel.methods.serial import Serial
 from nodepint_mpi.training.batch_model import BatchedField, split_model
-from nodepint_mpi.training.step import LineProblem, TrainState, make_train_step
+from nodepint_mpi.training.line_problem import LineProblem
+from nodepint_mpi.training.step import TrainState, make_train_step
 
 HORIZON, N_STEPS, SAMPLES, STEPS_PER_REPEAT = 5.0, 128, 32, 10
 

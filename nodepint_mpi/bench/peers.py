@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nodepint_mpi.config.experiment import Config, DenseNetwork
+from nodepint_mpi.config.experiment import Config
+from nodepint_mpi.config.network import DenseNetwork
 
 if TYPE_CHECKING:
     from nodepint_mpi.training.error_control import Taken

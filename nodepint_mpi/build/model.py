@@ -11,8 +11,9 @@ import numpy as np
 import optimistix
 
 from nodepint_mpi.build.imports import import_object, is_import_path
-from nodepint_mpi.config.experiment import Config, ConvNetwork, DenseNetwork, UserNetwork
-from nodepint_mpi.config.time import StepsSection, TimeSection
+from nodepint_mpi.config.experiment import Config
+from nodepint_mpi.config.network import ConvNetwork, DenseNetwork, UserNetwork
+from nodepint_mpi.config.time import StepsSection, Time
 from nodepint_mpi.core.partition import check_edges
 from nodepint_mpi.core.propagators import (
     AbstractIntegrator,
@@ -91,7 +92,7 @@ def build_integrator(
         raise ConfigError(f"`[{key}]`: {error}") from error
 
 
-def build_edges(section: TimeSection) -> np.ndarray:
+def build_edges(section: Time) -> np.ndarray:
     """Slice boundaries, equally long unless they are listed. Local.
 
     Raises:

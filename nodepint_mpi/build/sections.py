@@ -7,8 +7,9 @@ import numpy as np
 
 from nodepint_mpi.build.imports import import_function, import_object, is_import_path
 from nodepint_mpi.build.model import build_integrator, unknown_name
-from nodepint_mpi.config.experiment import Config, DenseNetwork, ProblemSection
-from nodepint_mpi.config.time import BasisSection, StepsSection, StoppingSection, TimeSection
+from nodepint_mpi.config.experiment import Config, ProblemSection
+from nodepint_mpi.config.network import DenseNetwork
+from nodepint_mpi.config.time import BasisSection, StepsSection, StoppingSection, Time
 from nodepint_mpi.core.galerkin import AbstractReduction
 from nodepint_mpi.core.objective import LOSSES, METRICS, Loss, Term
 from nodepint_mpi.core.problems import PROBLEMS, Problem, scale_to_box
@@ -61,7 +62,7 @@ def build_basis(
 
 
 def build_method(
-    section: TimeSection,
+    section: Time,
     field: Field,
     reduction: AbstractReduction | None = None,
     *,

@@ -202,7 +202,6 @@ def sweep(
         ranked,
         series_of,
         submit_array,
-        write_options,
     )
     from nodepint_mpi.bench.studies.work import at_work, do_runs
 
@@ -216,8 +215,6 @@ def sweep(
             click.echo(shlex.join(array_command(plan, runs, out, at_once)))
         return write_json({"trials": rows}, json_file)
     if submit:
-        out.mkdir(parents=True, exist_ok=True)
-        write_options(plan, runs, out)
         submit_array(plan, runs, out, at_once, click.echo)
         return write_json({"trials": rows}, json_file)
     n_failed = 0

@@ -7,11 +7,14 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 
+from nodepint_mpi.config.network import NETWORKS
+from nodepint_mpi.config.time import METHODS
 from nodepint_mpi.names import hint
 
-_TAGS = ("mlp", "conv", "own")
+_CHOICES = {"network": ("name", NETWORKS), "time": ("method", METHODS)}
+"""Sections that are unions: by which key, and what it may be beside the user's own."""
 
 
 def explain_validation(error: ValidationError, model: type[BaseModel], source: str) -> str:
@@ -21,12 +24,14 @@ def explain_validation(error: ValidationError, model: type[BaseModel], source: s
 
 
 def _explain(finding: Mapping[str, Any], model: type[BaseModel]) -> str:
-    path = [part for part in finding["loc"] if part not in _TAGS]
+    path = _keys(model, finding["loc"])
     key = ".".join(map(str, path))
     given = _show(finding.get("input"))
     match finding["type"]:
         case "extra_forbidden":
             return f"unknown key `{key}`{_did_you_mean(path, finding['loc'], model)}"
+        case "missing" if finding["loc"][0] == "time" and path[1:] in (["coarse"], ["basis"]):
+            return f"`[time]` with `method = '{finding['loc'][1]}'` needs a section `[{key}]`."
         case "missing":
             kind = model.model_fields[key].annotation if key in model.model_fields else None
             section = isinstance(kind, type) and issubclass(kind, BaseModel)
@@ -35,19 +40,20 @@ def _explain(finding: Mapping[str, Any], model: type[BaseModel]) -> str:
             reason = str(finding["ctx"]["error"])
             return f"`[{key}]` {reason}." if key else f"{reason}."
         case "union_tag_invalid":
-            return _unknown_tag(key, finding["ctx"]["tag"])
+            return _unknown_choice(key, finding["ctx"]["tag"])
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"`{key}` is {given}; it must be a section `[{key}]`."
     message = finding["msg"].removeprefix("Input ")
     return f"`{key}` is {given}; it {message[:1].lower()}{message[1:]}."
 
 
-def _unknown_tag(key: str, name: str) -> str:
-    """What to say of a network that has neither a known name nor an import path."""
-    known = [tag for tag in _TAGS if tag != "own"]
+def _unknown_choice(section: str, given: str) -> str:
+    """What to say of a network or a method that is neither a known name nor an import path."""
+    key, known = _CHOICES[section]
+    what = {"network": "network", "time": "method"}[section]
     return (
-        f"unknown `{key}.name` {name!r}{hint(name, known)} "
-        "Your own network is named `file.py:function`."
+        f"unknown `{section}.{key}` {given!r}{hint(given, known)} "
+        f"A {what} of your own is named `file.py:function`."
     )
 
 
@@ -69,31 +75,46 @@ def _did_you_mean(path: Sequence, loc: Sequence, model: type[BaseModel]) -> str:
 
 def _section(model: type[BaseModel], loc: Sequence) -> type[BaseModel] | None:
     """The model at a place in the config, walking through optional and tagged sections."""
-    current: list[type[BaseModel]] = [model]
+    *_, (_, options) = _walk(model, loc)
+    return next(iter(options)) if options else None
+
+
+def _keys(model: type[BaseModel], loc: Sequence) -> list[str | int]:
+    """A place in the config as the user writes it, without the tags of unions."""
+    return [part for part, _ in _walk(model, loc) if part is not None]
+
+
+def _walk(
+    model: type[BaseModel], loc: Sequence
+) -> Iterator[tuple[str | int | None, Mapping[type[BaseModel], str | None]]]:
+    """Each part of a place (None for the start and for a tag) and the sections it may stand for."""
+    options: Mapping[type[BaseModel], str | None] = {model: None}
+    yield None, options
     for part in loc:
-        if isinstance(part, int):  # a place in a list of sections
+        tagged = {one: tag for one, tag in options.items() if tag is not None and tag == part}
+        if tagged:
+            options = tagged
+            yield None, options
             continue
-        if part in _TAGS:
-            wanted = [m for m in current if _accepts_tag(m, part)]
-            current = wanted or current
-            continue
-        fields = [m.model_fields[part] for m in current if part in m.model_fields]
-        current = [m for field in fields for m in _models(field.annotation)]
-    return current[0] if current else None
+        if not isinstance(part, int):  # else a place in a list of sections
+            fields = [one.model_fields[part] for one in options if part in one.model_fields]
+            found = [_models(field.annotation) for field in fields]
+            options = {one: tag for models in found for one, tag in models.items()}
+        yield part, options
 
 
-def _accepts_tag(model: type[BaseModel], tag: str) -> bool:
-    options = typing.get_args(model.model_fields["name"].annotation)
-    return tag in options if options else tag == "own"
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """Section classes in a type annotation."""
+def _models(annotation: Any, tag: str | None = None) -> dict[type[BaseModel], str | None]:
+    """Section classes in a type annotation, each with its tag in a union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated, list):
-        return [m for option in typing.get_args(annotation) for m in _models(option)]
-    return []
+        return {annotation: tag}
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType, typing.Annotated, list):
+        return {}
+    first, *others = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Annotated:
+        tags = [one.tag for one in others if isinstance(one, Tag)]
+        return _models(first, tags[0] if tags else None)
+    found = [_models(option) for option in (first, *others)]
+    return {one: tag for models in found for one, tag in models.items()}
 
 
 def _all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

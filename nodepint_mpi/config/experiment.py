@@ -10,14 +10,12 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import (
-    Discriminator,
     Field,
     PositiveFloat,
     PositiveInt,
-    Tag,
     ValidationError,
     model_validator,
 )
@@ -25,9 +23,16 @@ from pydantic import (
 from nodepint_mpi.config.data import DataSection
 from nodepint_mpi.config.embedded import extract_config, is_python, name_home
 from nodepint_mpi.config.errors import explain_validation
+from nodepint_mpi.config.network import (
+    ConvNetwork,
+    DenseNetwork,
+    GrowthSection,
+    Network,
+    UserNetwork,
+)
 from nodepint_mpi.config.optim import OptimSection
 from nodepint_mpi.config.section import Name, NonNegativeFloat, NonNegativeInt, Section
-from nodepint_mpi.config.time import TimeSection
+from nodepint_mpi.config.time import Time
 from nodepint_mpi.errors import ConfigError
 
 N_STEPS = 1000
@@ -78,79 +83,6 @@ class RunSection(Section):
             raise ValueError(
                 "`min_delta` is what `patience` counts as an improvement: give `patience` too"
             )
-        return self
-
-
-class DenseNetwork(Section):
-    """A multi-layer perceptron as vector field of the observed state.
-
-    With `latent` it acts on so many coordinates of a learned linear basis of the observed state; of
-    samples with labels, on so many affine functions of all their numbers.
-    """
-
-    name: Literal["mlp"]
-    width: PositiveInt = 64
-    depth: PositiveInt = 2
-    activation: Literal["tanh", "softplus", "relu", "gelu", "silu"] = "tanh"
-    time_dependent: bool = False
-    positive: bool = False
-    latent: PositiveInt | None = None
-
-    @model_validator(mode="after")
-    def _one_encoder(self):
-        if self.positive and self.latent is not None:
-            raise ValueError("takes `positive` or `latent`, not both")
-        return self
-
-
-class ConvNetwork(Section):
-    """Convolutional encoder, vector field and decoder for gray images.
-
-    With `layers` the vector field has weights of its own in each unit of time, from 0 to `layers`:
-    one Euler step in each, and it is a residual network.
-    """
-
-    name: Literal["conv"]
-    channels: PositiveInt = 16
-    layers: PositiveInt | None = None
-
-
-class UserNetwork(Section):
-    """The user's own: `module:function` or `file.py:function`, called with `options`."""
-
-    name: str
-    options: dict[str, Any] = {}
-
-
-def _network_tag(value: Any) -> str:
-    name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
-    return name if isinstance(name, str) and ":" not in name else "own"
-
-
-Network = Annotated[
-    Annotated[DenseNetwork, Tag("mlp")]
-    | Annotated[ConvNetwork, Tag("conv")]
-    | Annotated[UserNetwork, Tag("own")],
-    Discriminator(_network_tag),
-]
-
-
-class GrowthSection(Section):
-    """Training with a network that grows: when `steps` are done it has `sizes`.
-
-    The size is `network.latent` of "mlp", `network.channels` of "conv".
-    """
-
-    steps: list[PositiveInt] = Field(min_length=1)
-    sizes: list[PositiveInt] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _in_order(self):
-        if len(self.steps) != len(self.sizes):
-            raise ValueError("needs as many `sizes` as `steps`")
-        for name, numbers in (("steps", self.steps), ("sizes", self.sizes)):
-            if any(b <= a for a, b in zip(numbers, numbers[1:], strict=False)):
-                raise ValueError(f"`{name}` must be strictly increasing")
         return self
 
 
@@ -214,7 +146,7 @@ class Config(Section):
     """A whole experiment. `train` needs data, network, loss and optim; `solve` needs problem."""
 
     run: RunSection
-    time: TimeSection
+    time: Time
     data: DataSection | None = None
     network: Network | None = None
     growth: GrowthSection | None = None

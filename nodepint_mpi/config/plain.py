@@ -4,6 +4,7 @@ Importing this module loads neither MPI nor JAX.
 """
 
 from nodepint_mpi.config.experiment import Config
+from nodepint_mpi.config.time import PlainSection
 from nodepint_mpi.errors import ConfigError
 
 
@@ -22,6 +23,7 @@ def plain_config(config: Config) -> Config:
                 "no serial training has this loss: by `time.relaxation` the slices do not join "
                 "before the last step"
             )
-    time = config.time.model_copy(update={"method": "serial", "tracking": None, "relaxation": None})
+    unused = {"method": "serial", "tracking": None, "relaxation": None}
+    time = PlainSection.model_validate(dict(config.time) | unused)
     run = config.run.model_copy(update={"data_ranks": 1})
     return config.model_copy(update={"time": time, "run": run})

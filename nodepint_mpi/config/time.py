@@ -1,9 +1,18 @@
 """The section `[time]`: the horizon, its slices, how they are solved and tied together."""
 
-import difflib
-from typing import Literal
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 from nodepint_mpi.config.section import NonNegativeFloat, NonNegativeInt, Section
 
@@ -159,41 +168,23 @@ class RelaxationSection(Section):
         return self.start + (self.end - self.start) * step / self.steps
 
 
-class TimeSection(Section):
-    """The horizon, its slices, and the propagators.
+class _AnyTimeSection(Section):
+    """The horizon, its slices, and what every method takes.
 
-    `method` is a name, or `file.py:function` for a function of the user's own that makes one (see
-    `nodepint_mpi.Parts`). A method passes over the sections it has no use for, and `serial` over
-    `tracking`, so that methods can be compared by changing one key. `slices_at_once` is the number
-    of slices a rank propagates as one batch, all its own unless given.
+    `slices_at_once` is the number of slices a rank propagates as one batch, all its own unless
+    given.
     """
 
     horizon: list[float] = Field(min_length=2, max_length=2)
     n_slices: PositiveInt
     edges: list[float] | None = None
-    method: str = "parareal"
     tracking: TrackingSection | None = None
     relaxation: RelaxationSection | None = None
     slices_at_once: PositiveInt | None = None
     fine: StepsSection
-    coarse: StepsSection | None = None
-    basis: BasisSection | None = None
     tangents: StepsSection | None = None
     stopping: StoppingSection = StoppingSection()
     adjoint: AdjointSection = AdjointSection()
-
-    @field_validator("method")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name in METHODS or ":" in name:
-            return name
-        close = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        *others, last = map(repr, METHODS)
-        raise ValueError(
-            f"knows no {name!r}; {hint}Choose {', '.join(others)} or {last}, or name a function of "
-            "your own, `file.py:function`"
-        )
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -205,16 +196,93 @@ class TimeSection(Section):
                 raise ValueError("`edges` needs n_slices + 1 times, from end to end of `horizon`")
             if any(b <= a for a, b in zip(self.edges, self.edges[1:], strict=False)):
                 raise ValueError("`edges` must be strictly increasing")
-        if self.method in ("parareal", "reduced") and self.coarse is None:
-            raise ValueError(f"`method = '{self.method}'` needs a section `[time.coarse]`")
-        if self.method in ("tangent", "reduced"):
-            if self.basis is None:
-                raise ValueError(f"`method = '{self.method}'` needs a section `[time.basis]`")
-            if self.basis.complement and self.coarse is None:
-                raise ValueError("`basis.complement` needs a section `[time.coarse]`")
-            if self.method == "reduced" and self.basis.kind == "jumps":
-                raise ValueError(
-                    "`method = 'reduced'` needs a basis that holds states: 'pod', 'random', "
-                    "'identity' or 'learned', not 'jumps'"
-                )
         return self
+
+
+class PararealSection(_AnyTimeSection):
+    """`method = "parareal"`: a coarse propagator corrects the interface states."""
+
+    method: Literal["parareal"] = "parareal"
+    coarse: StepsSection
+    basis: BasisSection | None = None
+
+
+class TangentSection(_AnyTimeSection):
+    """`method = "tangent"`: derivatives of the fine propagator along a basis correct them."""
+
+    method: Literal["tangent"] = "tangent"
+    coarse: StepsSection | None = None
+    basis: BasisSection
+
+    @model_validator(mode="after")
+    def _coarse_of_the_complement(self):
+        if self.basis.complement and self.coarse is None:
+            raise ValueError("`basis.complement` needs a section `[time.coarse]`")
+        return self
+
+
+class ReducedSection(_AnyTimeSection):
+    """`method = "reduced"`: a coarse propagator of the field on a basis corrects them."""
+
+    method: Literal["reduced"] = "reduced"
+    coarse: StepsSection
+    basis: BasisSection
+
+    @model_validator(mode="after")
+    def _basis_of_states(self):
+        if self.basis.kind == "jumps":
+            raise ValueError(
+                "`method = 'reduced'` needs a basis that holds states: 'pod', 'random', "
+                "'identity' or 'learned', not 'jumps'"
+            )
+        return self
+
+
+class PlainSection(_AnyTimeSection):
+    """`method = "picard"` or `"serial"`: nothing but the fine propagator."""
+
+    method: Literal["picard", "serial"]
+    coarse: StepsSection | None = None
+    basis: BasisSection | None = None
+
+
+class TimeSection(_AnyTimeSection):
+    """A method of the user's own: `method = "file.py:function"`, a function of `Parts`.
+
+    A config also takes it in place of the section of a known method, whose checks it then passes.
+    """
+
+    method: str = "parareal"
+    coarse: StepsSection | None = None
+    basis: BasisSection | None = None
+
+
+def _time_tag(value: Any) -> str:
+    """The section of `Time` for a method; the name of the method where there is none."""
+    of = value.get if isinstance(value, Mapping) else partial(getattr, value)
+    given = of("method", "parareal")
+    if not isinstance(given, str) or ":" in given:
+        return "own"
+    return "plain" if given in ("picard", "serial") else given
+
+
+def _of_the_method(value: Any) -> Any:
+    if not isinstance(value, TimeSection):
+        return value
+    return {key: getattr(value, key) for key in value.model_fields_set}
+
+
+Time = Annotated[
+    Annotated[PararealSection, Tag("parareal")]
+    | Annotated[TangentSection, Tag("tangent")]
+    | Annotated[ReducedSection, Tag("reduced")]
+    | Annotated[PlainSection, Tag("plain")]
+    | Annotated[TimeSection, Tag("own")],
+    Discriminator(_time_tag),
+    BeforeValidator(_of_the_method),
+]
+"""The section `[time]`, a union by `method`: what a method needs is not optional in it.
+
+A method passes over the sections it has no use for, and `serial` over `tracking`, so that methods
+can be compared by changing one key.
+"""

@@ -7,6 +7,7 @@ crash has torn is found. One rank writes, usually rank 0.
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,32 @@ def read_history(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """
     records = _read(Path(folder) / HISTORY)
     return {name: records[name].copy() for name, _ in _FIELDS if name != "xxh3"}
+
+
+def every_step(folder: Path, records: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The columns of `read_history`, and before and after them those of the records. Local.
+
+    A run that an older version began has records alone at first, and one under way has records
+    of steps after its last checkpoint.
+
+    Args:
+        folder: The run directory.
+        records: Columns of the run's records, with `step`; NaN stands for what they lack.
+
+    Raises:
+        OutputError: if the history cannot be read.
+    """
+    history = read_history(folder)
+    steps, recorded = history["step"], records["step"]
+    inside = np.zeros(len(recorded), bool)
+    if len(steps):
+        inside = (recorded >= steps[0]) & (recorded <= steps[-1])
+    order = np.argsort(np.concatenate([recorded[~inside], steps]), kind="stable")
+    unknown = np.full(len(recorded), np.nan)
+    return {
+        name: np.concatenate([records.get(name, unknown)[~inside], column])[order]
+        for name, column in history.items()
+    }
 
 
 def _read(path: Path) -> np.ndarray:

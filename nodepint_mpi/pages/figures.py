@@ -7,12 +7,10 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from nodepint_mpi.io.history import read_history
-from nodepint_mpi.io.records import read_records
+from nodepint_mpi.io.history import every_step
+from nodepint_mpi.io.records import read_table
+from nodepint_mpi.pages.lines import MARKERS, STYLES, draw_loss
 
-STYLES = ("-", "--", "-.", ":")
-COLORS = ("black", "tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple")
-MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*", "<", ">", "h")
 FLOOR = 1e-16
 """Smallest error that a logarithmic axis shows."""
 MANY_COMPONENTS = 8
@@ -21,43 +19,22 @@ MANY_COMPONENTS = 8
 def plot_losses(folder: Path) -> Path:
     """Loss, also on the validation set if there is one, and sweeps of every step.
 
-    From the run's history and, before it began, its records.
+    From the run's history, and from its records where that has nothing. Local.
     """
-    steps, columns = _by_step(folder)
+    records = read_table(folder)
+    columns = every_step(folder, records)
     figure = Figure(figsize=(7, 5), layout="constrained")
     losses, sweeps = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    losses.semilogy(steps, columns["loss"], color="black", label="training")
-    losses.set_ylabel("training loss")
-    validated = [record for record in read_records(folder) if "valid_loss" in record]
-    if validated:
-        losses.semilogy(
-            [record["step"] for record in validated],
-            [record["valid_loss"] for record in validated],
-            "--o", color="tab:orange", markersize=3, label="validation",
-        )  # fmt: skip
-        losses.set_ylabel("loss")
-        losses.legend(fontsize="small")
+    draw_loss(losses, columns["step"], columns["loss"], records)
     losses.grid(alpha=0.3)
     for style, key, label in (("-", "sweeps", "forward"), ("--", "adjoint_sweeps", "adjoint")):
-        sweeps.plot(steps, columns[key], style, color="black", label=label)
+        sweeps.plot(columns["step"], columns[key], style, color="black", label=label)
     sweeps.set_ylabel("sweeps per step")
     sweeps.set_xlabel("optimizer step")
     sweeps.set_ylim(bottom=0)
     sweeps.legend(fontsize="small")
     sweeps.grid(alpha=0.3)
     return save_figure(figure, folder / "loss.png")
-
-
-def _by_step(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Steps, and what is drawn over them; runs begun by older versions have records alone."""
-    history = read_history(folder)
-    first = history["step"][0] if len(history["step"]) else np.inf
-    older = [record for record in read_records(folder) if record["step"] < first]
-    columns = {
-        name: np.concatenate([[record[name] for record in older], history[name]])
-        for name in ("step", "loss", "sweeps", "adjoint_sweeps")
-    }
-    return columns.pop("step"), columns
 
 
 def draw_trajectories(

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.errors import ConfigError
+from nodepint_mpi.pages.lines import draw_lines
 from nodepint_mpi.pages.page import check_page, write_page
 from nodepint_mpi.pages.parts import Picture, Section, Table, number
 from nodepint_mpi.report.facts import (
@@ -17,7 +18,6 @@ from nodepint_mpi.report.facts import (
     read_facts,
     seconds,
 )
-from nodepint_mpi.report.measures import draw_lines
 from nodepint_mpi.report.tables import flatten
 
 LEFT_OUT = ("output.dir", "run.name")

@@ -4,8 +4,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from nodepint_mpi.pages.lines import draw_lines
 from nodepint_mpi.pages.parts import Picture, Section
-from nodepint_mpi.report.measures import draw_lines
 from nodepint_mpi.report.trained import Model
 
 N_SHOWN = 128

@@ -10,6 +10,7 @@ from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.errors import DataError
 from nodepint_mpi.io.checkpoint_folder import find_checkpoints
 from nodepint_mpi.io.directory import BEST, CHECKPOINTS, DONE, LOG, PHASES, PROVENANCE, read_run
+from nodepint_mpi.io.history import every_step
 from nodepint_mpi.io.records import JSON_LINES, TABLE, read_records, read_table
 
 Columns = dict[str, np.ndarray]
@@ -19,15 +20,17 @@ Columns = dict[str, np.ndarray]
 class Facts(NamedTuple):
     """A run as its directory tells it.
 
-    `done` holds the final numbers; None if the run is not finished. `times` are those of the last
-    start that came to an end, from `profiling`; None if there is none. `n_damaged` counts the
-    lines of the metrics that could not be read. `checkpoints` are names and bytes, newest first,
-    and then the best one.
+    `by_step` are loss, gradient norm, seconds and sweeps of every step, as far as the run's history
+    has them, and else of the records. `done` holds the final numbers; None if the run is not
+    finished. `times` are those of the last start that came to an end, from `profiling`; None if
+    there is none. `n_damaged` counts the lines of the metrics that could not be read. `checkpoints`
+    are names and bytes, newest first, and then the best one.
     """
 
     folder: Path
     config: Config
     columns: Columns
+    by_step: Columns
     n_damaged: int
     done: dict[str, Any] | None
     times: dict[str, Any] | None
@@ -76,7 +79,16 @@ def read_facts(folder: Path) -> Facts:
         for path in paths
     ]
     return Facts(
-        folder, config, columns, n_damaged, done, times, starts, checkpoints, _lines(folder / LOG)
+        folder,
+        config,
+        columns,
+        every_step(folder, columns),
+        n_damaged,
+        done,
+        times,
+        starts,
+        checkpoints,
+        _lines(folder / LOG),
     )
 
 

@@ -8,11 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from nodepint_mpi.build.sections import ADJOINT_TOL, JUMP_TOL
-from nodepint_mpi.pages.figures import COLORS, MARKERS, STYLES
+from nodepint_mpi.pages.lines import draw_level, draw_lines, draw_loss, draw_validated, positive
 from nodepint_mpi.pages.parts import Picture, Section, number
 from nodepint_mpi.report.facts import Facts
 
-_N_MARKERS = 12
 _COUNTS = {
     "guarded": "slices kept as they were, since their correction was not finite",
     "damped": "corrections cut to the length they can be trusted to",
@@ -21,33 +20,35 @@ _COUNTS = {
 
 
 def loss(facts: Facts) -> Section | None:
-    """Loss, gradient norm, and accuracy where it is recorded."""
-    losses = facts.column("loss")
-    if losses is None:
+    """Loss and gradient norm of every step, and accuracy where it is recorded."""
+    by_step = facts.by_step
+    losses, norms = by_step["loss"], by_step["grad_norm"]
+    if not np.any(np.isfinite(losses)):
         return None
-    norms = facts.column("grad_norm")
     scores = {name: facts.column(name) for name in facts.columns if name.endswith("accuracy")}
     scores = {name: values for name, values in scores.items() if values is not None}
     checked = scores.pop("valid_accuracy", None)
-    rows = 1 + (norms is not None) + bool(scores or checked is not None)
+    has_norms = bool(np.any(np.isfinite(norms)))
+    rows = 1 + has_norms + bool(scores or checked is not None)
     figure, panels = _panels(facts, rows)
-    draw_lines(panels[0], facts.steps, {"training loss of the step's batch": losses})
-    _draw_validated(panels[0], facts, facts.column("valid_loss"), "validation loss")
+    draw_loss(panels[0], by_step["step"], losses, facts.columns)
     test_loss = (facts.done or {}).get("test_loss")
     if test_loss is not None:
         draw_level(panels[0], facts.steps, test_loss, "test loss at the end")
     section = facts.config.loss
     name = "" if section is None else f" ({section.name.replace('_', ' ')})"
     panels[0].set_ylabel(f"loss{name}"[:48])
-    if norms is not None:
-        draw_lines(panels[1], facts.steps, {"gradient norm": norms}, legend=False)
+    if has_norms:
+        draw_lines(panels[1], by_step["step"], {"gradient norm": norms}, legend=False)
         panels[1].set_ylabel("gradient norm")
     if scores or checked is not None:
         if scores:
             draw_lines(panels[-1], facts.steps, scores, log=False)
-        _draw_validated(panels[-1], facts, checked, "valid_accuracy")
+        if checked is not None:
+            draw_validated(panels[-1], facts.steps, checked, "valid_accuracy")
         panels[-1].set_ylabel("accuracy")
-    caption = "Loss and norm of its gradient at every reported optimizer step."
+    every = "every" if np.all(np.diff(by_step["step"]) == 1) else "every reported"
+    caption = f"Loss and norm of its gradient at {every} optimizer step."
     return Section("Loss", [Picture("loss", figure, caption)])
 
 
@@ -82,7 +83,7 @@ def jumps(facts: Facts) -> Section | None:
     """How far the slices are apart at the end of a step, forward and backward."""
     tracked = facts.config.time.tracking is not None
     names = {"jump": "jump of the states", "adjoint_residual": "residual of the cotangents"}
-    lines = _taken(facts, names, positive=True)
+    lines = _taken(facts, names, above_zero=True)
     if not lines:
         return None
     figure, panels = _panels(facts, len(lines), height=2.2)
@@ -112,7 +113,7 @@ def gradient_errors(facts: Facts) -> Section | None:
         draw_lines(panel, facts.steps, {"estimate": estimates}, legend=False)
     if found is not None:
         panel.semilogy(
-            facts.steps, _positive(found), "s", color="tab:orange", markeredgecolor="black",
+            facts.steps, positive(found), "s", color="tab:orange", markeredgecolor="black",
             label="found, against the serial gradient",
         )  # fmt: skip
     section = facts.config.time.tracking
@@ -145,71 +146,26 @@ def step_times(facts: Facts) -> Section | None:
     return Section("Time of a step", [Picture("step_time", figure, caption)])
 
 
-def draw_lines(
-    panel: Axes,
-    x: np.ndarray,
-    lines: Mapping[str, np.ndarray],
-    *,
-    log: bool = True,
-    legend: bool = True,
-    first: int = 0,
-) -> None:
-    """Lines told apart by style and marker as well as by color; those of one point are seen too.
-
-    A logarithmic axis is only taken for values above zero; zeros are then left out.
-    """
-    log = log and all(np.nanmin(values, initial=np.inf) >= 0 for values in lines.values())
-    for i, (label, values) in enumerate(lines.items(), start=first):
-        panel.plot(
-            x, _positive(values) if log else values, STYLES[i % len(STYLES)],
-            color=COLORS[i % len(COLORS)], marker=MARKERS[i % len(MARKERS)], markersize=4,
-            markerfacecolor="none", markevery=max(1, len(x) // _N_MARKERS), linewidth=1.2,
-            label=label,
-        )  # fmt: skip
-    if log:
-        panel.set_yscale("log")
-    if legend:
-        panel.legend(fontsize="small")
-
-
-def _draw_validated(panel: Axes, facts: Facts, values: np.ndarray | None, label: str) -> None:
-    """A score on the validation set, if there is any: not every record has one."""
-    if values is None:
-        return
-    seen = np.isfinite(values)
-    panel.plot(
-        facts.steps[seen], values[seen], "--s", color=COLORS[2], markersize=4,
-        markerfacecolor="none", linewidth=1.2, label=label,
-    )  # fmt: skip
-    panel.legend(fontsize="small")
-
-
-def draw_level(panel: Axes, x: np.ndarray, level: float, label: str) -> None:
-    """A line to compare with, dotted and gray, that the axis makes room for."""
-    panel.plot([0, x[-1]], [level, level], ":", color="gray", linewidth=1.6, label=label)
-    panel.legend(fontsize="small")
-
-
 def _panels(facts: Facts, n: int, *, height: float = 2.6) -> tuple[Figure, list[Axes]]:
     """Panels one below the other over the optimizer steps."""
     figure = Figure(figsize=(7.5, height * n + 0.6), layout="constrained")
     panels = list(figure.subplots(n, 1, sharex=True, squeeze=False)[:, 0])
     for panel in panels:
         panel.grid(alpha=0.3)
-        panel.set_xlim(0, 1.02 * float(facts.steps[-1]))
+        panel.set_xlim(0, 1.02 * float(max(facts.steps[-1], facts.by_step["step"][-1])))
     panels[-1].set_xlabel("optimizer step")
     return figure, panels
 
 
 def _taken(
-    facts: Facts, names: Mapping[str, str], *, positive: bool = False
+    facts: Facts, names: Mapping[str, str], *, above_zero: bool = False
 ) -> dict[str, np.ndarray]:
     """The recorded quantities among these, by label."""
     found = {label: facts.column(name) for name, label in names.items()}
     return {
         label: values
         for label, values in found.items()
-        if values is not None and not (positive and np.all(np.isnan(_positive(values))))
+        if values is not None and not (above_zero and np.all(np.isnan(positive(values))))
     }
 
 
@@ -221,8 +177,3 @@ def _tolerances(facts: Facts) -> dict[str, float]:
     if section.adjoint.sweeps is None:
         found["adjoint_residual"] = section.adjoint.tol or ADJOINT_TOL[precision]
     return found
-
-
-def _positive(values: np.ndarray) -> np.ndarray:
-    """NaN for what a logarithmic axis cannot show."""
-    return np.where(values > 0, values, np.nan)

@@ -5,8 +5,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from nodepint_mpi.pages.figures import MANY_COMPONENTS, draw_trajectories
+from nodepint_mpi.pages.lines import draw_lines
 from nodepint_mpi.pages.parts import Picture, Section, Table, number
-from nodepint_mpi.report.measures import draw_lines
 from nodepint_mpi.report.trained import Model, Predicted
 from nodepint_mpi.training.evaluate import N_SHOWN
 

@@ -21,7 +21,7 @@ from nodepint_mpi.training.evaluate import (
     open_run,
     place_predictions,
 )
-from nodepint_mpi.training.step import make_prediction
+from nodepint_mpi.training.forward import make_prediction
 
 N_STATES = 1000
 """States of test samples that are looked at, about."""

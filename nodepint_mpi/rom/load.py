@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from nodepint_mpi.build.imports import named_code
 from nodepint_mpi.build.model import build_edges, build_integrator, build_model
-from nodepint_mpi.config.experiment import Config, DenseNetwork, UserNetwork, parse_config
+from nodepint_mpi.config.experiment import Config, parse_config
+from nodepint_mpi.config.network import DenseNetwork, UserNetwork
 from nodepint_mpi.errors import NodepintError, ReducedModelError
 from nodepint_mpi.io.leaves import LeafSpec, describe_leaves, fill_leaves, list_differences
 from nodepint_mpi.rom.file import PARTS, RomFile, read_rom

@@ -22,8 +22,8 @@ from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.dealing import own_part
 from nodepint_mpi.ranks.agreement import together
 from nodepint_mpi.training.error_control import kept_like
+from nodepint_mpi.training.forward import make_evaluation, make_prediction
 from nodepint_mpi.training.setup import Experiment, at_step, make_problem, set_up, slice_rows
-from nodepint_mpi.training.step import make_evaluation, make_prediction
 
 BATCH = 500
 N_SHOWN = {"labels": 24, "trajectories": 4}

@@ -14,8 +14,9 @@ from jaxtyping import PyTree
 
 from nodepint_mpi.build.model import build_model
 from nodepint_mpi.build.optimizers import build_optimizer
-from nodepint_mpi.config.experiment import Config, UserNetwork
-from nodepint_mpi.config.time import StepsSection, TimeSection
+from nodepint_mpi.config.experiment import Config
+from nodepint_mpi.config.network import UserNetwork
+from nodepint_mpi.config.time import StepsSection, Time
 from nodepint_mpi.data.samples import Samples
 from nodepint_mpi.errors import ConfigError, NodepintError
 
@@ -59,7 +60,7 @@ def plan_parameters(config: Config, params: PyTree) -> dict[str, int]:
     return {"parameters and gradient": 2 * tree_bytes(params), "the optimizer": tree_bytes(moments)}
 
 
-def plan_slices(section: TimeSection, state: jax.ShapeDtypeStruct, n_owned: int) -> dict[str, int]:
+def plan_slices(section: Time, state: jax.ShapeDtypeStruct, n_owned: int) -> dict[str, int]:
     """The least bytes of a rank that its slices take. Local.
 
     Args:

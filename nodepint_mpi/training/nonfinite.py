@@ -19,9 +19,10 @@ from nodepint_mpi.io.directory import CHECKPOINTS
 from nodepint_mpi.io.leaves import take_leaves
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.training.error_control import Stepper
+from nodepint_mpi.training.forward import make_walk
 from nodepint_mpi.training.saving import save_run
 from nodepint_mpi.training.setup import Batch, Experiment, slice_rows
-from nodepint_mpi.training.step import StepReport, TrainState, make_walk
+from nodepint_mpi.training.step import StepReport, TrainState
 from nodepint_mpi.training.watch import Watch
 
 REMEDY = (

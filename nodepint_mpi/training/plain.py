@@ -34,9 +34,10 @@ from nodepint_mpi.training.batch_model import (
     terms_of_loss,
 )
 from nodepint_mpi.training.error_control import Anew
+from nodepint_mpi.training.line_problem import LineProblem
 from nodepint_mpi.training.rank_samples import for_rank
 from nodepint_mpi.training.setup import Batch, Experiment
-from nodepint_mpi.training.step import LineProblem, Stepped, StepReport, TrainState, apply_gradient
+from nodepint_mpi.training.step import Stepped, StepReport, TrainState, apply_gradient
 
 
 def plain_report(loss: ArrayLike, grad_norm: ArrayLike) -> StepReport:

@@ -24,9 +24,10 @@ from nodepint_mpi.ranks.agreement import together
 from nodepint_mpi.training.batch_model import ENCODER_TAKES, decode, encode, split_model
 from nodepint_mpi.training.check_model import check_model
 from nodepint_mpi.training.evaluate import BATCH, place_predictions
+from nodepint_mpi.training.forward import make_prediction
+from nodepint_mpi.training.line_problem import LineProblem
 from nodepint_mpi.training.rank_samples import for_rank
 from nodepint_mpi.training.setup import check_encoded, make_problem
-from nodepint_mpi.training.step import LineProblem, make_prediction
 
 
 class Predictions(NamedTuple):

@@ -54,6 +54,7 @@ from nodepint_mpi.training.check_model import (
     check_terms,
     require_taken,
 )
+from nodepint_mpi.training.line_problem import LineProblem
 from nodepint_mpi.training.memory import (
     plan_parameters,
     plan_samples,
@@ -63,7 +64,7 @@ from nodepint_mpi.training.memory import (
 )
 from nodepint_mpi.training.rank_samples import for_rank, place_samples
 from nodepint_mpi.training.sameness import require_same_code, require_same_shapes
-from nodepint_mpi.training.step import LineProblem, TrainState
+from nodepint_mpi.training.step import TrainState
 from nodepint_mpi.training.watch import require_watched
 
 

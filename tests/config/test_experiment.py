@@ -3,12 +3,23 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from nodepint_mpi.config.experiment import parse_config, read_config
-from nodepint_mpi.config.time import RelaxationSection
+from nodepint_mpi.config.experiment import Config, RunSection, parse_config, read_config
+from nodepint_mpi.config.time import (
+    BasisSection,
+    PararealSection,
+    PlainSection,
+    ReducedSection,
+    RelaxationSection,
+    StepsSection,
+    TangentSection,
+    TimeSection,
+)
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.io.directory import config_text
 
+IDENTITY = BasisSection(kind="identity")
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 TEXT = """
 [run]
@@ -43,7 +54,16 @@ def test_every_config_in_the_repository_survives_being_written_out(path):
         ("time.n_slices=2.5", "is the number 2.5"),
         ("run.seed=true", "is the boolean true"),
         ("time=3", r"must be a section `\[time\]`"),
-        ("time.method=paraeal", "'parareal', 'tangent', 'reduced', 'picard' or 'serial'"),
+        ("time.method=paraeal", "unknown `time.method` 'paraeal'; did you mean 'parareal'"),
+        ("time.method=euler", "known names are 'parareal', 'tangent', 'reduced', 'picard', 'ser"),
+        ("time.method=3", "`time.method` is the integer 3; it should be a valid string"),
+        ("time.method=tangent", r"`method = 'tangent'` needs a section `\[time.basis\]`"),
+        ("time={method='serial', fine=3}", "`time.n_slices` is missing"),
+        ("time.coarse={n_steps=1}", r"`\[time.coarse\]` needs either `solver` or `tableau`"),
+        (
+            "time.coarse.n_step=1",
+            "unknown key `time.coarse.n_step`; did you mean `time.coarse.n_st",
+        ),
         ("time.stopping.rule=sweeps", "takes `sweeps` and nothing else"),
         ("time.fine.rtol=1e-3", "either `n_steps`, or both"),
         ("time.fine.tableau={a=[], b=[1], order=1}", "either `solver` or `tableau`"),
@@ -79,6 +99,30 @@ def test_what_makes_no_sense_is_refused_with_the_key(override, message):
 def test_the_weight_of_continuity_goes_from_start_to_end_and_stays(options, weights):
     section = RelaxationSection(steps=4, **options)
     assert [section.weight_at(step) for step in (0, 1, 4, 1000)] == weights
+
+
+def test_the_section_of_a_method_has_what_the_method_needs():
+    time = parse_config(TEXT).time
+    assert isinstance(time, PararealSection) and time.coarse.solver == "euler"
+    reduced = ["time.method='reduced'", "time.basis={kind='pod', rank=2}"]
+    time = parse_config(TEXT, reduced).time
+    assert isinstance(time, ReducedSection) and time.basis.rank == 2
+    with pytest.raises(ConfigError, match="holds states"):
+        parse_config(TEXT, [reduced[0], "time.basis={kind='jumps', rank=2}"])
+    serial = parse_config(TEXT, ["time.method='serial'"]).time
+    assert isinstance(serial, PlainSection) and serial.coarse is not None  # passed over
+    own = parse_config(TEXT, ["time.method='mine.py:make'"]).time
+    assert type(own) is TimeSection
+
+
+def test_a_config_takes_a_general_section_as_that_of_its_method():
+    steps = StepsSection(solver="rk4", n_steps=2)
+    given = {"horizon": [0.0, 1.0], "n_slices": 2, "fine": steps}
+    run = RunSection(name="a")
+    config = Config(run=run, time=TimeSection(**given, method="tangent", basis=IDENTITY))
+    assert config.time == TangentSection(**given, basis=IDENTITY)
+    with pytest.raises(ValidationError, match="coarse\n.*Field required"):
+        Config(run=run, time=TimeSection(**given))
 
 
 def test_a_key_set_twice_is_refused():

@@ -10,7 +10,7 @@ import pytest
 
 from nodepint_mpi.errors import OutputError
 from nodepint_mpi.io import history
-from nodepint_mpi.io.history import HISTORY, RECORD, History, read_history
+from nodepint_mpi.io.history import HISTORY, RECORD, History, every_step, read_history
 from nodepint_mpi.io.records import Records
 
 
@@ -66,6 +66,21 @@ def test_what_is_torn_or_damaged_is_left_out(tmp_path, caplog):
         assert read_history(tmp_path)["step"].tolist() == [1]
     path.write_bytes(whole + whole)  # twice
     assert read_history(tmp_path)["step"].tolist() == [1, 2, 3]
+
+
+def test_records_are_taken_where_the_history_has_nothing(tmp_path):
+    """Before a history that a newer version began, and after the last checkpoint."""
+    records = {"step": np.array([2, 4, 6, 8]), "loss": np.array([20.0, 40.0, 60.0, 80.0])}
+    alone = every_step(tmp_path, records)
+    assert list(alone) == list(read_history(tmp_path))
+    np.testing.assert_array_equal(alone["step"], records["step"])
+    np.testing.assert_array_equal(alone["loss"], records["loss"])
+    assert np.isnan(alone["sweeps"]).all()  # which these records lack
+    fill(tmp_path, range(3, 7))
+    found = every_step(tmp_path, records)
+    np.testing.assert_array_equal(found["step"], [2, 3, 4, 5, 6, 8])
+    np.testing.assert_array_equal(found["loss"], [20.0, 1 / 3, 1 / 4, 1 / 5, 1 / 6, 80.0])
+    np.testing.assert_array_equal(found["sweeps"], [np.nan, 3, 4, 5, 6, np.nan])
 
 
 def test_steps_that_are_missing_are_said(tmp_path, caplog):

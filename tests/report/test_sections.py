@@ -11,11 +11,15 @@ from matplotlib.image import imsave
 
 from nodepint_mpi.cli.report import compare as compare_command
 from nodepint_mpi.errors import ConfigError, DataError, NodepintError, OutputError
+from nodepint_mpi.io.history import HISTORY, History
 from nodepint_mpi.io.records import Records
+from nodepint_mpi.pages import figures
+from nodepint_mpi.pages.figures import plot_losses
 from nodepint_mpi.pages.page import write_page
 from nodepint_mpi.pages.parts import Picture, Section
 from nodepint_mpi.report.compare import compare_runs, format_comparison, label_runs
 from nodepint_mpi.report.facts import final_numbers, read_facts, seconds
+from nodepint_mpi.report.measures import loss
 from nodepint_mpi.report.sections import make_report
 from nodepint_mpi.report.tables import checkpoint_used, summary
 from tests.report.page_reader import Page
@@ -99,6 +103,55 @@ def test_a_page_shows_what_the_run_has_recorded(make_run):
     config = page.table("key")
     assert (config["network.width"], config["time.coarse.solver"]) == (["8"], ["euler"])
     assert config["data.source"] == ["no<where>"] and "<b>last</b>" in page.text
+
+
+def curves(panel):
+    """What is drawn, by label."""
+    return {str(line.get_label()): np.asarray(line.get_xydata()) for line in panel.lines}
+
+
+def test_both_pictures_of_the_loss_draw_every_step(make_run, monkeypatch):
+    """All of the history, in the records' place, and the validation loss on the same axis."""
+    validated = [record(10, valid_loss=0.5), record(20), record(30, valid_loss=0.25)]
+    folder = make_run(records=validated)
+
+    def drawn():
+        found = []
+        with Records(folder, resume_step=30) as records:
+            records.write_table()
+        with monkeypatch.context() as patch:
+            patch.setattr(figures, "save_figure", lambda figure, path: found.append(figure) or path)
+            plot_losses(folder)
+        section = loss(read_facts(folder))
+        assert section is not None and isinstance(section.parts[0], Picture)
+        panels = [figure.axes[0] for figure in (*found, section.parts[0].figure)]
+        assert [panel.get_yscale() for panel in panels] == ["log", "log"]
+        return [curves(panel) for panel in panels], section.parts[0].caption
+
+    lines, caption = drawn()
+    assert "at every reported optimizer step" in caption
+    for line in lines:
+        training = line["training loss of the step's batch"]
+        np.testing.assert_array_equal(training, [[10, 0.1], [20, 0.05], [30, 1 / 30]])
+    history = History(folder)
+    for step in range(1, 31):
+        history.append(step, loss=3.0 / step, grad_norm=1.0, step_s=0.1, sweeps=(1, 1))
+    history.write()
+    assert (folder / HISTORY).is_file()
+    lines, caption = drawn()
+    assert "at every optimizer step" in caption
+    for line in lines:
+        training = line["training loss of the step's batch"]
+        np.testing.assert_array_equal(training[:, 0], np.arange(1, 31))
+        np.testing.assert_array_equal(training[:, 1], 3.0 / np.arange(1, 31))
+        np.testing.assert_array_equal(line["validation loss"], [[10, 0.5], [30, 0.25]])
+
+
+def test_a_loss_below_zero_is_drawn_too(make_run):
+    """That of a learned density: no logarithmic axis shows it."""
+    section = loss(read_facts(make_run(records=[record(1), record(2, loss=-1.5)])))
+    assert section is not None and isinstance(section.parts[0], Picture)
+    assert section.parts[0].figure.axes[0].get_yscale() == "linear"
 
 
 def over_ranks(*values):

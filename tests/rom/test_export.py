@@ -19,8 +19,8 @@ from nodepint_mpi.io.directory import CHECKPOINTS, CONFIG, config_text
 from nodepint_mpi.rom.evaluate import evaluate_rom, format_comparison
 from nodepint_mpi.rom.export import export_rom
 from nodepint_mpi.training.evaluate import open_run
+from nodepint_mpi.training.forward import make_prediction
 from nodepint_mpi.training.setup import fresh_state, set_up
-from nodepint_mpi.training.step import make_prediction
 from tests.training.small_config import MLP, small_config
 
 pytestmark = [pytest.mark.timeout_s(300)]

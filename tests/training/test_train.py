@@ -15,9 +15,9 @@ from nodepint_mpi.parallel.failure import _log_power as warn_once
 from nodepint_mpi.training.batch_model import BatchedField
 from nodepint_mpi.training.error_control import Tracker, make_stepper, relative_error
 from nodepint_mpi.training.evaluate import evaluate
+from nodepint_mpi.training.forward import make_prediction
 from nodepint_mpi.training.plain import make_plain_loss
 from nodepint_mpi.training.setup import fresh_state, set_up
-from nodepint_mpi.training.step import make_prediction
 from tests.training.small_config import EXACT, small_config
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.timeout_s(300)]

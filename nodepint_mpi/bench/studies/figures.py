@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from nodepint_mpi.bench.studies.measures import SHARES, Curve, Judged
-from nodepint_mpi.pages.figures import COLORS, MARKERS
+from nodepint_mpi.pages.lines import COLORS, MARKERS
 
 LOOKS = {
     "fine": ("0.45", ""),

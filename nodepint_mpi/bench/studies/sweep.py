@@ -198,7 +198,7 @@ def submit_array(
     """Submit the trials that are to be done; what is there of one is resumed. Local.
 
     Raises:
-        ConfigError: if sbatch is not on the PATH or refuses the job.
+        ConfigError: if sbatch is not on the PATH or refuses the job, or an option has blanks in it.
     """
     command = array_command(sweep, trials, out, at_once)
     if shutil.which("sbatch") is None:
@@ -206,6 +206,8 @@ def submit_array(
             "sbatch is not on the PATH: `--submit` needs SLURM. Add `--dry-run` to only show the "
             "command."
         )
+    out.mkdir(parents=True, exist_ok=True)
+    write_options(sweep, trials, out)
     for trial in (one for one in trials if one.chosen):
         state = trial.state()
         if state == "stale":
