@@ -5,6 +5,8 @@ rank, draws the same bits. Coarse increments are sums of fine ones, so that a co
 the path of the fine one.
 """
 
+import abc
+from collections.abc import Callable
 from typing import NamedTuple
 
 import diffrax
@@ -12,6 +14,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
+
+from nodepint_mpi.errors import ProblemError
 
 _PURPOSE = 0x4E6F6973  # apart from the keys of encoders, decoders and losses
 
@@ -95,30 +99,97 @@ def sum_increments(fine: Increments, n_steps: int) -> Increments:
     return Increments(w, mean - w / 2)
 
 
-class StepNoise(diffrax.AbstractTerm):
-    """The diffusion term of one solver step, whose increment is known.
+class AbstractNoise(diffrax.AbstractTerm):
+    """The diffusion term of a solver step.
 
     `diffusion(t, u, args)` gives what the increment is multiplied with: entry by entry if it has
     the shape of the state (noise of the state's shape, or one Brownian motion for all), else
     (*state, *noise), whose last axes are summed over.
     """
 
-    diffusion: object
-    w: Float[Array, "*noise"]
-    h: Float[Array, "*noise"] | None
-    is_matrix: bool = eqx.field(static=True)
+    diffusion: eqx.AbstractVar[Callable]
+    is_matrix: eqx.AbstractVar[bool]
+
+    @abc.abstractmethod
+    def increment(self, t0: Array, t1: Array) -> tuple[Array, Array | None]:
+        """W and H of the step from `t0` to `t1`. Local."""
 
     def vf(self, t, y, args):
-        return self.diffusion(t, y, args)  # type: ignore[operator]
+        return self.diffusion(t, y, args)
 
     def contr(self, t0, t1, use_levy=False, **kwargs):
         del kwargs
+        w, h = self.increment(t0, t1)
         if not use_levy:
-            return self.w
-        assert self.h is not None  # whoever makes the term knows the solver
-        return diffrax.SpaceTimeLevyArea(dt=t1 - t0, W=self.w, H=self.h)
+            return w
+        assert h is not None  # whoever makes the term knows the solver
+        return diffrax.SpaceTimeLevyArea(dt=t1 - t0, W=w, H=h)
 
     def prod(self, vf, control):
         if not self.is_matrix:
             return vf * control
         return jnp.tensordot(vf, control, axes=control.ndim)
+
+
+class StepNoise(AbstractNoise):
+    """That of one step, whose increment is known."""
+
+    diffusion: Callable
+    w: Float[Array, "*noise"]
+    h: Float[Array, "*noise"] | None
+    is_matrix: bool = eqx.field(static=True)
+
+    def increment(self, t0, t1):
+        return self.w, self.h
+
+
+class GridNoise(AbstractNoise):
+    """That of all steps of a grid."""
+
+    diffusion: Callable
+    path: "GridPath"
+    is_matrix: bool = eqx.field(static=True)
+
+    def increment(self, t0, t1):
+        drawn = self.path.draw(t0, t1)
+        return drawn.w, drawn.h
+
+
+class GridPath(diffrax.AbstractBrownianPath):
+    """A Brownian motion that is known at the ends of the fine steps of a horizon.
+
+    What diffrax takes for one: only steps from one of these ends to the next can be evaluated.
+    """
+
+    key: Key[Array, ""]
+    ends: Float[Array, " ends"]
+    shape: tuple[int, ...] = eqx.field(static=True)
+    levy: bool = eqx.field(static=True)
+
+    @property
+    def levy_area(self):  # type: ignore[override]
+        return diffrax.SpaceTimeLevyArea if self.levy else diffrax.BrownianIncrement
+
+    @property
+    def t0(self):  # type: ignore[override]
+        return self.ends[0]
+
+    @property
+    def t1(self):  # type: ignore[override]
+        return self.ends[-1]
+
+    def draw(self, t0: Array, t1: Array) -> Increments:
+        """The increment of the fine step from `t0` to `t1`. Local."""
+        middles = (self.ends[:-1] + self.ends[1:]) / 2
+        number = jnp.searchsorted(middles, t0)
+        drawn = draw_increments(self.key, number, 1, t1 - t0, self.shape, levy=self.levy)
+        return jax.tree.map(lambda x: x[0], drawn)
+
+    def evaluate(self, t0, t1=None, left=True, use_levy=False):
+        del left
+        if t1 is None:
+            raise ProblemError("This path knows its increments, over one fine step each.")
+        drawn = self.draw(jnp.asarray(t0), jnp.asarray(t1))
+        if not use_levy:
+            return drawn.w
+        return diffrax.SpaceTimeLevyArea(dt=t1 - t0, W=drawn.w, H=drawn.h)  # type: ignore[arg-type]

@@ -6,10 +6,17 @@ from typing import Any, Literal, NamedTuple
 
 import diffrax
 import jax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from nodepint_mpi.core.keys import numbers_as_keys
-from nodepint_mpi.core.noise import Increments, StepNoise, draw_increments, sum_increments
+from nodepint_mpi.core.noise import (
+    GridNoise,
+    GridPath,
+    Increments,
+    StepNoise,
+    draw_increments,
+    sum_increments,
+)
 from nodepint_mpi.errors import ProblemError
 
 Calculus = Literal["ito", "stratonovich"]
@@ -29,6 +36,16 @@ class NoisyArgs(NamedTuple):
 
     args: PyTree
     key: Float[Array, "*paths bytes"] | None
+
+
+@dataclass(frozen=True)
+class OfArgs:
+    """A function of the user's `args`, given these with the key of a path."""
+
+    function: Any
+
+    def __call__(self, t: Any, u: Any, given: NoisyArgs) -> Any:
+        return self.function(t, u, given.args)
 
 
 @dataclass(frozen=True)
@@ -60,8 +77,27 @@ class StochasticField:
 
     def terms(self, of_step: Increments) -> diffrax.MultiTerm:
         """As terms of diffrax, for one step. Local."""
-        noise = StepNoise(self.diffusion, of_step.w, of_step.h, self.is_matrix)
+        noise = StepNoise(
+            diffusion=self.diffusion, w=of_step.w, h=of_step.h, is_matrix=self.is_matrix
+        )
         return diffrax.MultiTerm(diffrax.ODETerm(self.drift), noise)
+
+
+def terms_on_grid(
+    field: StochasticField, key: Key[Array, ""], grid: Float[Array, " edges"]
+) -> diffrax.MultiTerm:
+    """Drift and diffusion as terms of a `diffrax.diffeqsolve` with the steps of a grid. Local.
+
+    For serial solves of the whole horizon, with the increments of all other solves.
+
+    Args:
+        field: Its `n_fine` is not read.
+        key: Of the path.
+        grid: Ends of all fine steps in the horizon.
+    """
+    path = GridPath(key=key, ends=grid, shape=field.shape, levy=field.levy)
+    noise = GridNoise(diffusion=field.diffusion, path=path, is_matrix=field.is_matrix)
+    return diffrax.MultiTerm(diffrax.ODETerm(field.drift), noise)
 
 
 def through(field: Any, wrap: Callable[[Callable], Callable]) -> Any:

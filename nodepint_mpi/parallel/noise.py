@@ -16,6 +16,7 @@ from nodepint_mpi.core.propagators import AbstractIntegrator, FixedSteps, Propag
 from nodepint_mpi.core.stochastic import (
     Calculus,
     NoisyArgs,
+    OfArgs,
     StochasticField,
     check_noise_solver,
     needs_levy,
@@ -93,16 +94,6 @@ class StochasticPart(NamedTuple):
         return StochasticField(
             OfArgs(drift), OfArgs(diffusion), shape, is_matrix, self.n_fine, self.levy
         )
-
-
-@dataclass(frozen=True)
-class OfArgs:
-    """A function of the user's `args`, given these with the key of a path."""
-
-    function: Any
-
-    def __call__(self, t: Any, u: Any, given: NoisyArgs) -> Any:
-        return self.function(t, u, given.args)
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,11 @@ def _look_at_states(
     samples, config = trained.experiment.test, trained.experiment.config
     times = build_edges(config.time) if samples.section.times is None else samples.times
     n_samples = min(32, samples.n_rows, max(1, N_STATES // len(times)))
-    if samples.differ or asked_for(trained.params.encoder, 1, ENCODER_TAKES):
+    if (
+        config.noise is not None
+        or samples.differ
+        or asked_for(trained.params.encoder, 1, ENCODER_TAKES)
+    ):
         return np.zeros((0, 1)), {}  # a state is not a function of an observation and time
     batch = samples.take(np.arange(n_samples))
     inputs, targets = np.asarray(batch.initial), np.asarray(batch.targets)

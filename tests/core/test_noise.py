@@ -106,7 +106,7 @@ def errors_of(solver, drift, diffusion, exact, levels, levy):
 
             def step(u, row):
                 left, right, of_step = row
-                noise = StepNoise(diffusion, of_step.w, of_step.h, False)
+                noise = StepNoise(diffusion=diffusion, w=of_step.w, h=of_step.h, is_matrix=False)
                 terms = diffrax.MultiTerm(diffrax.ODETerm(drift), noise)
                 state = solver.init(terms, left, right, u, None)
                 new = solver.step(terms, left, right, u, None, state, made_jump=False)[0]
