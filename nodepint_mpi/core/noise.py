@@ -164,11 +164,7 @@ class GridPath(diffrax.AbstractBrownianPath):
     key: Key[Array, ""]
     ends: Float[Array, " ends"]
     shape: tuple[int, ...] = eqx.field(static=True)
-    levy: bool = eqx.field(static=True)
-
-    @property
-    def levy_area(self):  # type: ignore[override]
-        return diffrax.SpaceTimeLevyArea if self.levy else diffrax.BrownianIncrement
+    levy_area: type = eqx.field(static=True)
 
     @property
     def t0(self):  # type: ignore[override]
@@ -182,7 +178,8 @@ class GridPath(diffrax.AbstractBrownianPath):
         """The increment of the fine step from `t0` to `t1`. Local."""
         middles = (self.ends[:-1] + self.ends[1:]) / 2
         number = jnp.searchsorted(middles, t0)
-        drawn = draw_increments(self.key, number, 1, t1 - t0, self.shape, levy=self.levy)
+        levy = issubclass(self.levy_area, diffrax.AbstractSpaceTimeLevyArea)
+        drawn = draw_increments(self.key, number, 1, t1 - t0, self.shape, levy=levy)
         return jax.tree.map(lambda x: x[0], drawn)
 
     def evaluate(self, t0, t1=None, left=True, use_levy=False):

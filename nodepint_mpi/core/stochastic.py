@@ -95,7 +95,8 @@ def terms_on_grid(
         key: Of the path.
         grid: Ends of all fine steps in the horizon.
     """
-    path = GridPath(key=key, ends=grid, shape=field.shape, levy=field.levy)
+    area = diffrax.SpaceTimeLevyArea if field.levy else diffrax.BrownianIncrement
+    path = GridPath(key=key, ends=grid, shape=field.shape, levy_area=area)
     noise = GridNoise(diffusion=field.diffusion, path=path, is_matrix=field.is_matrix)
     return diffrax.MultiTerm(diffrax.ODETerm(field.drift), noise)
 

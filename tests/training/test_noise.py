@@ -128,15 +128,12 @@ CASES = {
         'calculus = "ito"', "ito", 'method = "tangent"\nbasis = { kind = "identity" }'
     ),
 }  # fmt: skip
-HEAVY = {"stratonovich", "levy, tracked", "tangent", "scalar, fresh"}
+LIMITS = {"diagonal": 1, "scalar, fresh": 1, "stratonovich": 1, "levy, tracked": 2, "tangent": 2}
 
 
 @pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(name, marks=[pytest.mark.mpi(max_size=2)] if name in HEAVY else [])
-        for name in CASES
-    ],
+    [pytest.param(name, marks=pytest.mark.mpi(max_size=LIMITS.get(name))) for name in CASES],
 )
 def test_losses_are_those_of_one_rank_and_of_plain_diffrax(comms, on_one_rank, text, case):
     noise, steps, options = CASES[case]
