@@ -10,8 +10,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "solve": "parallel.ivp",
-    "Solution": "parallel.ivp",
-    "Status": "parallel.ivp",
+    "Solution": "parallel.solution",
+    "Status": "parallel.solution",
     "SolveCarry": "parallel.tracking",
     "value_and_grad": "parallel.tracking",
     "TimeComm": "parallel.comms",
@@ -31,6 +31,8 @@ _HOMES = {
     "SampleBatch": "core.batch",
     "cross_entropy": "core.objective",
     "mean_squared_error": "core.objective",
+    "Noise": "parallel.noise",
+    "path_statistics": "parallel.path_statistics",
     "SharedBasis": "parallel.shared_basis",
     "Parareal": "parallel.methods.parareal",
     "Picard": "parallel.methods.picard",

@@ -28,8 +28,17 @@ from nodepint_mpi.names import hint
 
 _EXPLICIT = "euler heun midpoint ralston bosh3 tsit5 dopri5 dopri8"
 _IMPLICIT = "implicit_euler kvaerno3 kvaerno4 kvaerno5"
-_CLASS_NAMES = {"implicit_euler": "ImplicitEuler"}
-SOLVERS = sorted([*_EXPLICIT.split(), *_IMPLICIT.split(), "chebyshev", "rk4"])
+_CLASS_NAMES = {
+    "implicit_euler": "ImplicitEuler",
+    "euler_heun": "EulerHeun",
+    "ito_milstein": "ItoMilstein",
+    "stratonovich_milstein": "StratonovichMilstein",
+    "sra1": "SRA1",
+    "shark": "ShARK",
+    "slow_rk": "SlowRK",
+}
+_STOCHASTIC = "euler_heun ito_milstein stratonovich_milstein sra1 shark slow_rk"
+SOLVERS = sorted([*_EXPLICIT.split(), *_IMPLICIT.split(), *_STOCHASTIC.split(), "chebyshev", "rk4"])
 
 
 def build_solver(section: StepsSection, key: str) -> diffrax.AbstractSolver:

@@ -11,7 +11,8 @@ from nodepint_mpi.config.experiment import Config, ProblemSection
 from nodepint_mpi.config.network import DenseNetwork
 from nodepint_mpi.config.time import BasisSection, StepsSection, StoppingSection, Time
 from nodepint_mpi.core.galerkin import AbstractReduction
-from nodepint_mpi.core.objective import LOSSES, METRICS, Loss, Term
+from nodepint_mpi.core.named_losses import LOSSES, METRICS
+from nodepint_mpi.core.objective import Loss, Term
 from nodepint_mpi.core.problems import PROBLEMS, Problem, scale_to_box
 from nodepint_mpi.core.propagators import (
     Propagator,

@@ -30,11 +30,14 @@ from nodepint_mpi.config.network import (
     Network,
     UserNetwork,
 )
+from nodepint_mpi.config.noise import NoiseSection
 from nodepint_mpi.config.optim import OptimSection
 from nodepint_mpi.config.section import Name, NonNegativeFloat, NonNegativeInt, Section
 from nodepint_mpi.config.time import Time
 from nodepint_mpi.errors import ConfigError
 
+PATH_LOSSES = ("energy_score", "moment_error")
+"""Names of losses that compare several paths of a sample with what was observed."""
 N_STEPS = 1000
 """Optimizer steps where the config gives neither `run.n_steps` nor `run.n_epochs`."""
 
@@ -96,8 +99,9 @@ class LossTerm(Section):
 class LossSection(Section):
     """`mean_squared_error`, `mean_squared_log_error`, `cross_entropy`, or an import path.
 
-    `metrics` are import paths of what is reported beside it on the test split. `terms` are added to
-    it in training: functions of the model and of a batch, one number a sample or one for all.
+    For several paths of each sample `energy_score` or `moment_error`. `metrics` are import paths of
+    what is reported beside it on the test split. `terms` are added to it in training: functions of
+    the model and of a batch, one number a sample or one for all.
     """
 
     name: str
@@ -150,6 +154,7 @@ class Config(Section):
     data: DataSection | None = None
     network: Network | None = None
     growth: GrowthSection | None = None
+    noise: NoiseSection | None = None
     loss: LossSection | None = None
     optim: OptimSection = OptimSection()
     output: OutputSection = OutputSection()
@@ -181,6 +186,35 @@ class Config(Section):
             raise ValueError(
                 "piecewise constant `data.inputs` need `time.adjoint.kind = 'discrete'`: the steps "
                 "of the continuous adjoint do not end where inputs jump"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _noise(self):
+        if self.noise is None:
+            return self
+        if self.data is None:
+            raise ValueError("`[noise]` is for training: `nodepint_mpi.solve` takes `noise`")
+        if self.time.method == "reduced":
+            raise ValueError("`[noise]` goes with any method but 'reduced'")
+        if self.time.adjoint.kind == "continuous":
+            raise ValueError("`[noise]` needs `time.adjoint.kind = 'discrete'`")
+        if self.time.relaxation is not None and self.noise.n_paths is not None:
+            raise ValueError(
+                "`[time.relaxation]` starts slices from what was observed: it takes no "
+                "`noise.n_paths`"
+            )
+        several = self.loss is not None and self.loss.name in PATH_LOSSES
+        known = self.loss is not None and ":" not in self.loss.name
+        if known and several != (self.noise.n_paths is not None):
+            raise ValueError(
+                f"`noise.n_paths` belongs to losses of several paths: {' or '.join(PATH_LOSSES)}, "
+                "or one of your own"
+            )
+        if self.time.tracking is not None and self.noise.paths == "fresh":
+            raise ValueError(
+                "`noise.paths = 'fresh'` draws other paths in each step, and `[time.tracking]` "
+                "starts from the states of the last one: take 'common', or remove `[time.tracking]`"
             )
         return self
 
@@ -256,6 +290,7 @@ class Config(Section):
         length = ("n_steps", "n_epochs", "validate_every", "patience", "min_delta")
         for key in ("name", "hang_timeout_s", "compare_every", *length, *where):
             del identity["run"][key]
+        _drop_none(identity, ("noise",))
         if identity["time"]["basis"] is not None:
             del identity["time"]["basis"]["recurrence"]
         if identity["loss"] is not None:

@@ -13,6 +13,7 @@ import jax
 from jaxtyping import Array, PyTree
 
 from nodepint_mpi.core.propagators import Propagator, SliceResult
+from nodepint_mpi.core.stochastic import through
 
 Axes = tuple[int | None, ...]
 """For every leaf of the arguments, None counted as one: the axis that counts samples, or None."""
@@ -46,6 +47,8 @@ class GivenField:
 class EachSample(Propagator):
     """The propagator of such a field: every sample is stepped through a slice by itself."""
 
+    n_sample_axes = 1
+
     def for_tangents(self):
         return EachSample(self.field, self.integrator.for_tangents())
 
@@ -58,9 +61,14 @@ class EachSample(Propagator):
         def one(start, of_params, of_others):
             others = other.join(of_others)
 
-            def alone(t, u, params):
-                return field.alone(t, u, params if others is None else eqx.combine(params, others))
+            def given(function):
+                def alone(t, u, params):
+                    whole = params if others is None else eqx.combine(params, others)
+                    return function(t, u, whole)
 
+                return alone
+
+            alone = through(field.alone, given)
             params = own.join(of_params)
             return Propagator(alone, integrator)(params, start, t0, length, ts, index)
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Inexact, Shaped
 
+from nodepint_mpi.errors import ProblemError
+
 
 class Mean(eqx.Module):
     """A mean in the making."""
@@ -46,8 +48,8 @@ Some = Bool[Array, "*shape"] | None
 Weights = Float[Array, "times samples"] | None
 
 
-def _mean(values: Array, mask: Some, weights: Weights) -> Mean:
-    """The weighted mean of what is there."""
+def mean_of(values: Array, mask: Some, weights: Weights) -> Mean:
+    """The weighted mean of what is there. Local."""
     if mask is None and weights is None:
         return Mean(jnp.sum(values), jnp.asarray(values.size, values.dtype))
     counts = jnp.ones_like(values) if mask is None else mask.astype(values.dtype)
@@ -56,9 +58,22 @@ def _mean(values: Array, mask: Some, weights: Weights) -> Mean:
     return Mean(jnp.sum(jnp.where(counts > 0, counts * values, 0.0)), jnp.sum(counts))
 
 
-def _where(mask: Some, values: Array, instead: float) -> Array:
-    """Values with a harmless number where nothing was observed, so that no derivative is NaN."""
+def where_known(mask: Some, values: Array, instead: float) -> Array:
+    """Values with a harmless number where nothing was observed, so that no derivative is NaN.
+
+    Local.
+    """
     return values if mask is None else jnp.where(mask, values, instead)
+
+
+def _errors(predictions: Array, targets: Array, mask: Some) -> Array:
+    if predictions.shape != targets.shape:  # else they would be broadcast, if they can be
+        raise ProblemError(
+            f"Predictions of shape {predictions.shape} cannot be compared with observations of "
+            f"shape {targets.shape}. With `noise.n_paths` take a loss and metrics of several "
+            "paths, such as 'energy_score'."
+        )
+    return where_known(mask, predictions - targets, 0.0)
 
 
 def mean_squared_error(
@@ -69,7 +84,7 @@ def mean_squared_error(
     weights: Weights = None,
 ) -> Mean:
     """Squared error, averaged over times, samples and components."""
-    return _mean(jnp.square(_where(mask, predictions - targets, 0.0)), mask, weights)
+    return mean_of(jnp.square(_errors(predictions, targets, mask)), mask, weights)
 
 
 def mean_squared_log_error(
@@ -80,7 +95,7 @@ def mean_squared_log_error(
     weights: Weights = None,
 ) -> Mean:
     """Squared difference of logarithms: for positive quantities, relative errors count."""
-    logs = (jnp.log(_where(mask, values, 1.0)) for values in (predictions, targets))
+    logs = (jnp.log(where_known(mask, values, 1.0)) for values in (predictions, targets))
     return mean_squared_error(*logs, mask=mask, weights=weights)
 
 
@@ -93,7 +108,7 @@ def cross_entropy(
 ) -> Mean:
     """Cross entropy of integer labels, averaged over times and samples."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return _mean(losses, mask, weights)
+    return mean_of(losses, mask, weights)
 
 
 def accuracy(
@@ -104,7 +119,7 @@ def accuracy(
     weights: Weights = None,
 ) -> Mean:
     """Share of samples whose largest logit is at the label."""
-    return _mean((jnp.argmax(logits, axis=-1) == labels).astype(logits.dtype), mask, weights)
+    return mean_of((jnp.argmax(logits, axis=-1) == labels).astype(logits.dtype), mask, weights)
 
 
 def relative_error(
@@ -115,8 +130,8 @@ def relative_error(
     weights: Weights = None,
 ) -> RootOfMean:
     """Relative L2 error: the norm of all errors together over that of all targets."""
-    errors = _mean(jnp.square(_where(mask, predictions - targets, 0.0)), mask, weights)
-    wanted = _mean(jnp.square(_where(mask, targets, 0.0)), mask, weights)
+    errors = mean_of(jnp.square(_errors(predictions, targets, mask)), mask, weights)
+    wanted = mean_of(jnp.square(where_known(mask, targets, 0.0)), mask, weights)
     return RootOfMean(errors.sum, wanted.sum)
 
 
@@ -126,23 +141,6 @@ class Term(NamedTuple):
 
     function: Callable
     weight: float
-
-
-LOSSES: dict[str, Loss] = {
-    "cross_entropy": cross_entropy,
-    "mean_squared_error": mean_squared_error,
-    "mean_squared_log_error": mean_squared_log_error,
-}
-
-METRICS: dict[str, dict[str, Loss]] = {
-    "cross_entropy": {"accuracy": accuracy},
-    "mean_squared_error": {"relative_error": relative_error},
-    "mean_squared_log_error": {
-        "mean_squared_error": mean_squared_error,
-        "relative_error": relative_error,
-    },
-}
-"""What is reported beside the loss."""
 
 
 def nothing(loss: Loss, predictions: Array | jax.ShapeDtypeStruct, targets: Array) -> Mean:

@@ -1,7 +1,7 @@
 """Propagators: the flow of a vector field over one time slice, fine or coarse, by diffrax."""
 
 import abc
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import diffrax
 import equinox as eqx
@@ -13,6 +13,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Inexact, Int, Real
 
 from nodepint_mpi.core.exogenous import hold, jumps_in, step_ends
+from nodepint_mpi.core.noise import Increments
+from nodepint_mpi.core.stochastic import StochasticField, is_stochastic, through
 from nodepint_mpi.core.terms import as_function
 from nodepint_mpi.core.types import Field, Params, State
 from nodepint_mpi.errors import ProblemError
@@ -46,11 +48,19 @@ class AbstractIntegrator(eqx.Module):
 
     @abc.abstractmethod
     def integrate(
-        self, field: Field, params: Params, start: State, t0: Array, t1: Array, ts: Array
+        self,
+        field: Field,
+        params: Params,
+        start: State,
+        t0: Array,
+        t1: Array,
+        ts: Array,
+        increments: Increments | None = None,
     ) -> SliceResult:
         """Integrate `du/dt = field(t, u, params)` from `t0` to `t1`. Local.
 
-        A solve that fails (non-finite values, more than `max_steps` steps) returns NaN.
+        A solve that fails (non-finite values, more than `max_steps` steps) returns NaN. With
+        `increments` of its steps the field is a `StochasticField`.
         """
 
 
@@ -64,7 +74,7 @@ class FixedSteps(AbstractIntegrator):
     """States kept per slice for the discrete adjoint; all `n_steps` unless given."""
 
     def __check_init__(self):
-        check_solver(self.solver)
+        check_solver(self.solver, stochastic=True)
         _check_count("n_steps", self.n_steps)
         _check_adjoint(self.adjoint, self.checkpoints)
         finder = getattr(self.solver, "root_finder", None)
@@ -87,14 +97,20 @@ class FixedSteps(AbstractIntegrator):
         solver = _with_stage_loop(self.solver, "bounded")
         return FixedSteps(solver, self.n_steps, self.adjoint, self.checkpoints)
 
-    def integrate(self, field, params, start, t0, t1, ts):
+    def integrate(self, field, params, start, t0, t1, ts, increments=None):
+        if increments is None:
+            check_solver(self.solver)
         if self.adjoint == "continuous":
             return _diffeqsolve(
                 field, params, start, t0, t1, ts, solver=self.solver,
                 controller=diffrax.ConstantStepSize(), dt0=(t1 - t0) / self.n_steps,
                 max_steps=self.n_steps + 2, adjoint=diffrax.BacksolveAdjoint(),
             )  # fmt: skip
-        term, n_steps = diffrax.ODETerm(field), self.n_steps
+        n_steps = self.n_steps
+
+        def terms(of_step):
+            return diffrax.ODETerm(field) if of_step is None else field.terms(of_step)  # type: ignore[attr-defined]
+
         grid = t0 + (t1 - t0) * (jnp.arange(n_steps + 1, dtype=t0.dtype) / n_steps)
         grid = step_ends(grid.at[-1].set(t1), params)
         jumps = jumps_in(params)  # then no slope of the step before is used
@@ -103,15 +119,16 @@ class FixedSteps(AbstractIntegrator):
         where = jnp.clip(jnp.searchsorted(grid, ts) - 1, 0, n_steps - 1)
 
         def step(carry, times):
-            (u, state, succeeded), (left, right) = carry, times
+            (u, state, succeeded), (left, right, of_step) = carry, times
             u, _, dense, state, result = self.solver.step(
-                term, left, right, u, hold(params, left, right), state, made_jump=jumps
+                terms(of_step), left, right, u, hold(params, left, right), state, made_jump=jumps
             )
             succeeded = succeeded & (result == diffrax.RESULTS.successful)
             return (u, state, succeeded), (None if few else dense)
 
-        state = self.solver.init(term, grid[0], grid[1], start, hold(params, grid[0], grid[1]))
-        carry, steps = (start, state, jnp.array(True)), (grid[:-1], grid[1:])
+        first = terms(jax.tree.map(lambda x: x[0], increments))
+        state = self.solver.init(first, grid[0], grid[1], start, hold(params, grid[0], grid[1]))
+        carry, steps = (start, state, jnp.array(True)), (grid[:-1], grid[1:], increments)
         if few:
             read = jnp.zeros((ts.size, *start.shape), start.dtype)
 
@@ -124,12 +141,14 @@ class FixedSteps(AbstractIntegrator):
             rows = (steps, jnp.arange(n_steps, dtype=where.dtype))
             ((end, _, succeeded), read), _ = jax.lax.scan(step_and_read, (carry, read), rows)
 
-            def retake(left, right, u):
-                args = hold(params, left, right)
+            def retake(left, right, u, of_step):
+                args, term = hold(params, left, right), terms(of_step)
                 state = self.solver.init(term, left, right, u, args)
                 return self.solver.step(term, left, right, u, args, state, made_jump=jumps)[2]
 
-            dense = jax.vmap(retake)(grid[where], grid[where + 1], read) if ts.size else None
+            taken = jax.tree.map(lambda x: x[where], increments)
+            again = (grid[where], grid[where + 1], read, taken)
+            dense = jax.vmap(retake)(*again) if ts.size else None
         elif self.checkpoints is None:
             (end, _, succeeded), dense = jax.lax.scan(jax.checkpoint(step), carry, steps)
             dense = jax.tree.map(lambda x: x[where], dense)
@@ -183,7 +202,9 @@ class AdaptiveSteps(AbstractIntegrator):
     def for_tangents(self):
         return AdaptiveSteps(self.solver, self.rtol, self.atol, self.max_steps, "forward")
 
-    def integrate(self, field, params, start, t0, t1, ts):
+    def integrate(self, field, params, start, t0, t1, ts, increments=None):
+        if increments is not None:
+            raise ProblemError("A stochastic equation needs fixed steps: `FixedSteps(solver, n)`.")
         return _diffeqsolve(
             field, params, start, t0, t1, ts, solver=self.solver,
             controller=diffrax.PIDController(rtol=self.rtol, atol=self.atol), dt0=None,
@@ -203,6 +224,9 @@ class Propagator(eqx.Module):
 
     field: Field = eqx.field(static=True, converter=as_function)
     integrator: AbstractIntegrator
+
+    n_sample_axes: ClassVar[int] = 0
+    """Leading axes of a state that count samples which have nothing to do with each other."""
 
     def for_tangents(self) -> "Propagator":
         """The same flow, ready for forward-mode derivatives. Local."""
@@ -230,15 +254,21 @@ class Propagator(eqx.Module):
             ts: Observation times counted from `t0`, in `[0, length]`, increasing; may be empty.
             index: Global index of the slice, for propagators that differ between slices.
         """
-        del index
-        field = self.field
 
-        def local_field(since, u, args):
-            t0, params = args  # diffrax's continuous adjoint must not close over t0
-            return field(jax.lax.stop_gradient(t0) + since, u, params)
+        def in_slice(function):
+            def local(since, u, args):
+                t0, params = args  # diffrax's continuous adjoint must not close over t0
+                return function(jax.lax.stop_gradient(t0) + since, u, params)
 
-        zero = jnp.zeros_like(length)
-        return self.integrator.integrate(local_field, (t0, params), start, zero, length, ts)
+            return local
+
+        increments = None
+        if isinstance(self.field, StochasticField):
+            assert index is not None  # sweeps give it
+            n_steps = getattr(self.integrator, "n_steps", 1)
+            increments = self.field.draw(params, index, length, n_steps)
+        field, zero = through(self.field, in_slice), jnp.zeros_like(length)
+        return self.integrator.integrate(field, (t0, params), start, zero, length, ts, increments)
 
 
 def _diffeqsolve(
@@ -297,8 +327,8 @@ def _with_stage_loop(solver: diffrax.AbstractSolver, kind: str) -> diffrax.Abstr
     return eqx.tree_at(lambda s: s.scan_kind, solver, kind, is_leaf=lambda leaf: leaf is None)
 
 
-def check_solver(solver: Any) -> None:
-    """Refuse what cannot step an ODE. Local.
+def check_solver(solver: Any, *, stochastic: bool = False) -> None:
+    """Refuse what cannot step an ODE, or neither an ODE nor a stochastic equation. Local.
 
     Raises:
         ProblemError: with what it is and what was expected.
@@ -308,6 +338,8 @@ def check_solver(solver: Any) -> None:
     if not isinstance(solver, diffrax.AbstractSolver):
         kind = type(solver).__name__
         raise ProblemError(f"`solver` is a {kind}; expected a diffrax solver such as Tsit5().")
+    if stochastic and is_stochastic(solver):
+        return
     if solver.term_structure not in (diffrax.AbstractTerm, diffrax.ODETerm):
         kind = type(solver).__name__
         raise ProblemError(

@@ -14,6 +14,7 @@ Reference:
     chaotic dynamics"; multiple shooting: Bock, Plitt (1984), IFAC Proc. 17, 1603-1608.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import equinox as eqx
@@ -56,13 +57,8 @@ class RelaxedPropagator(SamplePropagator):
         return super().__call__(params.field, relaxed, t0, length, ts, index)
 
 
-def relax(solver: Solver) -> Solver:
-    """The same solver with relaxed propagators throughout. Local."""
-    return with_propagators(solver, RelaxedPropagator)
-
-
-def with_propagators(solver: Solver, kind: type[Propagator]) -> Solver:
-    """The same solver with propagators of another kind throughout. Local."""
+def with_propagators(solver: Solver, kind: Callable[..., Propagator]) -> Solver:
+    """The same solver with propagators that `kind` makes of (field, integrator). Local."""
 
     def wrap(part):
         return kind(part.field, part.integrator) if isinstance(part, Propagator) else part

@@ -15,6 +15,8 @@ from nodepint_mpi.core.exogenous import Inputs, Interpolation, Signal, path_of
 from nodepint_mpi.core.galerkin import AbstractReduction
 from nodepint_mpi.core.keys import numbers_as_keys
 from nodepint_mpi.core.propagators import Propagator, SliceResult
+from nodepint_mpi.core.sample_noise import SampleNoise
+from nodepint_mpi.core.stochastic import NoisyArgs
 from nodepint_mpi.core.types import Params
 
 
@@ -40,8 +42,8 @@ class SampleParams(eqx.Module):
     """Parameters of the field, with what the samples of this rank bring to its slices.
 
     `times` are observation times inside each slice, counted from its left edge; `keys` are random
-    keys as `core.keys` writes them; `first` is the global index of the first owned slice. All but
-    `params` is held constant by derivatives.
+    keys as `core.keys` writes them, and `paths` those of Brownian paths; `first` is the global
+    index of the first owned slice. All but `params` is held constant by derivatives.
     """
 
     params: Params
@@ -49,6 +51,7 @@ class SampleParams(eqx.Module):
     signal: Signal | None
     static: Inexact[Array, "samples features"] | None
     keys: Float[Array, "samples bytes"] | None
+    paths: Float[Array, "samples *paths bytes"] | None
     first: int = eqx.field(static=True)
     interpolation: Interpolation = eqx.field(static=True)
 
@@ -61,11 +64,14 @@ class SampleParams(eqx.Module):
 class SamplePropagator(Propagator):
     """A propagator that takes samples one by one if it is given `SampleParams`, else as ever.
 
-    Its field has a method `of_sample(t, u, args)`, the same field for one sample with `FieldArgs`.
+    Its field has a method `of_sample(t, u, args)`, the same field for one sample with `FieldArgs`,
+    and with `noise` a method `diffusion_of_sample` beside it.
     """
 
+    noise: SampleNoise | None = eqx.field(static=True, default=None)
+
     def for_tangents(self):
-        return type(self)(self.field, self.integrator.for_tangents())
+        return type(self)(self.field, self.integrator.for_tangents(), self.noise)
 
     def __call__(self, params, start, t0, length, ts, index=None):
         if not isinstance(params, SampleParams):
@@ -76,19 +82,31 @@ class SamplePropagator(Propagator):
         if ts.shape[0] == 0:
             times = None
         field: Any = self.field  # see above
-        alone = Propagator(field.of_sample, self.integrator.for_single_samples())
+        of_sample, steps = field.of_sample, self.integrator.for_single_samples()
+        if self.noise is not None:
+            shape = start.shape[1 + len(self.noise.axes) :]
+            of_sample = self.noise.field(of_sample, field.diffusion_of_sample, shape)
+        alone = Propagator(of_sample, steps)
 
-        def one(start, times, signal, static, key):
+        def one(start, times, signal, static, key, path):
             own = SampleArgs(None, static)
             if signal is not None:
-                path = path_of(params.interpolation, signal.knots, signal.values)
-                own = SampleArgs(Inputs(path, t0, signal.until), static)
+                known = path_of(params.interpolation, signal.knots, signal.values)
+                own = SampleArgs(Inputs(known, t0, signal.until), static)
             key = None if key is None else numbers_as_keys(key)
             args = FieldArgs(params.params, own, key)
-            return alone(args, start, t0, length, ts if times is None else times, index)
+            seen = ts if times is None else times
+            if path is None:
+                return alone(args, start, t0, length, seen, index)
+
+            def along(start, path):
+                return alone(NoisyArgs(args, path), start, t0, length, seen, index)
+
+            return (along if path.ndim == 1 else jax.vmap(along, out_axes=axes))(start, path)
 
         axes: Any = SliceResult(1, 0)  # type: ignore[arg-type]
-        return jax.vmap(one, out_axes=axes)(start, times, signal, static, params.keys)
+        given = (times, signal, static, params.keys, params.paths)
+        return jax.vmap(one, out_axes=axes)(start, *given)
 
 
 class SampleReduction(AbstractReduction):

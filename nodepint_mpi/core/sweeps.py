@@ -217,8 +217,9 @@ def correct_block(
 
     U[n+1] <- F(U_old[n]) + (G(U[n]) - G(U_old[n])), with slices left of `front` kept and the slice
     at the front set to F exactly. A non-finite F falls back to G, a non-finite G to its start,
-    so a sweep over states far from the solution cannot poison the block. Slices up to `front` cost
-    nothing; `count_unsolved` from `front + 1` on, with `at_once=1`, counts the others.
+    so a sweep over states far from the solution cannot poison the block, nor a sample the others.
+    Slices up to `front` cost nothing; `count_unsolved` from `front + 1` on, with `at_once=1`,
+    counts the others.
 
     Reference:
         Lions, Maday, Turinici (2001), C. R. Acad. Sci. 332, 661-668; in the form of Gander and
@@ -231,9 +232,9 @@ def correct_block(
         def correct():
             coarse_end, guarded_coarse = finite_coarse_end(coarse, params, start, times)
             candidate = fine_end + (coarse_end - old_coarse_end)
-            usable = jnp.all(jnp.isfinite(candidate))
+            usable = samples_finite(candidate, coarse.n_sample_axes)
             end = jnp.where(usable, candidate, coarse_end)
-            return end, coarse_end, guarded_coarse | ~usable
+            return end, coarse_end, guarded_coarse | ~jnp.all(usable)
 
         def keep():  # also at the front, whose start has not changed
             return jnp.where(index == front, fine_end, old_end), old_coarse_end, jnp.array(False)
@@ -286,16 +287,31 @@ def slices_finite(states: Block) -> Bool[Array, " owned"]:
     return jnp.all(jnp.isfinite(states), axis=tuple(range(1, states.ndim)))
 
 
+def samples_finite(states: Array, n_lead: int) -> Bool[Array, "..."]:
+    """Which states hold only finite numbers, (*lead, 1, ...): like `states`, to select by. Local.
+
+    Args:
+        states: Numbers.
+        n_lead: Leading axes that count states.
+    """
+    return jnp.all(jnp.isfinite(states), axis=tuple(range(n_lead, states.ndim)), keepdims=True)
+
+
+def every_sample(mask: Bool[Array, "owned ..."]) -> Bool[Array, " owned"]:
+    """The slices where a mask is true of all samples. Local."""
+    return jnp.all(mask, axis=tuple(range(1, mask.ndim)))
+
+
 def finite_coarse_end(
     coarse: Propagator, params: Params, start: State, times: SliceTimes
 ) -> tuple[State, Bool[Array, ""]]:
-    """G(start), or the start itself where G is not finite. Local.
+    """G(start), or the start itself where G is not finite, sample by sample. Local.
 
     The same function wherever a sweep needs G, so that its differences vanish at the solution.
     """
     end = coarse(params, start, *times).end
-    finite = jnp.all(jnp.isfinite(end))
-    return jnp.where(finite, end, start), ~finite
+    finite = samples_finite(end, coarse.n_sample_axes)
+    return jnp.where(finite, end, start), ~jnp.all(finite)
 
 
 def _column(values: Array, like: Array) -> Array:

@@ -5,6 +5,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nodepint_mpi.io.history import every_step
@@ -48,7 +49,8 @@ def draw_trajectories(
     Args:
         times: (times,), or (samples, times) where samples have their own.
         targets: (samples, times, components), NaN where nothing was observed.
-        predictions: Of the same axes, NaN where nothing is predicted.
+        predictions: Of the same axes, NaN where nothing is predicted; (samples, times, paths,
+            components) for a stochastic model, drawn as the range of its paths.
         trained_until: The last time of training.
     """
     n_shown = len(targets)
@@ -59,11 +61,12 @@ def draw_trajectories(
         for i in components:
             color = matplotlib.colormaps["viridis"](i / max(len(components), 2))
             own = times if times.ndim == 1 else times[row]
-            made = np.isfinite(predictions[row, :, i])
             panel.plot(own, targets[row, :, i], ".", color=color, markersize=4)
-            panel.plot(
-                own[made], predictions[row, made, i], STYLES[i], color=color, label=f"component {i}"
-            )
+            lines = predictions[row, ..., i]
+            if lines.ndim == 2:
+                lines = _draw_fan(panel, own, lines, color)
+            made = np.isfinite(lines)
+            panel.plot(own[made], lines[made], STYLES[i], color=color, label=f"component {i}")
         if trained_until < np.max(times):
             panel.axvline(trained_until, color="gray", linewidth=0.8)
             panel.set_title("trained left of the line", fontsize="small")
@@ -74,10 +77,20 @@ def draw_trajectories(
         loc="outside upper center",
         ncols=len(STYLES),
         fontsize="small",
-        title="dots: observed, lines: predicted",
+        title="dots: observed, lines: predicted"
+        + ("; medians, with 50 % and 90 % of the paths" if predictions.ndim > targets.ndim else ""),
     )
     panels[-1].set_xlabel("time")
     return figure
+
+
+def _draw_fan(panel: Axes, times: np.ndarray, paths: np.ndarray, color: Any) -> np.ndarray:
+    """Shade where the paths (times, paths) are; their median."""
+    made = np.all(np.isfinite(paths), axis=1)
+    for share, alpha in ((90, 0.15), (50, 0.3)):
+        low, high = np.percentile(paths[made], [50 - share / 2, 50 + share / 2], axis=1)
+        panel.fill_between(times[made], low, high, color=color, alpha=alpha, linewidth=0)
+    return np.median(paths, axis=1)
 
 
 def draw_labels(images: np.ndarray, labels: np.ndarray, guesses: np.ndarray) -> Figure:

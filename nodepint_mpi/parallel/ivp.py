@@ -1,6 +1,5 @@
 """Solve one initial-value problem in parallel in time: the library call `nodepint_mpi.solve`."""
 
-import enum
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
@@ -9,11 +8,12 @@ import jax
 import numpy as np
 from diffrax import AbstractTerm
 from jax.core import Tracer
-from jaxtyping import Array, Inexact, PyTree
+from jaxtyping import PyTree
 
 from nodepint_mpi.core.partition import check_edges, check_layout, own_slices
 from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator
 from nodepint_mpi.core.resolution import check_field_resolution
+from nodepint_mpi.core.stochastic import NoisyArgs
 from nodepint_mpi.core.stopping import AbstractStopping
 from nodepint_mpi.core.types import Field
 from nodepint_mpi.errors import ProblemError
@@ -21,12 +21,10 @@ from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.counters import Tally
 from nodepint_mpi.parallel.failure import require_solved
 from nodepint_mpi.parallel.iterate import TimeSolver
-from nodepint_mpi.parallel.judge import SweepRecord
 from nodepint_mpi.parallel.method_options import (
     Fields,
     MethodOptions,
     Numbers,
-    check_batch_axes,
     check_comm,
     check_method_options,
     check_numbers,
@@ -35,7 +33,8 @@ from nodepint_mpi.parallel.method_options import (
     make_method,
 )
 from nodepint_mpi.parallel.methods.base import AbstractMethod
-from nodepint_mpi.parallel.problem import floats_as_arrays, lay_out, lay_out_guess
+from nodepint_mpi.parallel.noise import Noise, axes_of_paths, check_noise
+from nodepint_mpi.parallel.problem import floats_as_arrays, lay_out_guess
 from nodepint_mpi.parallel.programs import static_key
 from nodepint_mpi.parallel.replicated import (
     Program,
@@ -44,108 +43,11 @@ from nodepint_mpi.parallel.replicated import (
     solve_tracked,
 )
 from nodepint_mpi.parallel.same_arguments import is_traced, require_same_arguments, value_of
-from nodepint_mpi.parallel.samples import take_samples
+from nodepint_mpi.parallel.samples import lay_out_samples
 from nodepint_mpi.parallel.saved_times import check_saved_times, place_saved_times
 from nodepint_mpi.parallel.shared_basis import SharedBasis
+from nodepint_mpi.parallel.solution import Solution
 from nodepint_mpi.parallel.tracking import LentCarry
-
-
-class Status(enum.StrEnum):
-    """How a solve ended; the value says what that means."""
-
-    CONVERGED = "converged: every slice is solved"
-    MAX_SWEEPS = (
-        "not converged: the largest number of sweeps was done before every slice was solved. "
-        "Allow more sweeps, loosen the tolerance, or use a better coarse propagator."
-    )
-    NON_FINITE = (
-        "not finite: the fine propagator returned NaN or infinity from an exact start, or ran "
-        "out of steps; states are NaN from there on. Check the field, use smaller steps, or "
-        "raise `max_steps`."
-    )
-    TRACKED = (
-        "tracked: one sweep from what the last step left. `jump` and `residual` of the carry that "
-        "`value_and_grad` returns say how far it is from converged."
-    )
-
-
-class Solution(eqx.Module):
-    """States of a time-parallel solve, equal on all ranks.
-
-    `interface` has one state per slice boundary, (n_slices + 1, *state), the initial state first;
-    `ys` one per time of `ts`, (times, *state), None without `ts`. A batch made by `in_axes` has its
-    samples behind the time: (times, samples, *state). `work` has the largest count of any rank, in
-    a tracked solve that of this one. The other properties read the record of the iteration and so
-    need concrete values: use them outside jit.
-    """
-
-    interface: PyTree[Inexact[Array, "edges ..."]]
-    record: SweepRecord
-    work: Tally
-    ts: np.ndarray | Array | None = None
-    ys: PyTree[Inexact[Array, "times ..."]] | None = None
-    tracked: bool = eqx.field(static=True, default=False)
-    _held: tuple[int, int] = eqx.field(static=True, default=(0, 0))
-
-    @property
-    def held(self) -> slice:
-        """Which of `ts` lie in the slices of this rank: `ys[held]` is this rank's part. Local.
-
-        Every time is one rank's; a rank may have none. A time on a slice boundary belongs to the
-        slice left of it, the initial state to the first rank.
-        """
-        return slice(*self._held)
-
-    @property
-    def sweeps(self) -> int:
-        """Correction sweeps done, the published K."""
-        return int(self.record.n_sweeps)
-
-    @property
-    def jumps(self) -> np.ndarray:
-        """Largest jump of each iterate, starting with iteration 0, where it was evaluated."""
-        jumps = np.asarray(self.record.jumps)[: self.sweeps + 1]
-        return jumps[~np.isnan(jumps)]
-
-    @property
-    def updates(self) -> np.ndarray:
-        """Largest change of the interface by each sweep, (sweeps,)."""
-        return np.asarray(self.record.updates)[1 : self.sweeps + 1]
-
-    @property
-    def fronts(self) -> np.ndarray:
-        """Number of frozen slices after each sweep, (sweeps,)."""
-        return np.asarray(self.record.fronts)[1 : self.sweeps + 1]
-
-    @property
-    def sample_sweeps(self) -> np.ndarray | None:
-        """Sweeps after which each sample was solved, (*samples); None without `n_batch_axes`.
-
-        All samples take the sweeps of the slowest: one stiff sample shows here.
-        """
-        of_samples = self.record.sample_sweeps
-        return None if of_samples is None else np.minimum(np.asarray(of_samples), self.sweeps)
-
-    @property
-    def meaning(self) -> str:
-        """The status in words, with the samples that are not solved where these are known."""
-        text, of_samples = self.status.value, self.sample_sweeps
-        if self.status is not Status.MAX_SWEEPS or of_samples is None:
-            return text
-        late = [tuple(map(int, index)) for index in np.argwhere(of_samples >= self.sweeps)]
-        names = ", ".join(str(index[0] if len(index) == 1 else index) for index in late[:8])
-        return f"{text} Not solved: samples {names}{' and more' if len(late) > 8 else ''}."
-
-    @property
-    def status(self) -> Status:
-        """Converged, out of sweeps, not finite, or tracked."""
-        if not bool(self.record.finite):
-            return Status.NON_FINITE
-        if self.tracked:
-            return Status.TRACKED
-        n_slices = jax.tree.leaves(self.interface)[0].shape[0] - 1
-        front = int(self.record.fronts[self.record.n_sweeps])
-        return Status.CONVERGED if front >= n_slices else Status.MAX_SWEEPS
 
 
 def solve(
@@ -158,6 +60,8 @@ def solve(
     method: str | AbstractMethod = "parareal",
     stopping: AbstractStopping | None = None,
     args: PyTree = None,
+    diffusion: Any = None,
+    noise: Noise | None = None,
     guess: PyTree = None,
     basis: SharedBasis | None = None,
     tangents: AbstractIntegrator | Propagator | None = None,
@@ -273,9 +177,11 @@ def solve(
         method, fine, coarse, tangents, basis, complement, recycle, precision, trust
     )
     numbers = Numbers(stopping, adjoint_tol, slices_at_once, throw, n_batch_axes)
-    traced = is_traced(u0, edges, args, guess, ts, options, numbers)
+    of_noise = vars(noise) if isinstance(noise, Noise) else noise
+    traced = is_traced(u0, edges, args, of_noise, guess, ts, options, numbers)
     if check_ranks and not traced:
         arguments = dict(field=field, u0=u0, edges=edges, args=args, guess=guess)
+        arguments |= {"diffusion": diffusion, "noise": of_noise}
         arguments |= {"ts": ts, "in_axes": in_axes} | options._asdict() | numbers._asdict()
         require_same_arguments(comm.control, arguments)
     if isinstance(value_of(edges), Tracer):
@@ -285,22 +191,17 @@ def solve(
     check_method_options(options)
     check_numbers(numbers)
     check_layout(len(edges) - 1, comm.size)
-    args, samples = floats_as_arrays(args), None
-    if in_axes is not None:
-        if n_batch_axes:
-            raise ProblemError("`in_axes` says what counts samples: leave `n_batch_axes` out.")
-        u0, samples = take_samples(in_axes, u0, args)
-        n_batch_axes = 1
-    initial, layout = lay_out(u0)
-    if samples is None:
-        check_batch_axes(n_batch_axes, layout.is_tree, initial.ndim)
-    else:
-        layout = samples.layout(layout)
-        initial = jax.vmap(layout.join)(u0)
+    args = floats_as_arrays(args)
+    steps = {"fine": fine, "coarse": coarse, "tangents": tangents, "method": method}
+    stochastic = check_noise(noise, diffusion, steps)
+    if noise is not None:
+        args = NoisyArgs(args, noise.keys())
+        in_axes = axes_of_paths(in_axes, noise)
+    initial, layout, samples, n_batch_axes = lay_out_samples(u0, args, in_axes, n_batch_axes)
     n_samples = None if samples is None else samples.n
     flat_guess = None if guess is None else lay_out_guess(guess, layout, len(edges), n_samples)
     state = jax.ShapeDtypeStruct(initial.shape, initial.dtype)
-    fields = Fields(layout, edges[0], args, state, samples)
+    fields = Fields(layout, edges[0], args, state, samples, stochastic)
     flat_field = fields.bind(field)
     propagator = fields.propagator(flat_field, fine)
     method = make_method(options, fields, flat_field)

@@ -9,7 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from nodepint_mpi.core.partition import OwnedSlices
-from nodepint_mpi.core.sweeps import BlockStates, sample_distance, slice_distance, slices_finite
+from nodepint_mpi.core.sweeps import (
+    BlockStates,
+    sample_distance,
+    samples_finite,
+    slice_distance,
+    slices_finite,
+)
 from nodepint_mpi.core.types import Block
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.counters import cond
@@ -78,7 +84,8 @@ def judge_updates(line, iterate, corrected, fine_ends, stopping) -> SweepRecord:
         pairs = zip(corrected.states, old, strict=True)
         n_axes = record.sample_sweeps.ndim
         moved = [sample_distance(*pair, n_batch_axes=n_axes) for pair in pairs]
-        unsolved = stopping.unsolved_by_update(*moved)
+        finite = samples_finite(fine_ends, 1 + n_axes).reshape(moved[0].shape)
+        unsolved = stopping.unsolved_by_update(*moved) | ~finite
         samples = _any_after(unsolved, front_of(record) + 1, owned)
     start_updates = slice_distance(corrected.states.starts, old.starts)
     end_updates = slice_distance(corrected.states.ends, old.ends)

@@ -10,12 +10,14 @@ from mpi4py import MPI
 
 from nodepint_mpi.core.each_sample import EachSample, SampleField
 from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator, check_solver
+from nodepint_mpi.core.stochastic import StochasticField
 from nodepint_mpi.core.stopping import AbstractStopping, JumpTolerance
 from nodepint_mpi.core.types import Field
 from nodepint_mpi.errors import ProblemError
 from nodepint_mpi.parallel.comms import TimeComm, world_time_comm
 from nodepint_mpi.parallel.methods import METHODS
 from nodepint_mpi.parallel.methods.base import AbstractMethod, Parts
+from nodepint_mpi.parallel.noise import StochasticPart, check_diffusion
 from nodepint_mpi.parallel.problem import ArrayField, StateLayout, as_field, check_field
 from nodepint_mpi.parallel.samples import Samples
 from nodepint_mpi.parallel.shared_basis import SharedBasis
@@ -107,18 +109,6 @@ def check_numbers(numbers: Numbers) -> None:
         _refuse("n_batch_axes", n, "a whole number of at least zero")
 
 
-def check_batch_axes(n_batch_axes: int, is_tree: bool, n_axes: int) -> None:
-    """Refuse more batch axes than the state has. Local.
-
-    Raises:
-        ProblemError: with what was given and what the state is.
-    """
-    if n_batch_axes and is_tree:
-        raise ProblemError("`n_batch_axes` is for a state that is one array, not for a tree.")
-    if n_batch_axes > n_axes:
-        raise ProblemError(f"`n_batch_axes` is {n_batch_axes}, but the state has {n_axes} axes.")
-
-
 def check_tracked(numbers: Numbers, guess: Any, method: AbstractMethod) -> None:
     """Refuse options that a solve with a carry does not take. Local.
 
@@ -152,19 +142,24 @@ class Fields(NamedTuple):
     args: PyTree
     state: jax.ShapeDtypeStruct
     samples: Samples | None
+    stochastic: StochasticPart | None = None
 
-    def bind(self, field: Any, name: str = "field") -> ArrayField | SampleField:
+    def bind(self, field: Any, name: str = "field") -> ArrayField | StochasticField | SampleField:
         """The field of arrays, checked. Local.
 
         Raises:
             ProblemError: if it does not fit the state.
         """
-        own = as_field(field, self.layout, name)
-        if self.samples is None:
-            check_field(own, self.t0, self.args, name)
-            return own
-        check_field(own, self.t0, self.samples.args_of_one(self.args), name)
-        return SampleField(own, self.samples.axes)
+        drift = as_field(field, self.layout, name)
+        args = self.args if self.samples is None else self.samples.args_of_one(self.args)
+        if self.stochastic is None:
+            check_field(drift, self.t0, args, name)
+            own = drift
+        else:
+            check_field(drift, self.t0, args.args, name)
+            own = self.stochastic.field(drift, self.layout)
+            check_diffusion(own, self.layout, self.t0, args)
+        return own if self.samples is None else SampleField(own, self.samples.axes)
 
     def propagator(self, field: Field, steps: AbstractIntegrator) -> Propagator:
         """The propagator of a bound field. Local."""

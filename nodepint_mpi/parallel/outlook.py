@@ -13,7 +13,7 @@ from nodepint_mpi.core.partition import own_slices
 from nodepint_mpi.core.propagators import AbstractIntegrator, FixedSteps, Propagator
 from nodepint_mpi.core.sweeps import end_times
 from nodepint_mpi.core.types import Field
-from nodepint_mpi.parallel.ivp import Solution, Status
+from nodepint_mpi.parallel.solution import Solution, Status
 
 
 class Forecast(NamedTuple):

@@ -16,6 +16,7 @@ from nodepint_mpi.core.galerkin import Galerkin
 from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.propagators import Propagator, SliceResult
 from nodepint_mpi.core.scopes import FINE_FORWARD
+from nodepint_mpi.core.stochastic import through
 from nodepint_mpi.core.sweeps import propagate_block, slices_finite
 from nodepint_mpi.core.types import Field, Params, State
 from nodepint_mpi.errors import ProblemError
@@ -246,7 +247,11 @@ def _given(part: Any, static: PyTree) -> Any:
     def with_static(field: Field) -> Field:
         if isinstance(field, SampleField):
             return GivenField(field.alone, field.axes, static)
-        return lambda t, u, params: field(t, u, eqx.combine(params, static))
+
+        def given(function):
+            return lambda t, u, params: function(t, u, eqx.combine(params, static))
+
+        return through(field, given)
 
     if isinstance(part, EachSample):
         return EachSample(with_static(part.field), part.integrator)

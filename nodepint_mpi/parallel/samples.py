@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from nodepint_mpi.core.each_sample import Axes, is_none
+from nodepint_mpi.core.stochastic import NoisyArgs
 from nodepint_mpi.errors import ProblemError
-from nodepint_mpi.parallel.problem import StateLayout
+from nodepint_mpi.parallel.problem import StateLayout, lay_out
 
 
 class Samples(NamedTuple):
@@ -32,6 +33,40 @@ class Samples(NamedTuple):
             for leaf, axis in zip(leaves, self.axes, strict=True)
         ]
         return jax.tree.unflatten(structure, alone)
+
+
+class LaidOut(NamedTuple):
+    """Initial states as one array (*samples, *state), the layout of one state, or of them all where
+    the field maps over the batch itself, and how many axes count samples."""
+
+    initial: Array
+    layout: StateLayout
+    samples: Samples | None
+    n_batch_axes: int
+
+
+def lay_out_samples(u0: PyTree, args: PyTree, in_axes: Any, n_batch_axes: int) -> LaidOut:
+    """The initial state, or those of a batch, as one array. Local.
+
+    Args:
+        u0: As the caller of `solve` gives it.
+        args: What the field gets; arrays where numbers with a decimal point were.
+        in_axes: Axes of `(u0, args)` that count samples, or None.
+        n_batch_axes: Leading axes of `u0` that count samples, without `in_axes`.
+
+    Raises:
+        ProblemError: if axes and states do not fit together.
+        NonFiniteError: if a state holds NaN or infinity.
+    """
+    if in_axes is None:
+        initial, layout = lay_out(u0)
+        _check_batch_axes(n_batch_axes, layout.is_tree, initial.ndim)
+        return LaidOut(initial, layout, None, n_batch_axes)
+    if n_batch_axes:
+        raise ProblemError("`in_axes` says what counts samples: leave `n_batch_axes` out.")
+    u0, samples = take_samples(in_axes, u0, args)
+    layout = samples.layout(lay_out(u0)[1])
+    return LaidOut(jax.vmap(layout.join)(u0), layout, samples, 1)
 
 
 def take_samples(in_axes: Any, u0: PyTree, args: PyTree) -> tuple[PyTree, Samples]:
@@ -79,6 +114,14 @@ def take_samples(in_axes: Any, u0: PyTree, args: PyTree) -> tuple[PyTree, Sample
     return jax.tree.unflatten(structure, front), Samples(n, of_args)
 
 
+def _check_batch_axes(n_batch_axes: int, is_tree: bool, n_axes: int) -> None:
+    """Refuse more batch axes than the state has."""
+    if n_batch_axes and is_tree:
+        raise ProblemError("`n_batch_axes` is for a state that is one array, not for a tree.")
+    if n_batch_axes > n_axes:
+        raise ProblemError(f"`n_batch_axes` is {n_batch_axes}, but the state has {n_axes} axes.")
+
+
 def _spread(prefix: Any, tree: PyTree, name: str) -> Axes:
     """An axis for every leaf, None counted as one."""
     like = jax.tree.map(lambda _: 0, tree, is_leaf=is_none)
@@ -103,6 +146,8 @@ def _sizes(name: str, tree: PyTree, axes: Axes) -> dict[str, int]:
         if axis is None or leaf is None:
             continue
         place, shape = f"`{name}{jax.tree_util.keystr(path)}`", np.shape(leaf)
+        if isinstance(tree, NoisyArgs):  # as the caller knows them
+            place = place.replace("`args.key`", "`noise.paths`").replace("`args.args", "`args")
         if not -len(shape) <= axis < len(shape):
             raise ProblemError(
                 f"{place} has shape {shape} and so no axis {axis} of samples: write None for it in "

@@ -59,10 +59,14 @@ def _pictures(seen: Predicted) -> tuple[Figure, str]:
     figure = draw_trajectories(
         seen.times if seen.times.ndim == 1 else seen.times[shown],
         seen.targets[shown],
-        seen.predictions[shown],
+        seen.predictions[shown] if seen.paths is None else seen.paths,
         seen.trained_until,
     )
-    return figure, "The first test samples, observed and predicted from their first observation."
+    caption = "The first test samples, observed and predicted from their first observation"
+    if seen.paths is not None:
+        n_paths = seen.paths.shape[2]
+        caption += f": the median of {n_paths} paths of each, and where half and 90 % of them are"
+    return figure, caption + "."
 
 
 def _space_time(seen: Predicted) -> Figure:

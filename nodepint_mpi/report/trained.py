@@ -16,10 +16,12 @@ from nodepint_mpi.rom.model import ReducedModel
 from nodepint_mpi.training.batch_model import ENCODER_TAKES
 from nodepint_mpi.training.evaluate import (
     BATCH,
+    N_SHOWN,
     TrainedRun,
     evaluate,
     open_run,
     place_predictions,
+    problem_to_show,
 )
 from nodepint_mpi.training.forward import make_prediction
 
@@ -48,6 +50,9 @@ class Predicted(NamedTuple):
     snapshots: np.ndarray
     bases: dict[str, np.ndarray]
     """Bases of these states, by what they are: rows (directions, entries), all in use."""
+    paths: np.ndarray | None = None
+    """Of a stochastic model: many paths of the first samples, (samples, times, paths, ...); then
+    `predictions` are means over the paths that the run has of a sample."""
 
 
 class Reduced(NamedTuple):
@@ -99,10 +104,18 @@ def _predict(comms: Comms, trained: TrainedRun, reduced: Reduced | None) -> Pred
         parts.append(placed.predictions[:kept])
         truths.append(placed.targets[:kept])
     predictions, targets = np.concatenate(parts), np.concatenate(truths)
+    if problem.noise is not None and problem.noise.n_paths is not None:
+        predictions = np.mean(predictions, axis=2)
+    paths = None
+    if problem.noise is not None:
+        batch = samples.take(np.arange(min(N_SHOWN["trajectories"], samples.n_rows)))
+        seen = np.asarray(make_prediction(problem_to_show(experiment))(trained.params, batch))
+        paths = place_predictions(samples, batch, problem.observations.indices, seen).predictions
     times, is_labels = samples.times, samples.section.times is None
     if samples.series is None:  # the first observation may not be predicted
         order = np.asarray(problem.observations.indices)
         predictions, targets, times = predictions[:, order], targets[:, order], times[order]
+        paths = None if paths is None else paths[:, order]
     else:
         times = samples.series.times
     scores = evaluate(comms, experiment, trained.params)
@@ -118,6 +131,7 @@ def _predict(comms: Comms, trained: TrainedRun, reduced: Reduced | None) -> Pred
         scores=scores,
         snapshots=snapshots,
         bases=bases,
+        paths=paths,
     )
 
 
@@ -128,7 +142,11 @@ def _look_at_states(
     samples, config = trained.experiment.test, trained.experiment.config
     times = build_edges(config.time) if samples.section.times is None else samples.times
     n_samples = min(32, samples.n_rows, max(1, N_STATES // len(times)))
-    if samples.differ or asked_for(trained.params.encoder, 1, ENCODER_TAKES):
+    if (
+        config.noise is not None
+        or samples.differ
+        or asked_for(trained.params.encoder, 1, ENCODER_TAKES)
+    ):
         return np.zeros((0, 1)), {}  # a state is not a function of an observation and time
     batch = samples.take(np.arange(n_samples))
     inputs, targets = np.asarray(batch.initial), np.asarray(batch.targets)

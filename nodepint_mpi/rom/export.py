@@ -121,13 +121,15 @@ def export_rom(
 
 
 def _require_autonomous(experiment: Experiment, params: EncodeProcessDecode) -> None:
-    """Refuse what a reduced model has no place for: all but a first observation."""
+    """Refuse what a reduced model has no place for: noise, and all but a first observation."""
     section = experiment.train.section
     if section.inputs is not None or section.static is not None:
         raise ConfigError(
             "A reduced model takes no `data.inputs` and no `data.static`: its field is one of the "
             "state and of time alone."
         )
+    if experiment.config.noise is not None:
+        raise ConfigError("A reduced model is of an ordinary equation: it has no `[noise]`.")
     asks = asked_for(params.encoder, 1, ENCODER_TAKES)
     if {"times", "mask", "static"} & set(asks):
         raise ConfigError(

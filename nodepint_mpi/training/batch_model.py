@@ -45,6 +45,11 @@ class BatchedField:
         own = args.own if jax.tree.leaves(args.own) else None
         return slope_of(eqx.combine(args.params, self._static), t, u, own, args.key)
 
+    def diffusion_of_sample(self, t: Any, u: Array, args: FieldArgs) -> Array:
+        """What the noise of one sample is multiplied with."""
+        own = args.own if jax.tree.leaves(args.own) else None
+        return eqx.combine(args.params, self._static).diffusion(t, u, own)
+
 
 def slope_of(processor: Callable, t: Any, u: Any, args: SampleArgs | None, key: Any) -> Any:
     """The vector field of one sample, which gets its key if it asks for one. Local."""
@@ -115,6 +120,16 @@ def decode(model: EncodeProcessDecode, states: Array, batch: SampleBatch, seed: 
     given = {name: offered[name] for name in names}
     one_time = jax.vmap(lambda u, given: decoder(u, **given))
     return jax.vmap(lambda u: one_time(u, given))(states)
+
+
+def decode_paths(
+    model: EncodeProcessDecode, states: Array, batch: SampleBatch, seed: int, n_paths: int | None
+) -> Array:
+    """Predictions from states (seen, samples, paths, *state), or without `n_paths`. Local."""
+    if n_paths is None:
+        return decode(model, states, batch, seed)
+    of_paths = jax.vmap(lambda u: decode(model, u, batch, seed), in_axes=2, out_axes=2)
+    return of_paths(states)
 
 
 def terms_of_loss(

@@ -12,7 +12,7 @@ from nodepint_mpi.core.batch import SampleBatch
 from nodepint_mpi.core.by_name import call
 from nodepint_mpi.core.objective import Loss, Mean, nothing
 from nodepint_mpi.core.propagators import SliceResult
-from nodepint_mpi.training.batch_model import decode, offered_to_loss
+from nodepint_mpi.training.batch_model import decode_paths, offered_to_loss
 from nodepint_mpi.training.line_problem import LineProblem
 
 
@@ -41,8 +41,9 @@ def read_states(problem: LineProblem, result: SliceResult, batch: SampleBatch) -
 
 
 def decode_states(problem: LineProblem, params: PyTree, states: Array, batch: SampleBatch) -> Array:
-    """Predictions of states (seen, samples, *state). Local, inside jit."""
-    return decode(eqx.combine(params, problem.static), states, batch, problem.seed)
+    """Predictions of states (seen, samples, *paths, *state). Local, inside jit."""
+    model, n_paths = eqx.combine(params, problem.static), problem.noise and problem.noise.n_paths
+    return decode_paths(model, states, batch, problem.seed, n_paths)
 
 
 def compare(

@@ -15,6 +15,7 @@ from nodepint_mpi.core.batch import SampleBatch
 from nodepint_mpi.core.by_name import asked_for, call
 from nodepint_mpi.core.exogenous import Inputs, path_of
 from nodepint_mpi.core.objective import OFFERED, Loss, Mean, Term
+from nodepint_mpi.core.sample_noise import SampleNoise
 from nodepint_mpi.core.sample_params import SampleArgs
 from nodepint_mpi.data.sample_checks import known_inputs
 from nodepint_mpi.data.samples import Samples
@@ -36,10 +37,13 @@ LONGEST = 300
 """Characters of another library's message that are shown."""
 
 
-def check_model(model: EncodeProcessDecode, samples: Samples) -> tuple[int, ...]:
+def check_model(
+    model: EncodeProcessDecode, samples: Samples, noise: SampleNoise | None = None
+) -> tuple[int, ...]:
     """The state's shape, or what does not fit between data, encoder, field and decoder. Local.
 
-    The first sample is encoded, and the field and the decoder are called once on its state.
+    The first sample is encoded, and the field and the decoder are called once on its state. With
+    `noise` the field is a drift, with a diffusion, and the shape is that of all paths.
 
     Raises:
         NodepintError: with the part that is wrong, what it returned, and what was expected.
@@ -81,6 +85,7 @@ def check_model(model: EncodeProcessDecode, samples: Samples) -> tuple[int, ...]
                 f"The vector field returned {_describe(slope)} for a state of {_describe(u)}; "
                 "du/dt must be one array of the shape of u and of real floating-point numbers."
             )
+    _check_diffusion(model.processor, noise, time, u, args)
     if asked_for(model.decoder, 1, DECODER_TAKES):
         prediction = _returned(
             "The decoder",
@@ -111,7 +116,33 @@ def check_model(model: EncodeProcessDecode, samples: Samples) -> tuple[int, ...]
     gradient = eqx.filter_grad(lambda everything: _total(*everything))
     _returned(name, gradient, (model, batch, args), given=f"a sample of {_describe(x)}")
     _call_once(model, batch, args, samples)
-    return u.shape
+    return u.shape if noise is None else (*noise.axes, *u.shape)
+
+
+def _check_diffusion(
+    processor: Any, noise: SampleNoise | None, time: Any, u: Any, args: SampleArgs | None
+) -> None:
+    """A diffusion and the section `[noise]` belong together, and their shapes fit."""
+    diffusion = getattr(processor, "diffusion", None)
+    if noise is None:
+        if callable(diffusion):
+            raise ProblemError(
+                "The vector field has a method `diffusion`, but the config has no section "
+                "`[noise]`: add one, or call the method something else."
+            )
+        return
+    if not callable(diffusion):
+        raise ProblemError(
+            "`[noise]` needs a vector field with a method `diffusion(t, u, args)`: what the noise "
+            "is multiplied with."
+        )
+    found = _returned("The diffusion", diffusion, time, u, args, given=_describe(u))
+    wanted = u.shape if noise.n_dims is None else (*u.shape, noise.n_dims)
+    if not _is_array(found, jnp.floating) or found.shape != wanted:
+        raise ProblemError(
+            f"The diffusion returned {_describe(found)} for a state of {_describe(u)}; "
+            f"{noise.kind} noise needs one array of shape {wanted} of real floating-point numbers."
+        )
 
 
 def args_of(samples: Samples, row: int) -> SampleArgs | None:

@@ -2,6 +2,8 @@
 
 import operator
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -12,6 +14,8 @@ import numpy as np
 from nodepint_mpi.build.imports import named_code, require_trust
 from nodepint_mpi.build.optimizers import averaged_of
 from nodepint_mpi.core.batch import SampleBatch
+from nodepint_mpi.core.relaxation import with_propagators
+from nodepint_mpi.core.sample_params import SamplePropagator
 from nodepint_mpi.data.samples import Samples
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.io.checkpoint import load_checkpoint, require_fingerprint, require_finite
@@ -23,10 +27,13 @@ from nodepint_mpi.parallel.dealing import own_part
 from nodepint_mpi.ranks.agreement import together
 from nodepint_mpi.training.error_control import kept_like
 from nodepint_mpi.training.forward import make_evaluation, make_prediction
+from nodepint_mpi.training.line_problem import LineProblem
 from nodepint_mpi.training.setup import Experiment, at_step, make_problem, set_up, slice_rows
 
 BATCH = 500
 N_SHOWN = {"labels": 24, "trajectories": 4}
+PATHS_SHOWN = 64
+"""Of each of these trajectories, if the model is stochastic."""
 
 
 Split = Literal["test", "train", "valid"]
@@ -211,6 +218,16 @@ def place_predictions(
     return Paths(times, targets, made)
 
 
+def problem_to_show(experiment: Experiment) -> LineProblem:
+    """The problem of the test split, with `PATHS_SHOWN` paths a sample if it has noise. Local."""
+    problem = experiment.test_problem
+    if problem.noise is None:
+        return problem
+    noise = replace(problem.noise, n_paths=PATHS_SHOWN)
+    solver = with_propagators(problem.solver, partial(SamplePropagator, noise=noise))
+    return problem._replace(noise=noise, solver=solver)
+
+
 def save_predictions(
     comms: Comms, experiment: Experiment, params: EncodeProcessDecode, folder: Path
 ) -> None:
@@ -218,7 +235,7 @@ def save_predictions(
     samples, observations = experiment.test, experiment.test_problem.observations
     kind = "labels" if samples.section.times is None else "trajectories"
     batch = samples.take(np.arange(min(N_SHOWN[kind], samples.n_rows)))
-    seen = np.asarray(make_prediction(experiment.test_problem)(params, batch))
+    seen = np.asarray(make_prediction(problem_to_show(experiment))(params, batch))
     own = place_predictions(samples, batch, observations.indices, seen)
     gathered = comms.control.gather(own.predictions)  # of all groups, which agree
     with together(comms.control):

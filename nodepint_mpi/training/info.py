@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from nodepint_mpi.build.model import Given, build_model
+from nodepint_mpi.build.noise import build_noise
 from nodepint_mpi.build.optimizers import build_optimizer, check_optimizer, parameter_paths
 from nodepint_mpi.build.sections import build_loss, build_problem
 from nodepint_mpi.config.experiment import Config
@@ -80,7 +81,7 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
     check_optimizer(config.optim, optimizer, params)
     opt_state = jax.eval_shape(optimizer.init, params)
     batch = samples.section.batch_size or samples.n_rows
-    shape = check_model(model, samples)
+    shape = check_model(model, samples, build_noise(config))
     state, n_samples = int(np.prod(shape)), share_batch(config, samples.n_rows, n_groups)
     for part in splits:
         if part is not None:

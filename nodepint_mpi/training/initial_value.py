@@ -16,10 +16,11 @@ from nodepint_mpi.core.problems import Problem
 from nodepint_mpi.core.propagators import AbstractIntegrator
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.parallel.comms import Comms
-from nodepint_mpi.parallel.ivp import Solution, solve
+from nodepint_mpi.parallel.ivp import solve
 from nodepint_mpi.parallel.methods.base import AbstractMethod
 from nodepint_mpi.parallel.methods.serial import Serial
 from nodepint_mpi.parallel.outlook import make_forecast
+from nodepint_mpi.parallel.solution import Solution
 from nodepint_mpi.ranks.agreement import together
 from nodepint_mpi.ranks.watchdog import Watchdog
 

@@ -17,6 +17,7 @@ from nodepint_mpi.core.keys import keys_as_numbers
 from nodepint_mpi.core.objective import Loss, Term, per_sample
 from nodepint_mpi.core.observations import BlockObservations
 from nodepint_mpi.core.relaxation import RelaxedParams
+from nodepint_mpi.core.sample_noise import SampleNoise
 from nodepint_mpi.core.sample_params import SampleParams
 from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
 from nodepint_mpi.parallel.comms import TimeComm
@@ -30,7 +31,7 @@ class LineProblem(NamedTuple):
 
     `edge_weights` (edges, times), for relaxed continuity, gives the data at the slice boundaries of
     samples without gaps. `interpolation` is that of inputs over time, `terms` are added to the
-    loss, and `seed` is that of random keys.
+    loss, `seed` is that of random keys, and `noise` that of a stochastic equation.
     """
 
     comm: TimeComm
@@ -43,6 +44,7 @@ class LineProblem(NamedTuple):
     interpolation: Interpolation = "linear"
     terms: tuple[Term, ...] = ()
     seed: int = 0
+    noise: SampleNoise | None = None
 
     def line(self, of_field: PyTree[Array]) -> Line:
         """The line, with these parameters of the vector field. Local."""
@@ -58,7 +60,8 @@ def encode_initial(
     """
 
     def of_params(params):
-        return encode(eqx.combine(params, problem.static), batch, problem.seed)
+        states = encode(eqx.combine(params, problem.static), batch, problem.seed)
+        return states if problem.noise is None else problem.noise.spread(states)
 
     if problem.comm.rank == 0:
         return jax.vjp(of_params, params)
@@ -74,16 +77,21 @@ def field_params(
     With a `weight` of continuity, that of a relaxed solve, the data at the slice edges are with
     them.
     """
-    of_field, keys = params.processor, None
+    of_field, keys, paths = params.processor, None, None
     if takes_key(problem.static.processor):
         keys = sample_keys(problem.seed, batch)
-    if not (batch.reads is None and batch.signal is None and batch.static is None and keys is None):
+    if problem.noise is not None:
+        paths = problem.noise.keys(jnp.asarray(batch.rows), batch.step)
+    own = (batch.reads, batch.signal, batch.static, keys, paths)
+    if any(part is not None for part in own):
         static = None if batch.static is None else as_numbers(jnp.asarray(batch.static))
         times = None if batch.reads is None else jnp.asarray(batch.reads.times)
         signal = None if batch.signal is None else jax.tree.map(jnp.asarray, batch.signal)
         first = problem.observations.owned.first
         keys = None if keys is None else keys_as_numbers(keys)
-        of_field = SampleParams(of_field, times, signal, static, keys, first, problem.interpolation)
+        of_field = SampleParams(
+            of_field, times, signal, static, keys, paths, first, problem.interpolation
+        )
     if weight is None:
         return of_field
     if batch.at_edges is None:

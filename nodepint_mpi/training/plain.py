@@ -18,15 +18,17 @@ from nodepint_mpi.build.model import build_edges
 from nodepint_mpi.core.batch import SampleBatch
 from nodepint_mpi.core.by_name import call
 from nodepint_mpi.core.exogenous import Inputs, path_of
+from nodepint_mpi.core.keys import numbers_as_keys
 from nodepint_mpi.core.observations import place_observations
 from nodepint_mpi.core.propagators import AdaptiveSteps, FixedSteps
 from nodepint_mpi.core.sample_params import FieldArgs, SampleArgs
+from nodepint_mpi.core.stochastic import NoisyArgs, terms_on_grid
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.models.networks import as_numbers
 from nodepint_mpi.parallel.counters import Tally
 from nodepint_mpi.training.batch_model import (
     BatchedField,
-    decode,
+    decode_paths,
     encode,
     offered_to_loss,
     sample_keys,
@@ -87,17 +89,18 @@ def make_plain_loss(experiment: Experiment) -> Callable:
         )
     field = BatchedField(problem.static.processor)
 
-    def diffeqsolve(field, initial, args, saveat):
+    def diffeqsolve(terms, initial, args, saveat):
         states = diffrax.diffeqsolve(
-            diffrax.ODETerm(field), solver, t0=edges[0], t1=edges[-1], dt0=None, y0=initial,
+            terms, solver, t0=edges[0], t1=edges[-1], dt0=None, y0=initial,
             args=args, saveat=saveat, stepsize_controller=controller, adjoint=adjoint,
             max_steps=max_steps,
         ).ys  # fmt: skip
         assert states is not None  # something is saved
         return states
 
-    if experiment.train.differ or takes_key(problem.static.processor):
-        solve = _one_by_one(field, diffeqsolve, problem, t0, edges[-1])
+    noise = problem.noise
+    if experiment.train.differ or takes_key(problem.static.processor) or noise is not None:
+        solve = _one_by_one(field, diffeqsolve, problem, t0, edges[-1], grid)
     else:
         solve = _all_at_once(field, diffeqsolve, experiment, t0, edges, grid)
 
@@ -105,7 +108,8 @@ def make_plain_loss(experiment: Experiment) -> Callable:
         model = eqx.combine(params, problem.static)
         initial = encode(model, batch, problem.seed)
         states, seen, mask = solve(params.processor, initial, batch)
-        predictions = decode(model, states, batch, problem.seed)
+        n_paths = noise and noise.n_paths
+        predictions = decode_paths(model, states, batch, problem.seed, n_paths)
         offered = offered_to_loss(model, batch, seen, mask, problem.seed)
         mean = call(problem.loss, predictions, seen(jnp.asarray(batch.targets)), offered=offered)
         return mean.sum / mean.count + terms_of_loss(problem.terms, model, batch, problem.seed)
@@ -134,7 +138,8 @@ def _all_at_once(field, diffeqsolve, experiment: Experiment, t0, edges, grid):
         return jnp.moveaxis(jnp.asarray(array)[:, columns], 1, 0)
 
     def solve(params, initial, batch):
-        states = diffeqsolve(lambda t, u, params: field(t0 + t, u, params), initial, params, saveat)
+        term = diffrax.ODETerm(lambda t, u, params: field(t0 + t, u, params))
+        states = diffeqsolve(term, initial, params, saveat)
         if on_steps and not ends_only:
             states = states[where]
         return states, seen, None if batch.mask is None else seen(batch.mask)
@@ -142,8 +147,10 @@ def _all_at_once(field, diffeqsolve, experiment: Experiment, t0, edges, grid):
     return solve
 
 
-def _one_by_one(field, diffeqsolve, problem: LineProblem, t0, length):
+def _one_by_one(field, diffeqsolve, problem: LineProblem, t0, length, grid):
     """The same by a solve for each sample, with its own times, inputs and features."""
+
+    noise = problem.noise
 
     def solve(params, initial, batch):
         common = batch.times is None  # a label, at the end
@@ -154,17 +161,28 @@ def _one_by_one(field, diffeqsolve, problem: LineProblem, t0, length):
         last = jnp.max(jnp.where(real, column, -1), axis=1, keepdims=True)
         ts = jnp.where(column <= last, first - t0, length)
 
-        def one(start, ts, signal, static, key):
+        def one(start, ts, signal, static, key, path):
             own = SampleArgs(None, static)
             if signal is not None:
-                path = path_of(problem.interpolation, signal.knots, signal.values)
-                own = SampleArgs(Inputs(path, jnp.asarray(t0), signal.until), static)
+                known = path_of(problem.interpolation, signal.knots, signal.values)
+                own = SampleArgs(Inputs(known, jnp.asarray(t0), signal.until), static)
 
             def of_sample(t, u, args):
                 return field.of_sample(t0 + t, u, args)
 
-            args = FieldArgs(params, own, key)
-            return diffeqsolve(of_sample, start, args, diffrax.SaveAt(ts=ts))
+            def diffusion(t, u, args):
+                return field.diffusion_of_sample(t0 + t, u, args)
+
+            args, saveat = FieldArgs(params, own, key), diffrax.SaveAt(ts=ts)
+            if noise is None or path is None:
+                return diffeqsolve(diffrax.ODETerm(of_sample), start, args, saveat)
+
+            def along(path):
+                random = noise.field(of_sample, diffusion, start.shape)  # type: ignore[union-attr]
+                terms = terms_on_grid(random, numbers_as_keys(path), jnp.asarray(grid))
+                return diffeqsolve(terms, start, NoisyArgs(args, path), saveat)
+
+            return along(path) if path.ndim == 1 else jax.vmap(along, out_axes=1)(path)
 
         signal = None
         if batch.signal is not None:
@@ -172,7 +190,10 @@ def _one_by_one(field, diffeqsolve, problem: LineProblem, t0, length):
         static = None if batch.static is None else as_numbers(jnp.asarray(batch.static))
         wanted = takes_key(problem.static.processor)
         keys = sample_keys(problem.seed, batch) if wanted else None
-        states = jax.vmap(one, out_axes=1)(initial, ts, signal, static, keys)
+        paths = None
+        if noise is not None:
+            paths = noise.keys(jnp.asarray(batch.rows), batch.step)
+        states = jax.vmap(one, out_axes=1)(initial, ts, signal, static, keys, paths)
 
         def seen(array):
             return jnp.moveaxis(jnp.asarray(array), 1, 0)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nodepint_mpi.build.noise import build_noise
 from nodepint_mpi.build.trained import load_model
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.core.batch import SampleBatch
@@ -60,7 +61,7 @@ def predict(
     require_same_data(control, "`columns`", "given", samples.split, list(samples.split.columns))
     with together(control):
         samples = for_rank(samples, config, comms.time.size, comms.time.rank)
-        check_model(module, samples)
+        check_model(module, samples, build_noise(config))
         check_encoded(config, module, samples)
         problem = make_problem(config, comms.time, module, samples, relaxed=False, scored=False)
     run, parts = make_prediction(problem), []
@@ -88,8 +89,10 @@ def _with_first(
     at_first = np.broadcast_to(times == problem.observations.owned.all_edges[0], values.shape[:2])
     if not at_first.any():
         return values
-    initial = encode(model, batch, problem.seed)
-    first = np.asarray(decode(model, initial[None], batch, problem.seed))[0]
+    initial = encode(model, batch, problem.seed)[None]
+    first = np.asarray(decode(model, initial, batch, problem.seed))[0]
+    if problem.noise is not None:
+        first = np.asarray(problem.noise.spread(first))
     return np.where(
         at_first.reshape(*at_first.shape, *[1] * (values.ndim - 2)), first[:, None], values
     )

@@ -1,6 +1,7 @@
 """From a config to everything a run computes with. Shared by training and evaluation."""
 
 import socket
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -12,6 +13,7 @@ from jaxtyping import PyTree
 from mpi4py import MPI
 
 from nodepint_mpi.build.model import Given, build_edges, build_integrator, build_model
+from nodepint_mpi.build.noise import build_noise
 from nodepint_mpi.build.optimizers import averaged_of, build_optimizer, check_optimizer
 from nodepint_mpi.build.sections import build_loss, build_terms, build_time_solver
 from nodepint_mpi.build.user_code import load_code
@@ -21,7 +23,7 @@ from nodepint_mpi.core.by_name import asked_for
 from nodepint_mpi.core.galerkin import AbstractReduction, Galerkin, ProjectedProcessor
 from nodepint_mpi.core.objective import mean_squared_error
 from nodepint_mpi.core.partition import check_layout, own_slices
-from nodepint_mpi.core.relaxation import edge_weights, relax, with_propagators
+from nodepint_mpi.core.relaxation import RelaxedPropagator, edge_weights, with_propagators
 from nodepint_mpi.core.resolution import check_field_resolution
 from nodepint_mpi.core.sample_params import FieldArgs, SamplePropagator, SampleReduction
 from nodepint_mpi.core.types import Field
@@ -41,7 +43,7 @@ from nodepint_mpi.ranks.agreement import together
 from nodepint_mpi.training.batch_model import (
     ENCODER_TAKES,
     BatchedField,
-    decode,
+    decode_paths,
     sample_keys,
     split_model,
     takes_key,
@@ -194,7 +196,7 @@ def _assemble(config: Config, comms: Comms, splits: Splits, *, step: int) -> Exp
     if valid is not None:
         valid_problem = make_problem(config, comms.time, model, valid, relaxed=False)
     n_samples = share_batch(config, train.n_rows, comms.time.n_groups)
-    shape = (n_samples, *check_model(model, train))
+    shape = (n_samples, *check_model(model, train, train_problem.noise))
     check_times(config, model, shape, args_of(train, 0))
     check_encoded(config, model, train)
     check_encoded(config, model, test)
@@ -224,7 +226,11 @@ def check_scores(
     batch = _like_a_step(samples, state[0])
     n_times = max(1, batch.targets.shape[1])
     states = jax.ShapeDtypeStruct((n_times, *state), jnp.zeros(()).dtype)
-    prediction = eqx.filter_eval_shape(lambda u, b: decode(model, u, b, 0), states, batch)
+    noise = build_noise(config)
+    n_paths = None if noise is None else noise.n_paths
+    prediction = eqx.filter_eval_shape(
+        lambda u, b: decode_paths(model, u, b, 0, n_paths), states, batch
+    )
 
     def by_time(array):
         """From (samples, times, ...) to (times, samples, ...)."""
@@ -325,20 +331,20 @@ def make_problem(
     relaxed = relaxed and config.time.relaxation is not None
     observations = place_samples(samples, comm.size, comm.rank)
     reduction = reduction_of(static.processor, field)
-    one_by_one = samples.differ or takes_key(static.processor)
+    noise = build_noise(config)
+    one_by_one = samples.differ or takes_key(static.processor) or noise is not None
     if one_by_one:
         reduction = SampleReduction(reduction)
     solver = build_time_solver(config, field, reduction, n_batch_axes=1)
-    if relaxed:
-        solver = relax(solver)
-    elif one_by_one:
-        solver = with_propagators(solver, SamplePropagator)
+    if relaxed or one_by_one:
+        kind = RelaxedPropagator if relaxed else SamplePropagator
+        solver = with_propagators(solver, partial(kind, noise=noise))
     weights = None
     if relaxed and not samples.has_gaps:
         weights = edge_weights(samples.times, build_edges(config.time))
     return LineProblem(
         comm, static, solver, observations, loss, metrics, weights,
-        samples.section.interpolation, terms, config.run.seed,
+        samples.section.interpolation, terms, config.run.seed, noise,
     )  # fmt: skip
 
 

@@ -36,9 +36,10 @@ from nodepint_mpi.profiling.equivalents import evaluations
 from nodepint_mpi.training.batch_model import split_model
 from nodepint_mpi.training.check_model import check_model
 from nodepint_mpi.training.info import open_alone
+from nodepint_mpi.training.line_problem import LineProblem
 from nodepint_mpi.training.rank_samples import for_rank
 from nodepint_mpi.training.setup import make_problem, share_batch
-from nodepint_mpi.training.step import LineProblem, loss_and_gradient, tracked_gradient
+from nodepint_mpi.training.step import loss_and_gradient, tracked_gradient
 
 
 class NoSteps(AbstractIntegrator):
@@ -49,7 +50,7 @@ class NoSteps(AbstractIntegrator):
     def for_tangents(self):
         return self
 
-    def integrate(self, field, params, start, t0, t1, ts):
+    def integrate(self, field, params, start, t0, t1, ts, increments=None):
         return SliceResult(jnp.broadcast_to(start, (ts.size, *start.shape)), start)
 
 

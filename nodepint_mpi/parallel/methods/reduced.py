@@ -22,8 +22,9 @@ from nodepint_mpi.core.scopes import COARSE, TANGENTS
 from nodepint_mpi.core.sweeps import (
     coarse_block,
     end_times,
+    every_sample,
     finite_coarse_end,
-    slices_finite,
+    samples_finite,
 )
 from nodepint_mpi.core.transposed import BlockCotangents
 from nodepint_mpi.core.types import Block
@@ -73,12 +74,18 @@ class ReducedLinear(NamedTuple):
 class _Completed(Propagator):
     """V g(V^T u) + (I - V V^T) G(u): the reduced flow, completed by the coarse propagator."""
 
+    coarse: Propagator
     basis: Inexact[Array, "rank *sample"]
     reduced_params: Any
     reduced: Propagator
 
+    @property
+    def n_sample_axes(self) -> int:
+        """Those of the coarse propagator."""
+        return self.coarse.n_sample_axes
+
     def __call__(self, params, start, t0, length, ts, index=None):
-        coarse = super().__call__(params, start, t0, length, ts, index)
+        coarse = self.coarse(params, start, t0, length, ts, index)
         within = self.reduced(
             self.reduced_params, project(self.basis, start), t0, length, ts, index
         )
@@ -133,8 +140,9 @@ class Reduced(AbstractMethod):
         del slow
         old, (basis, k), _ = swept
         index = jnp.asarray(line.owned.indices)
-        finite = slices_finite(fine_ends)
-        fine_ends = jnp.where(by_slice(finite, fine_ends), fine_ends, old.ends)
+        n_lead = 1 + self.coarse.n_sample_axes
+        finite = samples_finite(fine_ends, n_lead)
+        fine_ends = jnp.where(finite, fine_ends, old.ends)
         if self.basis.n_new:
             key = jax.random.fold_in(jax.random.key(self.basis.seed), k)
             jumps = jnp.where(by_slice(index >= front, old.ends), fine_ends - old.ends, 0.0)
@@ -151,9 +159,9 @@ class Reduced(AbstractMethod):
         targets = jnp.where(by_slice(index < front, old.ends), old.ends, fine_ends)
         changes, guarded = self._walk(line, basis, old.starts, targets, front)
         ends = targets + lift(basis, changes)
-        sane = slices_finite(ends)
-        ends = jnp.where(by_slice(sane & (index > front), ends), ends, targets)
-        guarded = guarded + jnp.sum((index > front) & ~(finite & sane))
+        sane = samples_finite(ends, n_lead)
+        ends = jnp.where(sane & by_slice(index > front, ends), ends, targets)
+        guarded = guarded + jnp.sum((index > front) & ~every_sample(finite & sane))
         counts = no_counts()._replace(guarded=guarded)
         return Swept(with_ends(line, initial, ends), memory, counts)
 
@@ -215,13 +223,13 @@ class Reduced(AbstractMethod):
         return Galerkin(self.coarse.field) if self.reduction is None else self.reduction
 
     def _propagator(self) -> Propagator:
-        return Propagator(self._reduction.field, self.coarse.integrator).for_tangents()
+        return self._reduction.propagator(self.coarse.integrator).for_tangents()
 
     def _completed(self, line: Line, basis: Array) -> "_Completed":
         return _Completed(
-            self.coarse.field, self.coarse.integrator, basis,
+            self.coarse.field, self.coarse.integrator, self.coarse, basis,
             self._reduction.reduce(line.params, basis),
-            Propagator(self._reduction.field, self.coarse.integrator),
+            self._reduction.propagator(self.coarse.integrator),
         )  # fmt: skip
 
     def _walk(self, line: Line, basis: Array, starts: Block, targets: Block, front):

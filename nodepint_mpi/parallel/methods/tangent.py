@@ -19,7 +19,7 @@ from nodepint_mpi.core.complement import Split, walk_cocorrections, walk_correct
 from nodepint_mpi.core.propagators import Propagator
 from nodepint_mpi.core.scopes import COARSE, TANGENTS, scope
 from nodepint_mpi.core.sensitivity import propagate_directions, tangent_passes
-from nodepint_mpi.core.sweeps import BlockStates, slices_finite
+from nodepint_mpi.core.sweeps import BlockStates, every_sample, samples_finite
 from nodepint_mpi.core.transposed import BlockCotangents
 from nodepint_mpi.core.types import Block
 from nodepint_mpi.errors import ProblemError
@@ -116,8 +116,9 @@ class Tangent(AbstractMethod):
     def sweep(self, line, initial, swept, fine_ends, front, slow=False):
         old = swept.states
         index = jnp.asarray(line.owned.indices)
-        finite = slices_finite(fine_ends)
-        usable = by_slice((index >= front) & finite, fine_ends)
+        n_lead = 1 + self.propagator.n_sample_axes
+        finite = samples_finite(fine_ends, n_lead)
+        usable = by_slice(index >= front, fine_ends) & finite
         jumps = jnp.where(usable, fine_ends - old.ends, 0.0)
         radius = self._radius(line, old)
         memory = self._turn(line, old, jumps, radius, front, swept.memory, slow)
@@ -125,9 +126,9 @@ class Tangent(AbstractMethod):
         ends = old.ends + changes
         ends = jnp.where(by_slice(index == front, ends), fine_ends, ends)
         ends = jnp.where(by_slice(index < front, ends), old.ends, ends)
-        sane = slices_finite(ends) | (index <= front)
-        ends = jnp.where(by_slice(sane, ends), ends, old.ends)
-        guarded = guarded + jnp.sum((index > front) & ~(finite & sane))
+        sane = samples_finite(ends, n_lead) | by_slice(index <= front, ends)
+        ends = jnp.where(sane, ends, old.ends)
+        guarded = guarded + jnp.sum((index > front) & ~every_sample(finite & sane))
         memory = memory._replace(n_sweeps=memory.n_sweeps + 1)
         return Swept(with_ends(line, initial, ends), memory, Counts(guarded, damped))
 
