@@ -1,5 +1,6 @@
 """Clocks against loops and counts, costs by hand, published times, sweeps of a config."""
 
+import json
 import math
 
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ from nodepint_mpi.bench.planning.recording import StepRecorder
 from nodepint_mpi.bench.planning.replay import Costs
 from nodepint_mpi.bench.planning.stages import Sweeps
 from nodepint_mpi.bench.planning.validation import format_validation, validate
+from nodepint_mpi.bench.studies.measures import Curve
+from nodepint_mpi.bench.studies.model import make_model
 from nodepint_mpi.config.experiment import parse_config
 from nodepint_mpi.core.partition import own_slices
 from nodepint_mpi.core.sweeps import count_unsolved
@@ -166,3 +169,28 @@ def test_other_slices_have_the_same_horizon(recorder):
     line = made.line(Layout(4))
     assert line.n_slices == 4 and line is made.line(Layout(4))
     assert made.with_slices(4) is made
+
+
+def test_a_curve_is_modelled_by_the_costs_of_its_first_point(source, tmp_path):
+    text = small_config(source, f'method = "parareal"\n{TRACKED}')
+    (tmp_path / "config.toml").write_text(text)
+    phases = {name: {"ranks": ranks[:1]} for name, ranks in SECONDS.items()}
+    (tmp_path / "phases.json").write_text(json.dumps({"phases_s": phases}))
+    first = {
+        "run": str(tmp_path), "point": "first", "state": "finished", "oversubscribed": False,
+        "step_s": {"max": 9.4}, "n_ranks": 1, "data_ranks": 1, "n_slices": N, "batch_size": None,
+        "phases_s": {}, "profiled": {"sweeps": [1.0, 1.0]},
+    }  # fmt: skip
+    model = make_model(Curve("study", "strong", "", [first], {}), FREE)
+    assert model is not None
+    # All that is not a message: 2 s of fine solves, 6 of pull-backs, 0.9 of coarse steps, the rest.
+    assert model(first).step_s == pytest.approx(2.0 + 6.0 + 0.9 + 0.5)
+    several = model(first | {"n_ranks": N})
+    assert several.step_s == pytest.approx(8.0 / N + 0.9 + 0.5)
+    assert set(several.shares) == {"fine", "coarse", "messages", "idle", "other"}
+    # Twice as many slices of the same length: each rank has as much to do, coarse steps are more.
+    longer = model(first | {"n_ranks": 2 * N, "n_slices": 2 * N})
+    assert longer.step_s == pytest.approx(8.0 / N + 2 * 0.9 + 0.5)
+    # Two lines, each with half of the samples.
+    lines = model(first | {"n_ranks": 2 * N, "data_ranks": 2})
+    assert lines.step_s == pytest.approx((8.0 / N + 0.9) / 2 + 0.5)
