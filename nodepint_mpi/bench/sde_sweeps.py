@@ -36,12 +36,19 @@ def run_sde_sweeps(comms: Comms, report: Callable[[str], None]) -> list[dict[str
         for coarse in COARSE:
             if case.additive and "Milstein" in coarse:
                 continue  # it is Euler's method there
-            rows.append({"case": name, "coarse": coarse, **_count(comms, case, coarse)})
+            rows.append({"case": name, "coarse": coarse, **count_sweeps(comms, case, coarse)})
             report(f"{name}, {coarse}: {rows[-1]['median']:g} sweeps")
     return rows
 
 
-def _count(comms: Comms, case: SdeCase, coarse: str) -> dict[str, Any]:
+def count_sweeps(comms: Comms, case: SdeCase, coarse: str) -> dict[str, Any]:
+    """Sweeps of all paths of one equation, and errors of iterates. Collective.
+
+    Args:
+        comms: The run's communicators.
+        case: The equation.
+        coarse: Key of `COARSE`.
+    """
     solver, n_coarse = COARSE[coarse]
 
     def run(stopping: AbstractStopping | None, **options: Any) -> Solution:
