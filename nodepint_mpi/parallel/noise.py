@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from nodepint_mpi.core.keys import keys_as_numbers
-from nodepint_mpi.core.noise import path_key
+from nodepint_mpi.core.noise import path_keys
 from nodepint_mpi.core.propagators import AbstractIntegrator, FixedSteps, Propagator
 from nodepint_mpi.core.stochastic import (
     Calculus,
@@ -62,9 +62,8 @@ class Noise:
 
     def keys(self) -> Array:
         """The keys of all paths as numbers, (*paths, bytes). Local."""
-        of_path = lambda path: keys_as_numbers(path_key(self.seed, path, self.step))  # noqa: E731
-        paths = jnp.asarray(self.paths)
-        return jax.vmap(of_path)(paths) if paths.ndim else of_path(paths)
+        keys = path_keys(jax.random.key(self.seed), jnp.asarray(self.paths), self.step)
+        return keys_as_numbers(keys)
 
     def shape(self, layout: StateLayout) -> tuple[int, ...]:
         """Shape of the Brownian motion of a state. Local."""
