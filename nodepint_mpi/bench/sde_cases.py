@@ -46,9 +46,13 @@ SDE_CASES = {
         lambda t, u, args: args["sigma"] * jnp.sqrt(1 + u**2),
         {"rate": 1.0, "sigma": 0.3}, 1.0, 2.0,
     ),
+    "periodic": SdeCase(
+        lambda t, u, args: jnp.sin(args["rate"] * u), _constant,
+        {"rate": 2.0, "sigma": 1.0}, 1.0, 1.0, additive=True,
+    ),
     "double_well": SdeCase(
         lambda t, u, args: args["rate"] * (u - u**3), _constant,
         {"rate": 1.0, "sigma": 0.5}, 1.0, 10.0, additive=True,
     ),
 }  # fmt: skip
-"""Geometric Brownian motion, an Ornstein-Uhlenbeck process, and two without a closed form."""
+"""Geometric Brownian motion, an Ornstein-Uhlenbeck process, and three without a closed form."""
