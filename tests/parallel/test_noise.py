@@ -206,6 +206,8 @@ REFUSED = [
     ({"noise": nm.Noise(11, jnp.arange(3), kind="diag")}, "choose from 'diagonal'"),
     ({"noise": nm.Noise(11, jnp.array([0, -1, 2]))}, "negative numbers"),
     ({"noise": nm.Noise(11, 0.5)}, "must be a whole number"),
+    ({"noise": nm.Noise(11, np.array([0, 1, 2**32]))}, "count from zero"),
+    ({"noise": nm.Noise(11, jnp.arange(3), step=-1)}, "`noise.step` holds negative"),
     ({"noise": nm.Noise(11, jnp.arange(4))}, "`noise.paths` has 4|and `noise.paths` has 4"),
     ({"noise": nm.Noise(1.5, jnp.arange(3))}, "expected a whole number"),
     ({"noise": nm.Noise(np.nan, jnp.arange(3))}, "expected a whole number"),
