@@ -291,4 +291,31 @@ def sweeps(
     finish(comms.control, result, json_file)
 
 
+@bench.command()
+@click.argument("tables", nargs=-1, type=click.Choice(["strong", "weak", "sweeps", "time"]))
+@click.option(
+    "--paths", default=4000, show_default=True, type=click.IntRange(2),
+    help="Paths of the strong errors; ten times as many for the weak ones.",
+)  # fmt: skip
+@click.option("--repeats", default=15, show_default=True, type=click.IntRange(3))
+@json_option
+def sde(tables: tuple[str, ...], paths: int, repeats: int, json_file: Path | None) -> None:
+    """Solve stochastic equations: TABLES of errors, orders, sweeps and time [all].
+
+    Errors are along paths against a closed form, where there is one, with those of derivatives with
+    respect to parameters. Sweeps are counted path by path; time is that of a serial solve against a
+    loop written out by hand.
+    """
+    comms = start_ranks()
+    set_float64()
+    from nodepint_mpi.bench.sde import format_sde, run_sde
+
+    result = run_sde(
+        comms, tables, n_paths=paths, repeats=repeats,
+        report=lambda line: say(comms.control, line),
+    )  # fmt: skip
+    say(comms.control, format_sde(result))
+    finish(comms.control, result, json_file)
+
+
 bench.add_command(table)

@@ -33,7 +33,20 @@ class Increments(NamedTuple):
 
 def path_key(seed: int, path: Int[Array, ""] | int, step: Int[Array, ""] | int | None = None):
     """The key of one path: common to all optimizer steps, or of one of them. Local."""
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _PURPOSE), path)
+    return _of_path(jax.random.key(seed), path, step)
+
+
+@jax.jit
+def path_keys(
+    seed: Key[Array, ""], paths: Int[Array, "*paths"], step: Int[Array, ""] | int | None = None
+) -> Key[Array, "*paths"]:
+    """The keys of several paths, of the key of a seed. Local."""
+    of_paths = lambda path: _of_path(seed, path, step)  # noqa: E731
+    return jax.vmap(of_paths)(paths) if paths.ndim else of_paths(paths)
+
+
+def _of_path(seed, path, step):
+    key = jax.random.fold_in(jax.random.fold_in(seed, _PURPOSE), path)
     return key if step is None else jax.random.fold_in(key, step)
 
 

@@ -113,6 +113,11 @@ def solve(
         args: Anything the field needs. Arrays and floating-point numbers are traced, so other
             values of them do not compile again; whole numbers, booleans and texts are known to
             the field while it compiles, and so each makes a program of its own.
+        diffusion: `g(t, u, args)` of a stochastic equation du = field dt + g dW, with `noise`. Of
+            the shape of `u`, or (*u, m) for general noise.
+        noise: Its Brownian motion, `Noise(seed, paths)`: which paths, how many dimensions, and in
+            which sense. Steps are fixed, by diffrax's stochastic solvers, and states and gradient
+            are those of the serial path.
         guess: Interface states to start from, shaped like `Solution.interface`, for instance
             those of a nearby problem.
         basis: The basis of `"tangent"` and `"reduced"`.

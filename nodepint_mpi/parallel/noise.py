@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from nodepint_mpi.core.keys import keys_as_numbers
-from nodepint_mpi.core.noise import path_key
+from nodepint_mpi.core.noise import path_keys
 from nodepint_mpi.core.propagators import AbstractIntegrator, FixedSteps, Propagator
 from nodepint_mpi.core.stochastic import (
     Calculus,
@@ -26,6 +26,8 @@ from nodepint_mpi.parallel.problem import ArrayField, StateLayout
 from nodepint_mpi.parallel.programs import SameCode
 
 Kind = Literal["diagonal", "scalar", "general"]
+_MOST = 2**32
+"""Keys take numbers of 32 bits, and of larger ones the lowest bits without a word."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,8 @@ class Noise:
 
     def keys(self) -> Array:
         """The keys of all paths as numbers, (*paths, bytes). Local."""
-        of_path = lambda path: keys_as_numbers(path_key(self.seed, path, self.step))  # noqa: E731
-        paths = jnp.asarray(self.paths)
-        return jax.vmap(of_path)(paths) if paths.ndim else of_path(paths)
+        keys = path_keys(jax.random.key(self.seed), jnp.asarray(self.paths), self.step)
+        return keys_as_numbers(keys)
 
     def shape(self, layout: StateLayout) -> tuple[int, ...]:
         """Shape of the Brownian motion of a state. Local."""
@@ -211,10 +212,27 @@ def _check_fields(noise: Noise) -> None:
         raise ProblemError(
             f"`noise.n_dims` is {noise.n_dims!r}; expected a number of at least one."
         )
-    if isinstance(noise.paths, Tracer):
+    if noise.step is not None:
+        _check_numbers("step", noise.step, most_axes=0)
+    _check_numbers("paths", noise.paths, most_axes=1)
+
+
+def _check_numbers(name: str, numbers: Any, *, most_axes: int) -> None:
+    """Refuse what keys cannot be folded with; traced numbers cannot be seen."""
+    if isinstance(numbers, Tracer):
         return
-    paths = np.asarray(noise.paths)
-    if paths.ndim > 1 or paths.size == 0 or not np.issubdtype(paths.dtype, np.integer):
-        raise ProblemError("`noise.paths` must be a whole number, or an array (paths,) of them.")
-    if np.any(paths < 0):
-        raise ProblemError("`noise.paths` holds negative numbers.")
+    numbers = np.asarray(numbers)
+    if (
+        numbers.ndim > most_axes
+        or numbers.size == 0
+        or not np.issubdtype(numbers.dtype, np.integer)
+    ):
+        many = ", or an array (paths,) of them" if most_axes else ""
+        raise ProblemError(f"`noise.{name}` must be a whole number{many}.")
+    if np.any(numbers < 0):
+        raise ProblemError(f"`noise.{name}` holds negative numbers.")
+    if np.any(numbers >= _MOST):
+        raise ProblemError(
+            f"`noise.{name}` holds numbers of 2^32 and more, whose noise would be that of smaller "
+            "ones: count from zero."
+        )

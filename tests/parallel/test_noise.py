@@ -83,19 +83,19 @@ def solved(comm, name, starts, args, **options):
     return nm.solve(drift, starts, EDGES, diffusion=diffusion, args=args, **given)
 
 
-CASES = [
-    *[("diagonal", method) for method in METHODS],
-    *[(name, "parareal") for name in DIFFUSIONS if name != "diagonal"],
+ON_ALL_RANKS = [
+    *[("diagonal", method) for method in ("serial", "picard", "parareal", "tangent", "reduced")],
+    ("general", "parareal"),
 ]
-MORE = [
+CASES = ON_ALL_RANKS + [
     pytest.param(name, method, marks=pytest.mark.mpi(max_size=2))
     for name in DIFFUSIONS
-    for method in ("parareal, Milstein", "tangent", "reduced", "reduced, complement")
-    if name != "diagonal"
+    for method in METHODS
+    if (name, method) not in ON_ALL_RANKS and method not in ("serial", "picard")
 ]
 
 
-@pytest.mark.parametrize(("name", "method"), CASES + MORE)
+@pytest.mark.parametrize(("name", "method"), CASES)
 def test_every_method_finds_the_serial_path(comms, name, method):
     options = METHODS[method] | {"method": method.split(",")[0]}
     solution = solved(comms.time, name, STARTS, ARGS, **options)
@@ -206,6 +206,8 @@ REFUSED = [
     ({"noise": nm.Noise(11, jnp.arange(3), kind="diag")}, "choose from 'diagonal'"),
     ({"noise": nm.Noise(11, jnp.array([0, -1, 2]))}, "negative numbers"),
     ({"noise": nm.Noise(11, 0.5)}, "must be a whole number"),
+    ({"noise": nm.Noise(11, np.array([0, 1, 2**32]))}, "count from zero"),
+    ({"noise": nm.Noise(11, jnp.arange(3), step=-1)}, "`noise.step` holds negative"),
     ({"noise": nm.Noise(11, jnp.arange(4))}, "`noise.paths` has 4|and `noise.paths` has 4"),
     ({"noise": nm.Noise(1.5, jnp.arange(3))}, "expected a whole number"),
     ({"noise": nm.Noise(np.nan, jnp.arange(3))}, "expected a whole number"),

@@ -1,12 +1,14 @@
 """Noise and paths on grids of ranks: the same bits, and numbers of all paths together."""
 
 import functools
+from typing import NamedTuple
 
 import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from mpi4py import MPI
 
 import nodepint_mpi as nm
 from nodepint_mpi.core.keys import keys_as_numbers
@@ -15,8 +17,8 @@ from nodepint_mpi.core.partition import own_slices
 from nodepint_mpi.core.stochastic import NoisyArgs, StochasticField
 from nodepint_mpi.core.sweeps import end_times
 from nodepint_mpi.errors import ProblemError
-from nodepint_mpi.parallel.comms import free_comms, make_comms, world
-from nodepint_mpi.parallel.dealing import own_part
+from nodepint_mpi.parallel.comms import world
+from nodepint_mpi.parallel.dealing import part_of
 
 N_SLICES, N_FINE, N_PATHS, LAST = 7, 6, 5, 2.1
 EDGES = np.linspace(0.0, LAST, N_SLICES + 1)
@@ -24,13 +26,29 @@ GRIDS = {1: (1,), 2: (1, 2), 3: (1, 3), 4: (1, 2)}
 """Numbers of lines by numbers of ranks: 1 x 1, 2 x 1, 1 x 2, 3 x 1, 1 x 3, 4 x 1 and 2 x 2."""
 
 
+class Grid(NamedTuple):
+    """A line of ranks along time, the ranks of all lines with the same slices, and the share of
+    the paths that this line has."""
+
+    time: nm.TimeComm
+    data: MPI.Intracomm
+    n_groups: int
+    group: int
+
+    def part(self, n_paths):
+        return part_of(n_paths, self.n_groups, self.group)
+
+
 def grids():
-    """Every grid that these ranks form. Collective."""
-    for n_groups in GRIDS.get(world().Get_size(), (1,)):
-        made = make_comms(world(), n_groups=n_groups)
-        yield made
-        jax.effects_barrier()
-        free_comms(made)
+    """Every grid that these ranks form, of lines that are made as a user does. Collective."""
+    mpi = world()
+    for n_groups in GRIDS.get(mpi.Get_size(), (1,)):
+        group, place = divmod(mpi.Get_rank(), mpi.Get_size() // n_groups)
+        line, data = (MPI.Intracomm(mpi.Split(*key)) for key in ((group, place), (place, group)))
+        with nm.make_time_comm(line) as time:
+            yield Grid(time, data, n_groups, group)
+        for one in (line, data):
+            one.Free()
 
 
 def both_of(increments):
@@ -68,9 +86,9 @@ def test_the_same_bits_on_every_grid(shape, step):
     whole = np.stack([both_of(one) for one in whole], axis=1)
     whole = whole.reshape(2, N_PATHS, N_SLICES, N_FINE, *shape)
     width = jnp.full(N_SLICES, EDGES[1])
-    for comms in grids():
-        mine = own_part(comms.time, N_PATHS)
-        owned = own_slices(EDGES, comms.time.size, comms.time.rank)
+    for grid in grids():
+        mine = grid.part(N_PATHS)
+        owned = own_slices(EDGES, grid.time.size, grid.time.rank)
         index = end_times(owned, width).global_index
         paths = jnp.arange(mine.start, mine.stop)
         keys = jax.vmap(lambda path: keys_as_numbers(path_key(5, path, step)))(paths)
@@ -87,12 +105,12 @@ def drift(t, u, args):
     return -args * u
 
 
-def solved(comms, paths, args):
+def solved(comm, paths, args):
     return nm.solve(
         drift, jnp.ones(2), EDGES, diffusion=lambda t, u, args: 0.3 * u * args, args=args,
         noise=nm.Noise(2, paths), in_axes=(None, None), fine=nm.FixedSteps(diffrax.Euler(), N_FINE),
         coarse=nm.FixedSteps(diffrax.Euler(), 1), stopping=nm.JumpTolerance(1e-13),
-        comm=comms.time, check_ranks=False,
+        comm=comm, check_ranks=False,
     )  # fmt: skip
 
 
@@ -109,17 +127,17 @@ def by_hand(n_paths, args):
     return jax.vmap(one)(jnp.arange(n_paths))
 
 
-def test_paths_dealt_to_lines_of_ranks(comms):
+def test_paths_dealt_to_lines_of_ranks():
     """States and the sum of the lines' gradients do not depend on the grid."""
     args = jnp.array(0.9)
     wanted = by_hand(N_PATHS, args)
     gradient = jax.grad(lambda args: jnp.sum(by_hand(N_PATHS, args) ** 2))(args)
     for grid in grids():
-        mine = own_part(grid.time, N_PATHS)
+        mine = grid.part(N_PATHS)
         paths = jnp.arange(mine.start, mine.stop)
 
         def loss(args, grid=grid, paths=paths):
-            ends = solved(grid, paths, args).interface[-1]
+            ends = solved(grid.time, paths, args).interface[-1]
             return jnp.sum(ends**2), ends
 
         (_, ends), part = jax.jit(jax.value_and_grad(loss, has_aux=True))(args)
@@ -128,11 +146,11 @@ def test_paths_dealt_to_lines_of_ranks(comms):
         np.testing.assert_allclose(total, gradient, rtol=1e-8)
 
 
-def test_statistics_of_all_paths(comms):
+def test_statistics_of_all_paths():
     """Moments and quantiles as NumPy's of all paths, whoever holds which."""
     values = np.random.default_rng(0).normal(3.0, 2.0, (4, 11, 3))
     for grid in grids():
-        mine = own_part(grid.time, values.shape[1])
+        mine = grid.part(values.shape[1])
         found = nm.path_statistics(values[:, mine], quantiles=(0.05, 0.5, 1.0), comm=grid.data)
         assert found.n_paths == 11
         np.testing.assert_allclose(found.mean, values.mean(axis=1), rtol=1e-13)
