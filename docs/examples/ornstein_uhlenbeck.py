@@ -11,12 +11,12 @@ import numpy as np
 import nodepint_mpi as nm
 
 CONFIG = """
-run = { name = "ornstein_uhlenbeck", n_steps = 400 }
+run = { name = "ornstein_uhlenbeck", n_steps = 1200 }
 data = { source = ":make_data", input = "seen", target = "seen", times = "time", batch_size = 128 }
 network = { name = ":make_model" }
 noise = { calculus = "ito", additive = true, n_paths = 4 }
 loss = { name = "energy_score" }
-optim = { learning_rate = 0.02, schedule = "cosine", decay_steps = 400 }
+optim = { learning_rate = 0.05, schedule = "cosine", decay_steps = 1200 }
 [time]
 horizon = [0.0, 63.0]
 n_slices = 21
