@@ -17,7 +17,8 @@ from nodepint_mpi.build.noise import build_noise
 from nodepint_mpi.build.optimizers import averaged_of, build_optimizer, check_optimizer
 from nodepint_mpi.build.sections import build_loss, build_terms, build_time_solver
 from nodepint_mpi.build.user_code import load_code
-from nodepint_mpi.config.experiment import N_STEPS, Config
+from nodepint_mpi.config.experiment import Config
+from nodepint_mpi.config.run import N_STEPS
 from nodepint_mpi.core.batch import SampleBatch
 from nodepint_mpi.core.by_name import asked_for
 from nodepint_mpi.core.galerkin import AbstractReduction, Galerkin, ProjectedProcessor

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from nodepint_mpi.config.experiment import Config, RunSection, parse_config, read_config
+from nodepint_mpi.config.experiment import Config, parse_config, read_config
+from nodepint_mpi.config.run import RunSection
 from nodepint_mpi.config.time import (
     BasisSection,
     PararealSection,
