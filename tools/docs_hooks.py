@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from nodepint_mpi.config.experiment import Config
+from nodepint_mpi.config.time import Time, TimeSection
 
 KEYS = "[config keys]"
 """The line of a page that is replaced by the tables."""
@@ -50,6 +51,8 @@ def _describe(model: type[BaseModel], path: str, seen: dict[type[BaseModel], str
     rows = []
     for key, field in model.model_fields.items():
         sections = [s for s in _parts(field.annotation) if _is_section(s)]
+        if path == "" and key == "time":  # of one union: the general one has all keys
+            sections = [TimeSection]
         inner += [(key, section) for section in sections]
         if not sections:
             rows.append(f"| `{key}` | {_kind(field)} | {_default(field)} |")
@@ -59,6 +62,8 @@ def _describe(model: type[BaseModel], path: str, seen: dict[type[BaseModel], str
             title += f": {model.__name__.removesuffix('Network').lower()}"
         yield f"\n{'#' * (1 + len(path.split('.')))} {title}\n"
         yield re.sub(r"\n[ ]+", "\n", model.__doc__ or "")
+        if model is TimeSection:
+            yield from _methods()
     if model in seen:
         yield f"\nThe keys are those of `[{seen[model]}]`."
         return
@@ -67,6 +72,20 @@ def _describe(model: type[BaseModel], path: str, seen: dict[type[BaseModel], str
         yield "\n| key | type | default |\n|---|---|---|\n" + "\n".join(rows)
     for key, section in inner:
         yield from _describe(section, f"{path}.{key}" if path else key, seen)
+
+
+def _methods() -> Iterator[str]:
+    """A row for each section of the union `[time]`: its methods and what they need."""
+    yield "\n| `method` | needs |\n|---|---|"
+    for section in _parts(typing.get_args(Time)[0]):
+        names = typing.get_args(section.model_fields["method"].annotation)
+        needs = [
+            f"`[time.{key}]`" for key, general in TimeSection.model_fields.items()
+            if section.model_fields[key].is_required() and not general.is_required()
+            and key != "method"
+        ]  # fmt: skip
+        shown = ", ".join(f'`"{name}"`' for name in names) or '`"file.py:function"`'
+        yield f"| {shown} | {', '.join(needs) or 'nothing more'} |"
 
 
 def _is_section(part: Any) -> bool:

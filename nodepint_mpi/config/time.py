@@ -247,9 +247,12 @@ class PlainSection(_AnyTimeSection):
 
 
 class TimeSection(_AnyTimeSection):
-    """A method of the user's own: `method = "file.py:function"`, a function of `Parts`.
+    """The horizon, its slices, and how they are solved and tied together.
 
-    A config also takes it in place of the section of a known method, whose checks it then passes.
+    `method` is a name, or `file.py:function` for a function of `nodepint_mpi.Parts` that makes one.
+    It passes over sections that it has no use for, and `serial` over `tracking`, so that methods
+    can be compared by changing one key. `slices_at_once` is the number of slices that a rank
+    propagates as one batch, all its own unless given.
     """
 
     method: str = "parareal"

@@ -23,6 +23,7 @@ from nodepint_mpi.bench.planning.lines import (
 )
 from nodepint_mpi.bench.planning.stages import Sweeps
 from nodepint_mpi.build.model import Given, build_model
+from nodepint_mpi.build.noise import build_noise
 from nodepint_mpi.config.experiment import Config, parse_config
 from nodepint_mpi.core.partition import own_slices
 from nodepint_mpi.core.propagators import AbstractIntegrator, AdjointKind, SliceResult
@@ -115,7 +116,7 @@ class StepRecorder:
         sizes = {"input_shape": samples.input_shape, "output_size": count_outputs(samples)}
         given = Given(samples.n_inputs, samples.n_static)
         model = build_model(config, **sizes, given=given, step=0)
-        return cls(config, samples, model, check_model(model, samples))
+        return cls(config, samples, model, check_model(model, samples, build_noise(config)))
 
     def changed(self, *settings: str) -> "StepRecorder":
         """That of the same network and data with other settings of the section `time`. Local."""
