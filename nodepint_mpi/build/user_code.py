@@ -4,6 +4,7 @@ Ranks read their own copies of these files. An old copy on one machine trains to
 nothing else would show it.
 """
 
+import functools
 import hashlib
 import inspect
 import sys
@@ -84,8 +85,13 @@ def _own_modules() -> Iterator[tuple[str, Path]]:
         if name.startswith("nodepint_user_"):  # named by the config, and there by its path
             continue
         path = Path(source)
-        if path.is_file() and not places & set(path.resolve().parents):
+        if places.isdisjoint(_folders_of(source)) and path.is_file():
             yield f"the module {name}", path
+
+
+@functools.cache  # of thousands of modules: following the links takes most of the time
+def _folders_of(source: str) -> frozenset[Path]:
+    return frozenset(Path(source).resolve().parents)
 
 
 def _digest(paths: list[Path]) -> str:

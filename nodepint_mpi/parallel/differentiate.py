@@ -22,7 +22,7 @@ from nodepint_mpi.parallel.iterate import TimeSolver
 from nodepint_mpi.parallel.judge import SweepRecord, serial_record
 from nodepint_mpi.parallel.line import Line
 from nodepint_mpi.parallel.methods.base import Memory
-from nodepint_mpi.parallel.methods.serial import walk_linearized
+from nodepint_mpi.parallel.methods.serial import walk, walk_linearized
 from nodepint_mpi.parallel.solve import largest_jump, solve_interface
 
 
@@ -71,7 +71,7 @@ def linearize_solve(line: Line, solver: TimeSolver, initial: State) -> Linearize
 def solve_block(line: Line, solver: TimeSolver, initial: State) -> SliceResult:
     """Solve in parallel and read the owned slices, without a derivative. Collective, inside jit."""
     if solver.walks(line.owned):
-        return walk_linearized(line, solver.fine, initial).result
+        return walk(line, solver.fine, initial)[1]
     states = solve_interface(line, solver, initial).states
     with work(FINE_FORWARD, Tally(fine=line.owned.n_owned)):
         return propagate_block(
