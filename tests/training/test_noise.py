@@ -7,18 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.flatten_util import ravel_pytree
 from scipy.stats import norm
 
 from nodepint_mpi.config.experiment import parse_config
 from nodepint_mpi.core.path_losses import energy_score, euler_likelihood, moment_error
 from nodepint_mpi.errors import ConfigError, ProblemError
 from nodepint_mpi.parallel.comms import alone, free_comms, make_comms, world
-from nodepint_mpi.training.error_control import make_stepper
-from nodepint_mpi.training.evaluate import evaluate
 from nodepint_mpi.training.forward import make_prediction
-from nodepint_mpi.training.plain import make_plain_loss
 from nodepint_mpi.training.setup import fresh_state, set_up
+from tests.training.sample_case import check_step, losses, make
 from tests.training.small_config import EXACT, small_config
 
 pytestmark = [pytest.mark.standard_promotion, pytest.mark.timeout_s(300)]
@@ -69,7 +66,7 @@ def text(source, shared_tmp_path, comms):
         file.write_text(MODEL)
     comms.control.Barrier()
 
-    def make(
+    def config_text(
         noise: str, steps: str = "ito", options: str = "", loss: str = "mean_squared_error"
     ) -> str:
         kind = "general" if "general" in noise else "diagonal"
@@ -80,17 +77,7 @@ def text(source, shared_tmp_path, comms):
         )  # fmt: skip
         return made.replace('"mean_squared_error"', f'"{loss}"')
 
-    return make
-
-
-def losses(comms, text: str, n_steps: int) -> np.ndarray:
-    experiment = set_up(parse_config(text), comms)
-    stepper, state, found = make_stepper(experiment), fresh_state(experiment), []
-    for k in range(n_steps):
-        taken = stepper.take(state, experiment.batch(k), k)
-        state = taken.state
-        found.append(float(taken.report.loss))
-    return np.array([*found, *evaluate(comms, experiment, state.params).values()])
+    return config_text
 
 
 def by_hand(experiment, step: int | None, n_paths: int | None) -> np.ndarray:
@@ -138,21 +125,15 @@ LIMITS = {"diagonal": 1, "scalar, fresh": 1, "stratonovich": 1, "levy, tracked":
 def test_losses_are_those_of_one_rank_and_of_plain_diffrax(comms, on_one_rank, text, case):
     noise, steps, options = CASES[case]
     loss = "energy_score" if "n_paths" in noise else "mean_squared_error"
-    made = text(noise, steps, options, loss=loss)
-    found = losses(comms, made, 4)
+    config = text(noise, steps, options, loss=loss)
+    made = make(config, comms)
+    found = losses(made, 4)
     assert np.all(np.isfinite(found))
     if comms.time.size > 1:
-        alone_ = on_one_rank(lambda: losses(make_comms(alone()), made, 4))
+        alone_ = on_one_rank(lambda: losses(make(config, make_comms(alone())), 4))
         np.testing.assert_allclose(found, alone_, rtol=1e-10)
-        return
-    experiment = set_up(parse_config(made), comms)
-    state = fresh_state(experiment)
-    taken = make_stepper(experiment).take(state, experiment.batch(0), 0)
-    plain = jax.jit(jax.value_and_grad(make_plain_loss(experiment)))
-    value, gradient = plain(state.params, experiment.whole_batch(0))
-    np.testing.assert_allclose(float(taken.report.loss), float(value), rtol=1e-9)
-    ours, wanted = (ravel_pytree(tree)[0] for tree in (taken.gradient, gradient))
-    assert jnp.linalg.norm(ours - wanted) < 1e-8 * jnp.linalg.norm(wanted)
+    else:
+        check_step(made, 0, loss_rtol=1e-9)
 
 
 @pytest.mark.mpi(max_size=1)
@@ -181,8 +162,8 @@ def test_samples_keep_their_paths_on_any_line_of_ranks(comms, on_one_rank, text)
     n_groups = size if 6 % size == 0 else 2
     dealt = made.replace('precision = "float64"', f'precision = "float64"\ndata_ranks = {n_groups}')
     grid = make_comms(world(), n_groups=n_groups)
-    found = losses(grid, dealt, 3)
-    wanted = on_one_rank(lambda: losses(make_comms(alone()), dealt, 3))
+    found = losses(make(dealt, grid), 3)
+    wanted = on_one_rank(lambda: losses(make(dealt, make_comms(alone())), 3))
     np.testing.assert_allclose(found, wanted, rtol=1e-10)
     jax.effects_barrier()
     free_comms(grid)
