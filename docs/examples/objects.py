@@ -48,7 +48,7 @@ class Print(nm.Callback):
 
 model = Swing(eqx.nn.MLP(2, "scalar", 16, 2, jnp.tanh, key=jax.random.key(0)))
 config = nm.Config(
-    run=nm.RunSection(name="swings", n_steps=300),
+    run=nm.RunSection(name="swings", n_steps=600),
     time=nm.PararealSection(
         horizon=[0.0, 6.0],
         n_slices=6,
@@ -56,7 +56,7 @@ config = nm.Config(
         coarse=nm.StepsSection(solver="rk4", n_steps=1),
     ),
     data=nm.DataSection(input="u", target="u", times="t"),
-    output=nm.OutputSection(log_every=100),
+    output=nm.OutputSection(log_every=200),
 )
 result = nm.train(
     config,
@@ -65,7 +65,7 @@ result = nm.train(
     data={"train": swings(32, seed=0), "test": swings(16, seed=1)},
     loss=nm.mean_squared_error,
     metrics=[relative_error],
-    optimizer=optax.adam(optax.cosine_decay_schedule(0.05, 300)),
+    optimizer=optax.adam(optax.cosine_decay_schedule(0.03, 600)),
     callbacks=[Print()],
 )
 

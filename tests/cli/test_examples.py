@@ -45,7 +45,11 @@ def found(folder, mpirun):
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         (folder / "alone.txt").write_text(done.stdout)
-    return {name: np.load(folder / f"{name}.npz") for name in RANKS}
+    read = {}
+    for name in RANKS:
+        with np.load(folder / f"{name}.npz") as file:
+            read[name] = dict(file)
+    return read
 
 
 def test_rank_0_alone_speaks_and_says_the_same_on_any_number_of_ranks(found, folder):
