@@ -4,7 +4,7 @@ from nodepint_mpi.build.model import build_integrator
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.core.sample_noise import SampleNoise
 from nodepint_mpi.errors import ConfigError, ProblemError
-from nodepint_mpi.parallel.noise import Noise, check_noise
+from nodepint_mpi.parallel.noise import Noise, check_steps
 
 
 def build_noise(config: Config) -> SampleNoise | None:
@@ -26,16 +26,10 @@ def build_noise(config: Config) -> SampleNoise | None:
         if part is not None
     }
     try:
-        part = check_noise(stated, _any_diffusion, steps)
+        n_fine, levy = check_steps(stated, steps)
     except ProblemError as error:
         raise ConfigError(f"`[noise]` and `[time]`: {error}") from error
-    assert part is not None  # there is noise
     return SampleNoise(
         seed, **of_kind, n_paths=section.n_paths, fresh=section.paths == "fresh",
-        n_fine=part.n_fine, levy=part.levy,
+        n_fine=n_fine, levy=levy,
     )  # fmt: skip
-
-
-def _any_diffusion(t, u, args):
-    """In place of the model's, which is not made yet."""
-    raise NotImplementedError

@@ -14,8 +14,8 @@ NETWORKS = ("mlp", "conv")
 class DenseNetwork(Section):
     """A multi-layer perceptron as vector field of the observed state.
 
-    With `latent` it acts on so many coordinates of a learned linear basis of the observed state; of
-    samples with labels, on so many affine functions of all their numbers.
+    With `latent` it acts on that many coordinates in a learned linear basis of the observed state;
+    for labeled samples, on that many affine functions of their entries.
     """
 
     name: Literal["mlp"]

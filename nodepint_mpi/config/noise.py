@@ -12,8 +12,8 @@ class NoiseSection(Section):
 
     `kind` and `calculus` are those of `nodepint_mpi.Noise`. With `paths = "common"` the path of a
     sample is the same in all steps, with "fresh" it is another one in each, which goes without
-    `[time.tracking]`. With `n_paths` each sample has so many, counted by the first axis of its
-    state and of its prediction. `seed` is `run.seed` unless given.
+    `[time.tracking]`. With `n_paths` each sample has several paths, the first axis of its state and
+    of its prediction. `seed` is `run.seed` unless given.
     """
 
     kind: Literal["diagonal", "scalar", "general"] = "diagonal"

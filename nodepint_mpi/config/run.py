@@ -62,7 +62,7 @@ class OutputSection(Section):
     """Where results go and how often.
 
     Without `checkpoint_every` a checkpoint is saved every 500 steps, but put off as long as saving
-    would take more than 3 % of the time; with it, every so many steps whatever it costs.
+    would take more than 3 % of the time; with it, at that interval of steps whatever it costs.
     `tensorboard` also writes the metrics for TensorBoard. `callbacks` are told of them: "wandb",
     "mlflow", or import paths of what makes a `nodepint_mpi.Callback`. `best` names a score on the
     validation set, "valid_loss" or "valid_" and a metric: the checkpoint of the best one is kept

@@ -5,9 +5,8 @@ rank, draws the same bits. Coarse increments are sums of fine ones, so that a co
 the path of the fine one.
 """
 
-import abc
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -29,6 +28,14 @@ class Increments(NamedTuple):
 
     w: Float[Array, "steps *noise"]
     h: Float[Array, "steps *noise"] | None
+
+
+def as_control(of_step: Increments, width: Array, use_levy: bool) -> Any:
+    """The increments of one step as diffrax's solvers take them. Local."""
+    if not use_levy:
+        return of_step.w
+    assert of_step.h is not None  # whoever draws them knows the solver
+    return diffrax.SpaceTimeLevyArea(dt=width, W=of_step.w, H=of_step.h)
 
 
 def path_key(seed: int, path: Int[Array, ""] | int, step: Int[Array, ""] | int | None = None):
@@ -123,20 +130,8 @@ class AbstractNoise(diffrax.AbstractTerm):
     diffusion: eqx.AbstractVar[Callable]
     is_matrix: eqx.AbstractVar[bool]
 
-    @abc.abstractmethod
-    def increment(self, t0: Array, t1: Array) -> tuple[Array, Array | None]:
-        """W and H of the step from `t0` to `t1`. Local."""
-
     def vf(self, t, y, args):
         return self.diffusion(t, y, args)
-
-    def contr(self, t0, t1, use_levy=False, **kwargs):
-        del kwargs
-        w, h = self.increment(t0, t1)
-        if not use_levy:
-            return w
-        assert h is not None  # whoever makes the term knows the solver
-        return diffrax.SpaceTimeLevyArea(dt=t1 - t0, W=w, H=h)
 
     def prod(self, vf, control):
         if not self.is_matrix:
@@ -152,8 +147,9 @@ class StepNoise(AbstractNoise):
     h: Float[Array, "*noise"] | None
     is_matrix: bool = eqx.field(static=True)
 
-    def increment(self, t0, t1):
-        return self.w, self.h
+    def contr(self, t0, t1, use_levy=False, **kwargs):
+        del kwargs
+        return as_control(Increments(self.w, self.h), t1 - t0, use_levy)
 
 
 class GridNoise(AbstractNoise):
@@ -163,9 +159,9 @@ class GridNoise(AbstractNoise):
     path: "GridPath"
     is_matrix: bool = eqx.field(static=True)
 
-    def increment(self, t0, t1):
-        drawn = self.path.draw(t0, t1)
-        return drawn.w, drawn.h
+    def contr(self, t0, t1, use_levy=False, **kwargs):
+        del kwargs
+        return self.path.evaluate(t0, t1, use_levy=use_levy)
 
 
 class GridPath(diffrax.AbstractBrownianPath):
@@ -187,19 +183,13 @@ class GridPath(diffrax.AbstractBrownianPath):
     def t1(self):  # type: ignore[override]
         return self.ends[-1]
 
-    def draw(self, t0: Array, t1: Array) -> Increments:
-        """The increment of the fine step from `t0` to `t1`. Local."""
-        middles = (self.ends[:-1] + self.ends[1:]) / 2
-        number = jnp.searchsorted(middles, t0)
-        levy = issubclass(self.levy_area, diffrax.AbstractSpaceTimeLevyArea)
-        drawn = draw_increments(self.key, number, 1, t1 - t0, self.shape, levy=levy)
-        return jax.tree.map(lambda x: x[0], drawn)
-
     def evaluate(self, t0, t1=None, left=True, use_levy=False):
         del left
         if t1 is None:
             raise ProblemError("This path knows its increments, over one fine step each.")
-        drawn = self.draw(jnp.asarray(t0), jnp.asarray(t1))
-        if not use_levy:
-            return drawn.w
-        return diffrax.SpaceTimeLevyArea(dt=t1 - t0, W=drawn.w, H=drawn.h)  # type: ignore[arg-type]
+        width = jnp.asarray(t1) - jnp.asarray(t0)
+        middles = (self.ends[:-1] + self.ends[1:]) / 2
+        number = jnp.searchsorted(middles, t0)
+        levy = issubclass(self.levy_area, diffrax.AbstractSpaceTimeLevyArea)
+        drawn = draw_increments(self.key, number, 1, width, self.shape, levy=levy)
+        return as_control(jax.tree.map(lambda x: x[0], drawn), width, use_levy)

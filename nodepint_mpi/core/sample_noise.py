@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nodepint_mpi.core.keys import keys_as_numbers
-from nodepint_mpi.core.noise import path_key
+from nodepint_mpi.core.noise import path_keys
 from nodepint_mpi.core.stochastic import OfArgs, StochasticField
 
 _EVALUATION = 0x4576616C  # in place of a step: paths of samples that are only looked at
@@ -61,14 +61,11 @@ class SampleNoise:
         """
         number = jnp.asarray(_EVALUATION) if step is None else step if self.fresh else None
 
-        def of_row(row: Array) -> Array:
-            key = path_key(self.seed, row, number)
-            if self.n_paths is None:
-                return keys_as_numbers(key)
-            own = jax.vmap(lambda path: jax.random.fold_in(key, path))(jnp.arange(self.n_paths))
-            return keys_as_numbers(own)
-
-        return jax.vmap(of_row)(rows)
+        keys = path_keys(jax.random.key(self.seed), rows, number)
+        if self.n_paths is not None:
+            paths = jnp.arange(self.n_paths)
+            keys = jax.vmap(lambda key: jax.vmap(lambda m: jax.random.fold_in(key, m))(paths))(keys)
+        return keys_as_numbers(keys)
 
     def field(self, drift: Callable, diffusion: Callable, state: tuple[int, ...]) -> Any:
         """Drift and diffusion of one path, functions of (t, u, args), as one field. Local."""

@@ -18,6 +18,7 @@ from nodepint_mpi.core.propagators import Propagator, SliceResult
 from nodepint_mpi.core.sample_noise import SampleNoise
 from nodepint_mpi.core.stochastic import NoisyArgs
 from nodepint_mpi.core.types import Params
+from nodepint_mpi.errors import ProblemError
 
 
 class SampleArgs(eqx.Module):
@@ -75,6 +76,8 @@ class SamplePropagator(Propagator):
 
     def __call__(self, params, start, t0, length, ts, index=None):
         if not isinstance(params, SampleParams):
+            if self.noise is not None:  # else the drift alone would be integrated, without a word
+                raise ProblemError("A stochastic model is propagated with the paths of samples.")
             return super().__call__(params, start, t0, length, ts, index)
         assert index is not None  # sweeps give it
         times, signal = params.of_slice(index)

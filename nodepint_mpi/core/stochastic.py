@@ -140,7 +140,7 @@ def check_noise_solver(
     fitting = _FITTING["additive" if additive else calculus]
     if not is_stochastic(solver):
         raise ProblemError(
-            f"`{name}`: {kind} is no solver of stochastic equations with a drift and a diffusion: "
+            f"`{name}`: {kind} is not a solver for equations with a drift and a diffusion: "
             f"take {fitting}."
         )
     tableau = getattr(solver, "tableau", None)

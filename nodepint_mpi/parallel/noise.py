@@ -132,6 +132,19 @@ def check_noise(noise: Any, diffusion: Any, steps: dict[str, Any]) -> Stochastic
         raise ProblemError(
             f"`diffusion` is a {type(diffusion).__name__}; expected a function g(t, u, args)."
         )
+    return StochasticPart(diffusion, noise, *check_steps(noise, steps))
+
+
+def check_steps(noise: Noise, steps: dict[str, Any]) -> tuple[int, bool]:
+    """The fine steps of a slice, and whether a solver reads space-time Levy areas. Local.
+
+    Args:
+        noise: Whose fields are checked, too.
+        steps: As of `check_noise`.
+
+    Raises:
+        ProblemError: with what does not fit and what would.
+    """
     _check_fields(noise)
     given = [
         (name, _fixed_steps(name, part, noise))
@@ -146,8 +159,7 @@ def check_noise(noise: Any, diffusion: Any, steps: dict[str, Any]) -> Stochastic
                 f"`{name}` takes {part.n_steps} steps a slice and `fine` {n_fine}: coarse "
                 "increments are sums of fine ones, so the one must divide the other."
             )
-    levy = any(needs_levy(part.solver) for _, part in given)
-    return StochasticPart(diffusion, noise, n_fine, levy)
+    return n_fine, any(needs_levy(part.solver) for _, part in given)
 
 
 def axes_of_paths(in_axes: Any, noise: Noise) -> Any:

@@ -36,7 +36,7 @@ def path_statistics(
         comm: The ranks that hold other paths, one of each line; None where all paths are here.
 
     Raises:
-        ProblemError: if there is no axis of paths, or a quantile is none.
+        ProblemError: if there is no axis of paths, or a quantile is not between zero and one.
 
     Reference:
         Chan, Golub, LeVeque (1983), Am. Stat. 37, 242-247, eq. (2.1).

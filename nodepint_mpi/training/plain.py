@@ -5,6 +5,7 @@ over the whole horizon and `jax.grad`.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -174,11 +175,12 @@ def _one_by_one(field, diffeqsolve, problem: LineProblem, t0, length, grid):
                 return field.diffusion_of_sample(t0 + t, u, args)
 
             args, saveat = FieldArgs(params, own, key), diffrax.SaveAt(ts=ts)
-            if noise is None or path is None:
+            if noise is None:
                 return diffeqsolve(diffrax.ODETerm(of_sample), start, args, saveat)
 
-            def along(path):
-                random = noise.field(of_sample, diffusion, start.shape)  # type: ignore[union-attr]
+            random = noise.field(of_sample, diffusion, start.shape)
+
+            def along(path: Any):
                 terms = terms_on_grid(random, numbers_as_keys(path), jnp.asarray(grid))
                 return diffeqsolve(terms, start, NoisyArgs(args, path), saveat)
 

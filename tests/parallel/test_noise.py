@@ -213,7 +213,7 @@ REFUSED = [
     ({"noise": nm.Noise(np.nan, jnp.arange(3))}, "expected a whole number"),
     ({"coarse": nm.FixedSteps(EULER, 3)}, "the one must divide the other"),
     ({"coarse": nm.FixedSteps(diffrax.Heun(), 1)}, "`coarse`: Heun converges .* Stratonovich"),
-    ({"fine": nm.FixedSteps(diffrax.Tsit5(), 8)}, "Tsit5 is no solver of stochastic"),
+    ({"fine": nm.FixedSteps(diffrax.Tsit5(), 8)}, "Tsit5 is not a solver for equations"),
     ({"fine": nm.AdaptiveSteps(diffrax.Tsit5(), 1e-6, 1e-6)}, "needs `FixedSteps"),
     ({"fine": nm.FixedSteps(EULER, 8, "continuous")}, "needs the discrete adjoint"),
     ({"fine": nm.FixedSteps(diffrax.SRA1(), 8)}, "SRA1 is for additive noise"),

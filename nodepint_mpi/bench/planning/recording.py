@@ -128,7 +128,7 @@ class StepRecorder:
         return self._others[settings]
 
     def with_slices(self, n_slices: int) -> "StepRecorder":
-        """That of the same horizon in so many slices, whatever their steps. Local."""
+        """The recorder of the same horizon in `n_slices` slices, whatever their steps. Local."""
         edges = self.config.time.edges
         if n_slices == self.config.time.n_slices:
             return self
@@ -139,7 +139,9 @@ class StepRecorder:
         return self.changed(*settings)
 
     def line(self, layout: Layout, n_samples: int | None = None) -> RecordedLine:
-        """What all ranks of a line do in a step, of a group's share of the samples or so many.
+        """What all ranks of a line do in a step.
+
+        `n_samples` is the number of samples of the line: a group's share unless given.
 
         Raises:
             LayoutError: for more ranks along time than slices.
@@ -159,7 +161,7 @@ class StepRecorder:
         return share_batch(self.config, self._samples.n_rows, layout.n_data)
 
     def sweeps(self, counted: Sequence[int | float]) -> Sweeps:
-        """How a step sweeps that reports so many sweeps forward and back. Local."""
+        """How a step with these counts of forward and adjoint sweeps sweeps. Local."""
         forward, back = (max(0, round(number)) for number in counted)
         if self._is_tracked:
             return Sweeps(n_updates=max(1, forward))

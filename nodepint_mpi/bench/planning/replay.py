@@ -72,7 +72,7 @@ def simulate_step(line: RecordedLine, costs: Costs, sweeps: Sweeps, network: Net
 
 
 def replay(clocks: Clocks, line: RecordedLine, costs: Costs, sweeps: Sweeps) -> None:
-    """Move the clocks on by what a line does once, with so many sweeps. Local.
+    """Move the clocks on by what a line does once, with these sweeps. Local.
 
     Raises:
         DataError: if ranks do not make the same calls in the same order, or do something else
