@@ -215,7 +215,7 @@ def solve(
     )
     begin = flat_guess
     if carry is not None:
-        check_tracked(numbers, guess, method)
+        check_tracked(numbers, guess, method, noise)
         begin = carry.take(len(own_slices(edges, comm.size, comm.rank).indices))
     params, others = eqx.partition(args, eqx.is_inexact_array)
     others, static = eqx.partition(others, eqx.is_array)
