@@ -59,7 +59,7 @@ def _pictures(seen: Predicted) -> tuple[Figure, str]:
     figure = draw_trajectories(
         seen.times if seen.times.ndim == 1 else seen.times[shown],
         seen.targets[shown],
-        seen.predictions[shown] if seen.paths is None else seen.paths,
+        (seen.predictions if seen.paths is None else seen.paths)[shown],
         seen.trained_until,
     )
     caption = "The first test samples, observed and predicted from their first observation"

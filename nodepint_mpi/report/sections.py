@@ -17,6 +17,7 @@ from nodepint_mpi.report import (
     paths,
     pictures,
     rom,
+    spread,
     tables,
     times,
 )
@@ -37,6 +38,7 @@ FROM_RECORDS: tuple[Callable[[Facts], Section | None], ...] = (
 )
 FROM_MODEL: tuple[Callable[[Model], Section | None], ...] = (
     paths.trajectories,
+    spread.path_energy,
     classification.labels,
     energy.basis_energy,
     rom.reduced_model,

@@ -27,6 +27,8 @@ from nodepint_mpi.training.forward import make_prediction
 
 N_STATES = 1000
 """States of test samples that are looked at, about."""
+N_PATH_SAMPLES = 64
+"""Test samples of a stochastic model that many paths are made of."""
 
 
 class Predicted(NamedTuple):
@@ -51,8 +53,8 @@ class Predicted(NamedTuple):
     bases: dict[str, np.ndarray]
     """Bases of these states, by what they are: rows (directions, entries), all in use."""
     paths: np.ndarray | None = None
-    """Of a stochastic model: many paths of the first samples, (samples, times, paths, ...); then
-    `predictions` are means over the paths that the run has of a sample."""
+    """Of a stochastic model: many paths of `N_PATH_SAMPLES` samples at most, (samples, times,
+    paths, ...); then `predictions` are means over the paths that the run has of a sample."""
 
 
 class Reduced(NamedTuple):
@@ -108,9 +110,7 @@ def _predict(comms: Comms, trained: TrainedRun, reduced: Reduced | None) -> Pred
         predictions = np.mean(predictions, axis=2)
     paths = None
     if problem.noise is not None:
-        batch = samples.take(np.arange(min(N_SHOWN["trajectories"], samples.n_rows)))
-        seen = np.asarray(make_prediction(problem_to_show(experiment))(trained.params, batch))
-        paths = place_predictions(samples, batch, problem.observations.indices, seen).predictions
+        paths = _many_paths(trained)
     times, is_labels = samples.times, samples.section.times is None
     if samples.series is None:  # the first observation may not be predicted
         order = np.asarray(problem.observations.indices)
@@ -133,6 +133,21 @@ def _predict(comms: Comms, trained: TrainedRun, reduced: Reduced | None) -> Pred
         bases=bases,
         paths=paths,
     )
+
+
+def _many_paths(trained: TrainedRun) -> np.ndarray:
+    """Paths of the first test samples, (samples, times, paths, ...)."""
+    experiment, samples = trained.experiment, trained.experiment.test
+    predict = make_prediction(problem_to_show(experiment))
+    indices = experiment.test_problem.observations.indices
+    n_samples, parts = min(N_PATH_SAMPLES, samples.n_rows), []
+    size = min(N_SHOWN["trajectories"], n_samples)
+    for start in range(0, n_samples, size):
+        batch = samples.take(np.minimum(np.arange(start, start + size), n_samples - 1))
+        seen = np.asarray(predict(trained.params, batch))
+        made = place_predictions(samples, batch, indices, seen).predictions
+        parts.append(made[: n_samples - start])
+    return np.concatenate(parts)
 
 
 def _look_at_states(

@@ -101,7 +101,8 @@ def make_plain_loss(experiment: Experiment) -> Callable:
 
     noise = problem.noise
     if experiment.train.differ or takes_key(problem.static.processor) or noise is not None:
-        solve = _one_by_one(field, diffeqsolve, problem, t0, edges[-1], grid)
+        columns = None if experiment.train.differ else _columns_read(experiment)
+        solve = _one_by_one(field, diffeqsolve, problem, t0, edges[-1], grid, columns)
     else:
         solve = _all_at_once(field, diffeqsolve, experiment, t0, edges, grid)
 
@@ -120,8 +121,7 @@ def make_plain_loss(experiment: Experiment) -> Callable:
 
 def _all_at_once(field, diffeqsolve, experiment: Experiment, t0, edges, grid):
     """The states of a batch at common times by one solve, (times, samples, *state)."""
-    whole = build_edges(experiment.config.time)
-    columns = np.asarray(place_observations(experiment.train.times, whole, 1, 0).indices)
+    columns = _columns_read(experiment)
     times = np.asarray(experiment.train.times)[columns] - t0  # the very first is the input
     where, on_steps = None, False
     if grid is not None:
@@ -148,8 +148,17 @@ def _all_at_once(field, diffeqsolve, experiment: Experiment, t0, edges, grid):
     return solve
 
 
-def _one_by_one(field, diffeqsolve, problem: LineProblem, t0, length, grid):
-    """The same by a solve for each sample, with its own times, inputs and features."""
+def _columns_read(experiment: Experiment) -> np.ndarray:
+    """Which of the times that all samples have in common are read. Local."""
+    whole = build_edges(experiment.config.time)
+    return np.asarray(place_observations(experiment.train.times, whole, 1, 0).indices)
+
+
+def _one_by_one(field, diffeqsolve, problem: LineProblem, t0, length, grid, columns):
+    """The same by a solve for each sample, with its own times, inputs and features.
+
+    Of times in common only `columns` are read; of a sample's own, a mask says which count.
+    """
 
     noise = problem.noise
 
@@ -161,6 +170,8 @@ def _one_by_one(field, diffeqsolve, problem: LineProblem, t0, length, grid):
         column = jnp.arange(real.shape[1])[None]
         last = jnp.max(jnp.where(real, column, -1), axis=1, keepdims=True)
         ts = jnp.where(column <= last, first - t0, length)
+        if columns is not None and not common:
+            ts = ts[:, columns]
 
         def one(start, ts, signal, static, key, path):
             own = SampleArgs(None, static)
@@ -198,8 +209,11 @@ def _one_by_one(field, diffeqsolve, problem: LineProblem, t0, length, grid):
         states = jax.vmap(one, out_axes=1)(initial, ts, signal, static, keys, paths)
 
         def seen(array):
-            return jnp.moveaxis(jnp.asarray(array), 1, 0)
+            array = jnp.asarray(array)
+            return jnp.moveaxis(array if columns is None else array[:, columns], 1, 0)
 
+        if columns is not None:
+            return states, seen, None if batch.mask is None else seen(batch.mask)
         # The first edge is not read: there the state is what was encoded.
         counted = real & (ts > 0)
         shape = jnp.shape(batch.targets)

@@ -4,11 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from nodepint_mpi.pages.parts import Picture, Table
 from nodepint_mpi.report.classification import labels
 from nodepint_mpi.report.energy import basis_energy, energy_left
 from nodepint_mpi.report.paths import relative_errors, trajectories
+from nodepint_mpi.report.spread import measure_spread, path_energy
 from nodepint_mpi.report.trained import Model, Predicted
 
 pytestmark = pytest.mark.mpi(max_size=1)
@@ -43,6 +45,38 @@ def moving(targets, predictions, trained_until=1.0):
 
 def parts_of(section, kind) -> list[Any]:
     return [part for part in section.parts if isinstance(part, kind)]
+
+
+def test_the_energy_of_normal_paths_has_its_closed_form():
+    """Paths N(0.3, 0.5^2) about one observation, and about observations that are as they are."""
+    draw, mean, spread = np.random.default_rng(0), 0.3, 0.5
+    paths = mean + spread * draw.normal(size=(500, 4, 64, 1))
+    paths[:, 0] = mean  # where they have not parted yet
+    targets = mean + spread * draw.normal(size=(500, 4, 1))
+    targets[:, 1] = y = 1.1
+    targets[:250, 3] = np.nan
+    found = measure_spread(paths, targets)
+    z = (y - mean) / spread
+    exact = spread * (z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / np.sqrt(np.pi))
+    assert abs(np.mean(found.score[:, 1]) - exact) < 0.02 * exact
+    np.testing.assert_allclose(found.score[:, 0], np.abs(targets[:, 0, 0] - mean), rtol=1e-12)
+    for share, tolerance in ((50, 0.07), (90, 0.05)):
+        assert np.all(np.isnan(found.inside[share][:, 0]))
+        assert abs(np.mean(found.inside[share][:, 2]) - share / 100) < tolerance
+        assert np.sum(np.isfinite(found.inside[share][:, 3])) == 250
+    seen = moving(targets, paths[:, :, 0])
+    section = path_energy(model_of(seen._replace(paths=paths)))
+    assert section is not None and path_energy(model_of(seen)) is None
+    assert [part.name for part in parts_of(section, Picture)] == ["path_energy"]
+    (table,) = parts_of(section, Table)
+    assert float(dict(table.rows)["energy score"]) == pytest.approx(
+        np.nanmean(found.score), rel=1e-4
+    )
+    first = seen._replace(paths=paths[:, :1], targets=targets[:, :1], times=seen.times[:1])
+    apart = path_energy(model_of(first))
+    assert apart is not None
+    (table,) = parts_of(apart, Table)
+    assert dict(table.rows)["observations within the 90 % band"] == "the paths do not part"
 
 
 def test_labels_are_counted_class_by_class():
