@@ -12,6 +12,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 N_CLASSES = 10
 N_WAVES = 8
 N_CONDITIONS = 128
+LEAST_LEFT = 0.05
+"""Of the time left to the data, where it divides."""
 DROPPED = 0.1
 """Share of training samples whose class is not said, so that the field also knows digits of any."""
 
@@ -54,7 +56,15 @@ class Block(eqx.Module):
 
 
 class ClassVelocity(eqx.Module):
-    """Velocity of an image of a class: `args.static` holds the label, or -1 for any."""
+    """Velocity of an image of a class: `args.static` holds the label, or -1 for any.
+
+    On the straight line the mean velocity is (y - u) / (1 - t), y the mean image that the state
+    leads to. A perceptron can say y, which is on few directions, but not the noise, which is on
+    all.
+
+    Reference:
+        Li, He (2025), Back to basics: let denoising generative models denoise.
+    """
 
     into: eqx.nn.Linear
     of_time: eqx.nn.Linear
@@ -73,7 +83,7 @@ class ClassVelocity(eqx.Module):
         h = self.into(u)
         for block in self.blocks:
             h = block(h, condition)
-        return self.out(h)
+        return (self.out(h) - u) / jnp.maximum(1 - jnp.asarray(t, u.dtype), LEAST_LEFT)
 
 
 class Velocity(eqx.Module):
@@ -92,7 +102,7 @@ def make_velocity(
     width: int = 512,
     depth: int = 4,
 ) -> Velocity:
-    """A velocity of zero that can be trained. Local."""
+    """A velocity that leads to gray, and can be trained. Local."""
     del output_size
     keys = jax.random.split(key, depth + 4)
     n_pixels = input_shape[0] * input_shape[1]
