@@ -63,7 +63,7 @@ class Reduced(NamedTuple):
 
 
 class Model(NamedTuple):
-    """All that sections about the model need; `predicted` is None if no predictions are compared."""
+    """All that sections about the model need; `predicted` is None if there are no predictions."""
 
     trained: TrainedRun
     scores: dict[str, float]
