@@ -199,16 +199,26 @@ def pytest_collection_modifyitems(config, items):
     size = config.stash[RANKS].size
     for item in items:
         marker = item.get_closest_marker("mpi")
-        low, high = _mpi_bounds(*marker.args, **marker.kwargs) if marker else (1, None)
-        if size < low:
-            item.add_marker(pytest.mark.skip(reason=f"needs at least {low} ranks, has {size}"))
-        elif high is not None and size > high:
-            item.add_marker(pytest.mark.skip(reason=f"needs at most {high} rank(s), has {size}"))
+        needs = _unmet_need(size, *marker.args, **marker.kwargs) if marker else None
+        if needs is not None:
+            item.add_marker(pytest.mark.skip(reason=f"needs {needs}, has {size}"))
 
 
-def _mpi_bounds(min_size: int = 1, max_size: int | None = None) -> tuple[int, int | None]:
-    """The arguments of the marker `mpi`."""
-    return min_size, max_size
+def _unmet_need(
+    size: int,
+    min_size: int = 1,
+    max_size: int | None = None,
+    *,
+    sizes: tuple[int, ...] | None = None,
+) -> str | None:
+    """What the marker `mpi` asks for that so many ranks are not."""
+    if sizes is not None and size not in sizes:
+        return f"{' or '.join(map(str, sizes))} ranks"
+    if size < min_size:
+        return f"at least {min_size} ranks"
+    if max_size is not None and size > max_size:
+        return f"at most {max_size} rank(s)"
+    return None
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
