@@ -11,8 +11,6 @@ import gc
 import getpass
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -80,7 +78,22 @@ class Ranks:
 
     def allgather(self, value):
         """Every rank's value, in order. Collective."""
-        return [value] if self.comm is None else self.comm.allgather(value)
+        if self.comm is None:
+            return [value]
+        self.rest()
+        return self.comm.allgather(value)
+
+    def rest(self) -> None:
+        """Wait for all ranks asleep: MPI waits busily, and takes a core from those that work.
+
+        Collective.
+        """
+        if self.comm is None:
+            return
+        arrived, pause_s = self.comm.Ibarrier(), 0.0
+        while not arrived.Test():
+            time.sleep(pause_s)
+            pause_s = min(pause_s + 1e-4, 5e-3)
 
     def barrier(self) -> None:
         """Wait for all ranks. Collective."""
@@ -124,6 +137,7 @@ class Ranks:
 
 
 RANKS = pytest.StashKey[Ranks]()
+LEFT_OUT = pytest.StashKey[bool]()  # by a rule that is the same on all ranks
 
 
 @pytest.hookimpl(trylast=True)  # after pytest's terminal reporter has been made
@@ -168,6 +182,7 @@ def pytest_report_header(config):
 
 
 def pytest_collection_finish(session):
+    gc.freeze()  # nothing of what has been imported goes away
     ranks = session.config.stash[RANKS]
     ids = [item.nodeid for item in session.items] + [f"errors: {session.testsfailed}"]
     with ranks.deadline(COLLECT_TIMEOUT_S, "collection"):
@@ -202,6 +217,7 @@ def pytest_collection_modifyitems(config, items):
         needs = _unmet_need(size, *marker.args, **marker.kwargs) if marker else None
         if needs is not None:
             item.add_marker(pytest.mark.skip(reason=f"needs {needs}, has {size}"))
+            item.stash[LEFT_OUT] = True
 
 
 def _unmet_need(
@@ -237,7 +253,7 @@ def pytest_runtest_makereport(item, call):
     """Let all ranks agree on the outcome: the worst one is everybody's. Collective."""
     report = yield
     ranks = item.config.stash[RANKS]
-    if ranks.size == 1:
+    if ranks.size == 1 or LEFT_OUT in item.stash:
         return report
     if report.failed:  # at once: the others may be waiting in the test for this rank
         ranks.say(f"FAILED {item.nodeid} ({report.when}): {_reason(report)}")
@@ -298,7 +314,7 @@ def comms():
 
 
 @pytest.fixture
-def on_one_rank(comms):
+def on_one_rank(comms, request):
     """Call something on the first rank and hand all what it returns: they need not all compile it.
 
     `on_one_rank(lambda: solve(alone()))`. Collective; what is called must not communicate.
@@ -308,8 +324,11 @@ def on_one_rank(comms):
     def call(work):
         result = None
         with together(comms.control):
-            if comms.control.rank == 0:
-                result = work()
+            try:
+                if comms.control.rank == 0:
+                    result = work()
+            finally:
+                request.config.stash[RANKS].rest()
         return comms.control.bcast(result)
 
     return call
@@ -334,48 +353,11 @@ def mpirun():
     Only from one rank (`mpi(max_size=1)`). The MPI this process has started itself must not be
     seen by the job, so its environment variables are taken out.
     """
-
     if MPI is None or shutil.which("mpirun") is None:
         pytest.skip("no MPI, or no mpirun on the PATH")
+    from tests.launching import run_job
 
-    open_mpi = "Open MPI" in MPI.Get_library_version()
-
-    def run(n_ranks: int, *command, timeout_s: float = 60.0, env=None, cwd=None):
-        own = ("OMPI_", "PMIX_", "PMI_")
-        kept = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
-        clean = {k: v for k, v in os.environ.items() if k in kept or not k.startswith(own)}
-        if os.geteuid() == 0:
-            clean |= dict.fromkeys(kept, "1")
-        repository = str(Path(__file__).parent.parent)
-        clean["PYTHONPATH"] = os.pathsep.join(filter(None, [repository, clean.get("PYTHONPATH")]))
-        launcher = ["mpirun", "-n", str(n_ranks)]
-        if open_mpi:
-            launcher += ["--oversubscribe", "--bind-to", "none"]
-        process = subprocess.Popen(
-            [*launcher, *map(str, command)],
-            env=clean | (env or {}),
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            out, err = process.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGTERM)  # mpirun then ends its ranks
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(5)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            out, err = process.communicate()
-            pytest.fail(
-                f"still running after {timeout_s:g} s\n--- stdout\n{out}\n--- stderr\n{err}"
-            )
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-    return run
+    return run_job
 
 
 @pytest.fixture
