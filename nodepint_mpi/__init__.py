@@ -41,6 +41,8 @@ _HOMES = {
     "euler_likelihood": "core.path_losses",
     "Noise": "parallel.noise",
     "path_statistics": "parallel.path_statistics",
+    "forecast": "parallel.outlook",
+    "Forecast": "parallel.outlook",
     "SharedBasis": "parallel.shared_basis",
     "Parareal": "parallel.methods.parareal",
     "Picard": "parallel.methods.picard",
