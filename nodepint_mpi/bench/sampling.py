@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -79,8 +80,7 @@ def compare_methods(
 
     def draw(options: Sampling) -> tuple[Drawn, float]:
         end = 1.0 if isinstance(field.path, StraightLine) else END
-        given = vars(options) | {"sampler": sampler, "n_steps": n_steps, "end": end}
-        chosen = Sampling(**given)
+        chosen = replace(options, sampler=sampler, n_steps=n_steps, end=end)
 
         def once() -> Drawn:
             drawn = sample(field, field.size, n_samples, chosen, comm=comms.time)
@@ -116,8 +116,8 @@ def _rms(values: Array) -> float:
 def format_sampling(rows: list[dict[str, Any]]) -> str:
     """A table in Markdown. Local."""
     lines = [
-        "| data, sampler, steps | method | sweeps (steps in sequence: plain / pipelined) | reference "
-        "| serial solutions of work | largest jump | error: largest / rms |",
+        "| data, sampler, steps | method | sweeps (steps in sequence: plain / pipelined) | "
+        "reference | serial solutions of work | largest jump | error: largest / rms |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
