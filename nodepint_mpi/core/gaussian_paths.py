@@ -43,17 +43,17 @@ class AbstractGaussianPath(eqx.Module):
 
     def at(self, t: Time, data: State, noise: State) -> tuple[State, State]:
         """The state at time t on the path from `noise` to `data`, and its velocity. Local."""
-        alpha, sigma, d_alpha, d_sigma = self._coefficients(t)
+        alpha, sigma, d_alpha, d_sigma = self.coefficients(t)
         return alpha * data + sigma * noise, d_alpha * data + d_sigma * noise
 
     def noise(self, t: Time, x: State, velocity: State) -> State:
         """The mean noise in x, from the mean velocity there. Local."""
-        alpha, sigma, d_alpha, d_sigma = self._coefficients(t)
+        alpha, sigma, d_alpha, d_sigma = self.coefficients(t)
         return (alpha * velocity - d_alpha * x) / (alpha * d_sigma - d_alpha * sigma)
 
     def velocity(self, t: Time, x: State, noise: State) -> State:
         """The mean velocity in x, from the mean noise there; alpha must not be 0. Local."""
-        alpha, sigma, d_alpha, d_sigma = self._coefficients(t)
+        alpha, sigma, d_alpha, d_sigma = self.coefficients(t)
         return (d_alpha * x + (alpha * d_sigma - d_alpha * sigma) * noise) / alpha
 
     def score(self, t: Time, x: State, velocity: State) -> State:
@@ -68,8 +68,8 @@ class AbstractGaussianPath(eqx.Module):
         """
         return velocity + jnp.square(self.diffusion(t)) / 2 * self.score(t, x, velocity)
 
-    def _coefficients(self, t: Time) -> tuple[Array, Array, Array, Array]:
-        """alpha, sigma and their derivatives."""
+    def coefficients(self, t: Time) -> tuple[Array, Array, Array, Array]:
+        """alpha, sigma and their derivatives. Local."""
         t = jnp.asarray(t, jnp.result_type(t, float))
         alpha, d_alpha = jax.jvp(self.alpha, (t,), (jnp.ones_like(t),))
         sigma, d_sigma = jax.jvp(self.sigma, (t,), (jnp.ones_like(t),))

@@ -17,6 +17,7 @@ from nodepint_mpi.report import (
     paths,
     pictures,
     rom,
+    samples,
     tables,
     times,
 )
@@ -42,6 +43,7 @@ FROM_MODEL: tuple[Callable[[Model], Section | None], ...] = (
     rom.reduced_model,
 )
 AT_THE_END: tuple[Callable[[Facts], Section | None], ...] = (
+    samples.drawn_samples,
     pictures.own_pictures,
     tables.starts,
     tables.resolved_config,
