@@ -37,8 +37,6 @@ _HOMES = {
     "SimulationFree": "core.objective",
     "flow_matching": "core.flow_matching",
     "denoising_score_matching": "core.flow_matching",
-    "StraightLine": "core.gaussian_paths",
-    "VariancePreserving": "core.gaussian_paths",
     "SampleArgs": "core.sample_params",
     "SampleBatch": "core.batch",
     "cross_entropy": "core.objective",
