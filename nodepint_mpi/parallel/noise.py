@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from nodepint_mpi.core.keys import keys_as_numbers
 from nodepint_mpi.core.noise import path_keys
-from nodepint_mpi.core.propagators import AbstractIntegrator, FixedSteps, Propagator
+from nodepint_mpi.core.propagators import AbstractIntegrator, FixedSteps, Propagator, Stay
 from nodepint_mpi.core.stochastic import (
     Calculus,
     NoisyArgs,
@@ -153,7 +153,7 @@ def check_steps(noise: Noise, steps: dict[str, Any]) -> tuple[int, bool]:
         (name, _fixed_steps(name, part, noise))
         for name, parts in steps.items()
         for part in jax.tree.leaves(parts, is_leaf=_is_steps)
-        if _is_steps(part)
+        if _is_steps(part) and not isinstance(_steps_of(part), Stay)
     ]
     owner, n_fine = "`noise.n_fine` is", noise.n_fine
     if n_fine is None:
@@ -202,9 +202,13 @@ def _is_steps(part: Any) -> bool:
     return isinstance(part, (Propagator, AbstractIntegrator))
 
 
+def _steps_of(part: Any) -> Any:
+    return part.integrator if isinstance(part, Propagator) else part
+
+
 def _fixed_steps(name: str, part: Any, noise: Noise) -> FixedSteps:
     """Steps of an argument that fit the noise."""
-    steps = part.integrator if isinstance(part, Propagator) else part
+    steps = _steps_of(part)
     if not isinstance(steps, FixedSteps):
         raise ProblemError(f"`{name}`: a stochastic equation needs `FixedSteps(solver, n_steps)`.")
     if steps.adjoint == "continuous":

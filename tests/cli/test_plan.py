@@ -163,17 +163,15 @@ def test_auto_follows_the_plan(case, tmp_path):
     assert ("The model's error on" in done.stdout) == ("2 cores |" in done.stdout)
 
 
-def test_what_cannot_be_planned_is_refused(case, nodepint, tmp_path):
+def test_what_cannot_be_planned_is_refused(case, nodepint, refusals, tmp_path):
     nodepint(2, "plan", case.config, code=2)
-    for arguments, message in (
-        (("plan", case.config, *sets(time__method="serial")), "there is nothing to plan"),
-        (("plan", case.config, "--network", "1,x"), "expected latency in seconds and bandwidth"),
-        (
-            ("plan", case.config, "--ranks", "0"),
-            "expected comma-separated integers such as 1,2, got '0'",
-        ),
-        (("train", case.config, "--auto", "--plain"), "`--auto` chooses how to start"),
-    ):
-        done = alone(*arguments, cwd=tmp_path)
-        assert done.returncode == 2, done.stderr
-        assert has_one_message(done.stderr) and message in messages(done.stderr)[0]
+    plan = ["plan", str(case.config)]
+    bad = [
+        ([*plan, *sets(time__method="serial")], "there is nothing to plan"),
+        ([*plan, "--network", "1,x"], "expected latency in seconds and bandwidth"),
+        ([*plan, "--ranks", "0"], "expected comma-separated integers such as 1,2, got '0'"),
+        (["train", str(case.config), "--auto", "--plain"], "`--auto` chooses how to start"),
+    ]
+    said = refusals(tmp_path, [words for words, _ in bad])
+    for one, (_, message) in zip(said, bad, strict=True):
+        assert has_one_message(one) and message in messages(one)[0], one
