@@ -34,7 +34,7 @@ class Spread(NamedTuple):
 def path_energy(model: Model) -> Section | None:
     """Energy score and coverage of the bands, over time."""
     seen = model.predicted
-    if seen.paths is None or seen.is_labels:
+    if seen is None or seen.paths is None or seen.is_labels:
         return None
     n_samples, _, n_paths = seen.paths.shape[:3]
     found = measure_spread(seen.paths, seen.targets[:n_samples])
