@@ -113,7 +113,7 @@ def by_hand(n_steps: int):
     return float(value), np.asarray(matrix)
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(2, 2)
 def test_objects_train_as_diffrax_and_optax_do_and_come_home(here, on_one_rank):
     result = nm.train(config(), out=here / "run", **experiment())
     loss, matrix = on_one_rank(lambda: by_hand(N_STEPS))
