@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from nodepint_mpi.bench.cases import SweepCase
+from nodepint_mpi.core.evaluations import evaluations
 from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator
 from nodepint_mpi.core.types import Params
 from nodepint_mpi.parallel.methods.base import AbstractMethod
 from nodepint_mpi.parallel.methods.parareal import Parareal
 from nodepint_mpi.parallel.methods.reduced import Reduced
 from nodepint_mpi.parallel.methods.tangent import Tangent
-from nodepint_mpi.profiling.equivalents import evaluations
 
 DEFINITION = """\
 work: fine-solve equivalents, the field evaluations of a slice over those of one fine solve of it, a

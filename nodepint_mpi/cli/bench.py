@@ -318,4 +318,26 @@ def sde(tables: tuple[str, ...], paths: int, repeats: int, json_file: Path | Non
     finish(comms.control, result, json_file)
 
 
+@bench.command()
+@numbers_option("--steps", "64,256,1024", "Numbers of steps from noise to data.")
+@click.option("--n", "n_samples", default=64, show_default=True, type=click.IntRange(1))
+@json_option
+def sampling(steps: tuple[int, ...], n_samples: int, json_file: Path | None) -> None:
+    """Sample diffusion models with an exact score by all methods, against the serial sampler.
+
+    Eight Gaussians on a circle, and ten in a subspace of a larger space, by the probability-flow
+    equation and by the stochastic one. Sweeps and evaluations of the field are the same on any
+    number of ranks.
+    """
+    comms = start_ranks()
+    set_float64()
+    from nodepint_mpi.bench.sampling import format_sampling, run_sampling
+
+    result = run_sampling(
+        comms, steps, n_samples=n_samples, report=lambda line: say(comms.control, line)
+    )
+    say(comms.control, format_sampling(result))
+    finish(comms.control, result, json_file)
+
+
 bench.add_command(table)

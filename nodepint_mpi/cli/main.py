@@ -24,6 +24,7 @@ from nodepint_mpi.cli.common import (
 )
 from nodepint_mpi.cli.plan import plan, train_as_advised
 from nodepint_mpi.cli.report import compare, report
+from nodepint_mpi.cli.sample import sample
 from nodepint_mpi.cli.studies import scaling, sweep
 from nodepint_mpi.config.experiment import Config, read_config
 from nodepint_mpi.config.plain import plain_config
@@ -286,7 +287,7 @@ def evaluate_reduced(
     finish(comms.control, result, json_file)
 
 
-for command in (bench, plan, scaling, sweep, report, compare):
+for command in (bench, plan, sample, scaling, sweep, report, compare):
     cli.add_command(command)
 
 

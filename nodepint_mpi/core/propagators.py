@@ -219,6 +219,21 @@ class AdaptiveSteps(AbstractIntegrator):
         return diffrax.RecursiveCheckpointAdjoint(self.checkpoints)
 
 
+class Stay(AbstractIntegrator):
+    """The state stays as it is: with it as coarse propagator, parareal is Picard's iteration.
+
+    With slices of one step the sweep is  U[n+1] <- U[0] + sum of the increments of all steps, each
+    from the last iterate: Picard's iteration on the integral equation.
+    """
+
+    def for_tangents(self):
+        return self
+
+    def integrate(self, field, params, start, t0, t1, ts, increments=None):
+        del field, params, t0, t1, increments
+        return SliceResult(jnp.broadcast_to(start, (*ts.shape, *start.shape)), start)
+
+
 class Propagator(eqx.Module):
     """The flow of `field` over a slice, F (fine) or G (coarse). It may be a `diffrax.ODETerm`."""
 

@@ -1,13 +1,14 @@
 """When a slice counts as solved, and when the iteration gives up."""
 
 import abc
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from nodepint_mpi.core.types import Norm
 from nodepint_mpi.errors import ProblemError
 
 
@@ -21,6 +22,13 @@ class AbstractStopping(eqx.Module):
 
     freezes_by_update: ClassVar[bool] = False
     """Whether slices are frozen without a fine solve from their frozen start."""
+    judges_end: ClassVar[bool] = False
+    """Whether all slices are frozen as soon as the last one changes little enough."""
+
+    @property
+    def norm(self) -> Norm:
+        """What measures the change of a slice and its jump, over all samples together. Local."""
+        return "max"
 
     @abc.abstractmethod
     def sweep_limit(self, n_slices: int) -> int:
@@ -88,9 +96,16 @@ class FreezeSlices(AbstractStopping):
     eps: float = eqx.field(static=True)
     where: Literal["start", "end"] = eqx.field(static=True, default="end")
     max_sweeps: int | None = eqx.field(static=True, default=None)
+    measure: Norm = eqx.field(static=True, default="max")
+    """The largest change of a number, or the root mean square or mean of all samples' changes."""
+
+    @property
+    def norm(self):
+        return self.measure
 
     def __check_init__(self):
         _check_positive("eps", self.eps)
+        _check_norm(self.measure)
         if self.where not in ("start", "end"):
             raise ProblemError(f"`where` is {self.where!r}; choose 'start' or 'end'.")
         _check_sweeps(self.max_sweeps, least=1)
@@ -104,6 +119,47 @@ class FreezeSlices(AbstractStopping):
     def unsolved_by_update(self, start_updates, end_updates):
         updates = end_updates if self.where == "end" else start_updates
         return ~(updates < self.eps)
+
+
+class EndUpdate(AbstractStopping):
+    """Stop once the end of the last slice changes by less than `tol` in a sweep.
+
+    No other slice is frozen by its change. Says little about the error: a sweep may change little
+    because it gains little.
+
+    Reference:
+        Selvam, Merchant, Ermon (2024), Self-refining diffusion samplers, algorithm 1 (the mean).
+    """
+
+    freezes_by_update: ClassVar[bool] = True
+    judges_end: ClassVar[bool] = True
+
+    tol: float = eqx.field(static=True)
+    measure: Norm = eqx.field(static=True, default="mean")
+    max_sweeps: int | None = eqx.field(static=True, default=None)
+
+    @property
+    def norm(self):
+        return self.measure
+
+    def __check_init__(self):
+        _check_positive("tol", self.tol)
+        _check_norm(self.measure)
+        _check_sweeps(self.max_sweeps, least=1)
+
+    def sweep_limit(self, n_slices):
+        return min(self.max_sweeps or n_slices, n_slices)
+
+    def unsolved_by_jump(self, jumps):
+        return jnp.ones_like(jumps, dtype=bool)
+
+    def unsolved_by_update(self, start_updates, end_updates):
+        return ~(end_updates < self.tol)
+
+
+def _check_norm(value: Any) -> None:
+    if value not in get_args(Norm):
+        raise ProblemError(f"`measure` is {value!r}; choose 'max', 'rms' or 'mean'.")
 
 
 def _check_positive(name: str, value: Any) -> None:

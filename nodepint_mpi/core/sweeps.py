@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.propagators import Propagator, SliceResult
-from nodepint_mpi.core.types import Block, Params, State
+from nodepint_mpi.core.types import Block, Norm, Params, State
 
 
 class BlockStates(NamedTuple):
@@ -267,19 +267,27 @@ def replace_ends(
     return jnp.where(keep, old_ends, fine_ends), jnp.sum(guarded)
 
 
-def slice_distance(left: Block, right: Block) -> Float[Array, " owned"]:
-    """Largest absolute difference in each slice; infinite where it is not a number. Local."""
-    distance = jnp.max(jnp.abs(left - right), axis=tuple(range(1, left.ndim)), initial=0.0)
-    return jnp.where(jnp.isnan(distance), jnp.inf, distance)
+def slice_distance(left: Block, right: Block, norm: Norm = "max") -> Float[Array, " owned"]:
+    """Norm of the difference in each slice; infinite where it is not a number. Local."""
+    return _size_of(left - right, tuple(range(1, left.ndim)), norm)
 
 
 def sample_distance(
-    left: Block, right: Block, *, n_batch_axes: int
+    left: Block, right: Block, *, n_batch_axes: int, norm: Norm = "max"
 ) -> Float[Array, "owned *samples"]:
-    """Largest absolute difference of each sample in each slice; infinite where it is NaN. Local."""
-    axes = tuple(range(1 + n_batch_axes, left.ndim))
-    distance = jnp.max(jnp.abs(left - right), axis=axes, initial=0.0)
-    return jnp.where(jnp.isnan(distance), jnp.inf, distance)
+    """Norm of the difference of each sample in each slice; infinite where it is NaN. Local."""
+    return _size_of(left - right, tuple(range(1 + n_batch_axes, left.ndim)), norm)
+
+
+def _size_of(difference: Array, axes: tuple[int, ...], norm: Norm) -> Array:
+    match norm:
+        case "max":
+            size = jnp.max(jnp.abs(difference), axis=axes, initial=0.0)
+        case "rms":
+            size = jnp.sqrt(jnp.mean(jnp.square(difference), axis=axes))
+        case "mean":
+            size = jnp.mean(jnp.abs(difference), axis=axes)
+    return jnp.where(jnp.isnan(size), jnp.inf, size)
 
 
 def slices_finite(states: Block) -> Bool[Array, " owned"]:

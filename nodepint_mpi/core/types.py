@@ -1,7 +1,7 @@
 """Aliases for the shapes and trees that the numerics pass around."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Array, Float, Inexact, PyTree
 
@@ -18,3 +18,6 @@ Scalar = Float[Array, ""]
 
 Field = Callable[..., Any]
 """A vector field `f(t, u, args) -> du/dt`."""
+
+Norm = Literal["max", "rms", "mean"]
+"""Of a difference of states: the largest number, the root mean square, the mean of all numbers."""

@@ -83,13 +83,18 @@ def judge_updates(line, iterate, corrected, fine_ends, stopping) -> SweepRecord:
     if stopping.freezes_by_update and record.sample_sweeps is not None:
         pairs = zip(corrected.states, old, strict=True)
         n_axes = record.sample_sweeps.ndim
-        moved = [sample_distance(*pair, n_batch_axes=n_axes) for pair in pairs]
+        moved = [sample_distance(*pair, n_batch_axes=n_axes, norm=stopping.norm) for pair in pairs]
         finite = samples_finite(fine_ends, 1 + n_axes).reshape(moved[0].shape)
         unsolved = stopping.unsolved_by_update(*moved) | ~finite
+        if stopping.judges_end:
+            unsolved = unsolved & _is_last(owned).reshape(-1, *[1] * n_axes)
         samples = _any_after(unsolved, front_of(record) + 1, owned)
-    start_updates = slice_distance(corrected.states.starts, old.starts)
-    end_updates = slice_distance(corrected.states.ends, old.ends)
+    start_updates = slice_distance(corrected.states.starts, old.starts, stopping.norm)
+    end_updates = slice_distance(corrected.states.ends, old.ends, stopping.norm)
     unsolved = stopping.unsolved_by_update(start_updates, end_updates) | ~slices_finite(fine_ends)
+    end_unsolved = jnp.any(unsolved & _is_last(owned))
+    if stopping.judges_end:
+        unsolved = jnp.ones_like(unsolved)
     local = [
         jnp.max(end_updates),
         -first_unsolved(unsolved, front_of(record) + 1, owned),
@@ -97,10 +102,13 @@ def judge_updates(line, iterate, corrected, fine_ends, stopping) -> SweepRecord:
         corrected.counts.guarded,
         corrected.counts.damped,
     ]
+    local += [end_unsolved] if stopping.judges_end else []
     largest, record = _agree(line, local, samples, record, k)
     update, minus_front, frozen_jump, *counts = largest
-    guarded, damped = (count.astype(record.n_guarded.dtype) for count in counts)
+    guarded, damped = (count.astype(record.n_guarded.dtype) for count in counts[:2])
     front = (-minus_front).astype(record.fronts.dtype)
+    if stopping.judges_end:
+        front = jnp.where(largest[-1] > 0, front, owned.n_slices)
     return record._replace(
         n_sweeps=k,
         jumps=record.jumps.at[k].set(jnp.where(front == owned.n_slices, frozen_jump, jnp.nan)),
@@ -115,13 +123,15 @@ def judge_jumps(line, iterate, fine_ends, stopping) -> Iterate:
     """Measure the jumps of an iterate; all ranks agree on the front and on whether it is sane."""
     record, owned = iterate.record, line.owned
     front = front_of(record)
-    jumps = slice_distance(fine_ends, iterate.states.ends)
+    jumps = slice_distance(fine_ends, iterate.states.ends, stopping.norm)
     failed = ~slices_finite(fine_ends)
     unsolved = stopping.unsolved_by_jump(jumps) | failed
     k, samples = record.n_sweeps, None
     if record.sample_sweeps is not None and not stopping.freezes_by_update:
         n_axes = record.sample_sweeps.ndim
-        of_samples = sample_distance(fine_ends, iterate.states.ends, n_batch_axes=n_axes)
+        of_samples = sample_distance(
+            fine_ends, iterate.states.ends, n_batch_axes=n_axes, norm=stopping.norm
+        )
         samples = _any_after(stopping.unsolved_by_jump(of_samples), front, owned)
     local = [
         jnp.max(jumps),
@@ -211,6 +221,11 @@ def _any_after(unsolved, front, owned: OwnedSlices) -> Bool[Array, "*samples"]:
     """Which samples have an unsolved slice of this rank from the front on."""
     index = jnp.asarray(owned.indices).reshape(-1, *[1] * (unsolved.ndim - 1))
     return jnp.any(unsolved & (index >= front), axis=0)
+
+
+def _is_last(owned: OwnedSlices) -> Bool[Array, " owned"]:
+    """Which slice of this rank is the last of all."""
+    return jnp.asarray(owned.indices) == owned.n_slices - 1
 
 
 def with_samples(record: SweepRecord, n_samples: tuple[int, ...]) -> SweepRecord:

@@ -3,28 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-import diffrax
-
-from nodepint_mpi.core.propagators import AbstractIntegrator, FixedSteps
-from nodepint_mpi.core.runge_kutta import AbstractExplicitRungeKutta
+from nodepint_mpi.core.evaluations import evaluations
+from nodepint_mpi.core.propagators import AbstractIntegrator
 from nodepint_mpi.parallel.counters import Tally
 from nodepint_mpi.parallel.iterate import TimeSolver
 from nodepint_mpi.parallel.methods.reduced import Reduced
 from nodepint_mpi.parallel.methods.tangent import Tangent
-
-
-def evaluations(integrator: AbstractIntegrator) -> int | None:
-    """Field evaluations for one slice; None for a solver that only time can tell of. Local."""
-    if not isinstance(integrator, FixedSteps):
-        return None
-    match integrator.solver:
-        case diffrax.Euler():
-            return integrator.n_steps
-        case AbstractExplicitRungeKutta() as solver:
-            return integrator.n_steps * len(solver.butcher.b)
-        case diffrax.Midpoint() | diffrax.Heun():
-            return integrator.n_steps * 2
-    return None
 
 
 def work_equivalents(solver: TimeSolver, tally: Tally) -> tuple[float | None, float | None]:

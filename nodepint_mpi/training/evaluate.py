@@ -231,6 +231,8 @@ def save_predictions(
     comms: Comms, experiment: Experiment, params: EncodeProcessDecode, folder: Path
 ) -> None:
     """Draw predictions for the first test samples. Collective over `comms`; rank 0 draws."""
+    if not experiment.predicts:
+        return
     samples, observations = experiment.test, experiment.test_problem.observations
     kind = "labels" if samples.section.times is None else "trajectories"
     batch = samples.take(np.arange(min(N_SHOWN[kind], samples.n_rows)))

@@ -10,6 +10,7 @@ from nodepint_mpi.bench.planning.network import Network
 from nodepint_mpi.bench.planning.trials import Trial, Trials, variants
 from nodepint_mpi.config.experiment import read_config
 from nodepint_mpi.errors import ConfigError
+from nodepint_mpi.training.info import make_plan
 from tests.cli.small_case import alone, has_one_message, messages, read_json, sets
 
 pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(300)]
@@ -115,6 +116,22 @@ def test_more_ranks_than_slices_get_slices_of_their_own(advised):
     assert "14 (not tried)" in format_advice(found)
     with pytest.raises(ConfigError, match="No way was found to put 7 slices on 29 ranks"):
         advised(Trials((), (trial("ours", 0.9),)), ranks=[29], network=FREE)
+
+
+def test_a_config_whose_paths_are_fresh_is_told_what_that_costs(monkeypatch):
+    config = read_config("docs/examples/latent_sde.py")  # 10 slices of 10 fine and 2 coarse steps
+    assert variants(config) == [("5 slices", ["time.n_slices=5", "time.fine.n_steps=20"])]
+    ours = trial("ours", 2.5)._replace(sweeps=(3.0, 1.0))
+    monkeypatch.setattr(planning, "make_trials", lambda *a, **k: Trials((plain(1.0),), (ours,)))
+    found = advise(config, ranks=[2, 16], network=FREE)
+    # 20 slices would have 5 fine steps, whose increments do not make two coarse ones.
+    assert settings_of(found._replace(taken=found.choices[16]))[1][:2] == [
+        "time.n_slices=25", "time.fine.n_steps=4",
+    ]  # fmt: skip
+    assert found.choices[2].step_s > 1.0
+    assert "every step is solved anew: 3 + 1 sweeps" in found.reason
+    assert "(here 2) serial training" in make_plan(config, 2)["fresh_paths"]
+    assert "fresh_paths" not in make_plan(read_config("docs/examples/ornstein_uhlenbeck.py"), 2)
 
 
 def test_variants_have_as_many_fine_steps(case):

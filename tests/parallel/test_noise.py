@@ -106,6 +106,38 @@ def test_every_method_finds_the_serial_path(comms, name, method):
     assert solution.sweeps <= N_SLICES and solution.status is nm.Status.CONVERGED
 
 
+def read(interface):
+    return jnp.sum(interface[-1] ** 2) + jnp.sum(jnp.sin(interface[2]))
+
+
+def test_a_tracked_loop_comes_to_the_serial_path(comms):
+    """One sweep each way a step, with parameters that stay; and a solve from a guess does none."""
+
+    def loss(args, carry):
+        options = {"carry": carry, "stopping": None, "check_ranks": False}
+        return read(solved(comms.time, "diagonal", STARTS, args, **options).interface)
+
+    step = jax.jit(nm.value_and_grad(loss))
+    value, gradient, carry = step(ARGS, nm.SolveCarry())
+    for _ in range(2 * N_SLICES):
+        value, gradient, carry = step(ARGS, carry)
+    wanted = by_hand("diagonal", STARTS, ARGS)
+    np.testing.assert_allclose(value, read(wanted), rtol=1e-12)
+    expected = jax.grad(lambda args: read(by_hand("diagonal", STARTS, args)))(ARGS)
+    for name, of_name in expected.items():
+        np.testing.assert_allclose(gradient[name], of_name, rtol=1e-8)
+    with pytest.raises(ProblemError, match="leave one of them out"):
+        fresh = {"noise": nm.Noise(11, jnp.arange(3), step=0), "stopping": None}
+        nm.value_and_grad(
+            lambda args, carry: jnp.sum(
+                solved(comms.time, "diagonal", STARTS, args, carry=carry, **fresh).interface
+            )
+        )(ARGS, nm.SolveCarry())
+    warm = solved(comms.time, "diagonal", STARTS, ARGS, guess=wanted)
+    assert warm.sweeps == 0
+    np.testing.assert_allclose(warm.interface, wanted, rtol=0, atol=1e-12)
+
+
 GRADIENTS = [
     pytest.param(name, method, marks=pytest.mark.mpi(min(n, 2), n))
     for n, name, method in [
@@ -120,9 +152,6 @@ GRADIENTS = [
 @pytest.mark.parametrize(("name", "method"), GRADIENTS)
 def test_the_gradient_is_that_of_the_path(comms, name, method):
     options = METHODS[method] | {"method": method.split(",")[0], "check_ranks": False}
-
-    def read(interface):
-        return jnp.sum(interface[-1] ** 2) + jnp.sum(jnp.sin(interface[2]))
 
     def loss(starts, args):
         return read(solved(comms.time, name, starts, args, **options).interface)

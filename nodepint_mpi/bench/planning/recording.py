@@ -25,6 +25,7 @@ from nodepint_mpi.bench.planning.stages import Sweeps
 from nodepint_mpi.build.model import Given, build_model
 from nodepint_mpi.build.noise import build_noise
 from nodepint_mpi.config.experiment import Config, parse_config
+from nodepint_mpi.core.evaluations import evaluations
 from nodepint_mpi.core.partition import own_slices
 from nodepint_mpi.core.propagators import AbstractIntegrator, AdjointKind, SliceResult
 from nodepint_mpi.data.samples import Samples, count_outputs
@@ -33,7 +34,6 @@ from nodepint_mpi.models.networks import EncodeProcessDecode
 from nodepint_mpi.parallel.iterate import TimeSolver
 from nodepint_mpi.parallel.line import Line
 from nodepint_mpi.parallel.solve import solve_interface
-from nodepint_mpi.profiling.equivalents import evaluations
 from nodepint_mpi.training.batch_model import split_model
 from nodepint_mpi.training.check_model import check_model
 from nodepint_mpi.training.info import open_alone

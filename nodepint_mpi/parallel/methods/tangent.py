@@ -75,6 +75,9 @@ class Tangent(AbstractMethod):
             enough; else all are taken anew in every sweep.
         precision: Type to compute tangents in, such as "float32".
         trust: Longest correction along the basis, relative to the longest state; no bound if None.
+        falls_back: Whether parareal takes over where jumps do not go down. The largest of all
+            samples may stay while all others are solved: then Newton's sweeps are the better ones,
+            and no more than the number of slices are needed in any case.
     """
 
     basis: SharedBasis
@@ -84,6 +87,7 @@ class Tangent(AbstractMethod):
     recycle: bool = eqx.field(static=True, default=True)
     precision: str | None = eqx.field(static=True, default=None)
     trust: float | None = eqx.field(static=True, default=0.5)
+    falls_back: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self):
         if self.use_complement and self.coarse is None:
@@ -179,7 +183,7 @@ class Tangent(AbstractMethod):
 
     def fallback(self):
         """Parareal; without a coarse propagator none, since Picard's sweeps gain no more."""
-        return None if self.coarse is None else Parareal(self.coarse)
+        return Parareal(self.coarse) if self.coarse is not None and self.falls_back else None
 
     def _recalled(self, line: Line, starts: Block, carry: Carry) -> "TangentMemory":
         """What an earlier solve has left; tangents that are not recycled are taken when needed."""
