@@ -110,6 +110,7 @@ def read(interface):
     return jnp.sum(interface[-1] ** 2) + jnp.sum(jnp.sin(interface[2]))
 
 
+@pytest.mark.mpi(2, 2)
 def test_a_tracked_loop_comes_to_the_serial_path(comms):
     """One sweep each way a step, with parameters that stay; and a solve from a guess does none."""
 

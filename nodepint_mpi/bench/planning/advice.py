@@ -270,6 +270,6 @@ def _of_fresh_paths(best: Choice) -> str:
     return (
         f" Paths are fresh, so that every step is solved anew: {forward:.3g} + {back:.3g} sweeps "
         "in these first steps, and often more later, when the field is less smooth. Fewer ranks "
-        'along time than sweeps cannot gain: `noise.paths = "common"` with `[time.tracking]` does one '
-        "sweep a step."
+        'along time than sweeps cannot gain: `noise.paths = "common"` with `[time.tracking]` does '
+        "one sweep a step."
     )
