@@ -124,7 +124,10 @@ class VariancePreserving(AbstractGaussianPath):
         return self.beta_min * s + (self.beta_max - self.beta_min) * jnp.square(s) / 2
 
 
+_STRAIGHT = StraightLine()
+
+
 def path_of(field: Any) -> AbstractGaussianPath:
     """The Gaussian path of a velocity field: its attribute `path`, or the straight line. Local."""
     path = getattr(field, "path", None)
-    return StraightLine() if path is None else path
+    return _STRAIGHT if path is None else path
