@@ -83,7 +83,7 @@ def sample(
     comm = check_comm(comm)
     numbers = _check_numbers(numbers)
     path = path_of(field) if path is None else path
-    _check_end(path, options)
+    check_end(path, options)
     start = initial_noise(options.seed, numbers, shape)
     drift, stochastic = partial(velocity_of, field), {}
     if options.sampler == "sde":
@@ -98,7 +98,7 @@ def sample(
         in_axes=(0, args_axes),
         comm=comm,
         **stochastic,
-        **_how(drift, options),
+        **how(drift, options),
     )
     n_owned = max(
         len(own_slices(np.arange(options.slices + 1.0), comm.size, rank).indices)
@@ -149,8 +149,8 @@ def diffusion(path: AbstractGaussianPath, t: Any, u: Any, args: PyTree) -> Any:
     return jnp.broadcast_to(path.diffusion(t), u.shape).astype(u.dtype)
 
 
-def _how(drift: Field, options: Sampling) -> dict[str, Any]:
-    """Propagators, method and stopping rule as `solve` takes them."""
+def how(drift: Field, options: Sampling) -> dict[str, Any]:
+    """Propagators, method and stopping rule as `solve` takes them. Local."""
     how: dict[str, Any] = {"fine": options.fine(), "stopping": options.stopping()}
     if options.method == "serial":
         return how | {"method": "serial"}
@@ -184,8 +184,12 @@ def _check_numbers(numbers: Any) -> Int[np.ndarray, " samples"]:
     return numbers.astype(np.int32)
 
 
-def _check_end(path: AbstractGaussianPath, options: Sampling) -> None:
-    """Refuse an end where the noise of a path does not go smoothly to zero."""
+def check_end(path: AbstractGaussianPath, options: Sampling) -> None:
+    """Refuse an end where the noise of a path does not go smoothly to zero. Local.
+
+    Raises:
+        ProblemError: with what to give.
+    """
     t = jnp.asarray(options.end, jnp.zeros(()).dtype)
     slope = jax.jvp(path.sigma, (t,), (jnp.ones_like(t),))[1]
     if not bool(jnp.isfinite(slope)):
