@@ -6,6 +6,11 @@
 The first run carries the noise of its test split to images (`configs/mnist_flow.toml`); the second
 classifies them (`configs/mnist.toml`). Prints the share that it labels with the class they were
 generated for, and writes `pictures/digits.png` into the first run, which `nodepint report` shows.
+
+    tools/judge_digits.py RUN runs/mnist --samples RUN/samples/{sde-tangent,sde-serial}.npz
+
+judges images that `nodepint sample` has written instead, and prints how far the others are from the
+first ones.
 """
 
 import argparse
@@ -62,6 +67,29 @@ def generate(
     return 255 * np.clip(gray, 0, 1), np.argmax(start[:, -N_CLASSES:], axis=1)
 
 
+def read_samples(
+    files: list[Path],
+) -> tuple[Float[np.ndarray, "samples rows columns"], Int[np.ndarray, " samples"]]:
+    """Images of the first file, with gray levels 0 to 255, and their classes. Local.
+
+    Prints the difference of the states of the others, which must be of the same noise.
+
+    Raises:
+        DataError: if a file holds no images of classes, or other noise than the first.
+    """
+    first = np.load(files[0])
+    if "static" not in first or first["samples"].ndim != 3 or first["static"].shape[1] != 1:
+        raise DataError(f"{files[0]}: expected images (samples, rows, columns) of classes.")
+    for file in files[1:]:
+        other = np.load(file)
+        if not np.array_equal(other["noise"], first["noise"]):
+            raise DataError(f"{file} began with other noise than {files[0]}.")
+        difference = other["states"] - first["states"]
+        rms, most = np.sqrt(np.mean(difference**2)), np.max(np.abs(difference))
+        print(f"{file}: differs by {rms:.1e} rms, {most:.1e} at most")
+    return 255 * np.clip(first["samples"], 0, 1), first["static"][:, 0].astype(int)
+
+
 def draw(images: np.ndarray, classes: np.ndarray, guesses: np.ndarray) -> Figure:
     """A row for each class, the first images of it; what is taken for another is framed."""
     figure = Figure(figsize=(9, 8), layout="constrained")
@@ -80,9 +108,14 @@ def draw(images: np.ndarray, classes: np.ndarray, guesses: np.ndarray) -> Figure
     return figure
 
 
-def judge(run_folder: Path, classifier_folder: Path, comms: Comms) -> float:
+def judge(
+    run_folder: Path, classifier_folder: Path, comms: Comms, files: list[Path] | None = None
+) -> float:
     """The share of own classes; prints it and draws. Local: `comms` is of one rank."""
-    images, classes = generate(open_run(run_folder, comms, trust=True))
+    if files:
+        images, classes = read_samples(files)
+    else:
+        images, classes = generate(open_run(run_folder, comms, trust=True))
     guesses = np.argmax(predict(open_run(classifier_folder, comms, trust=True), images), axis=-1)
     right = guesses == classes
     print(f"own class: {right.mean():.1%} of {len(right)} generated digits")
@@ -99,9 +132,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path, help="of configs/mnist_flow.toml")
     parser.add_argument("classifier", type=Path, help="of configs/mnist.toml")
+    parser.add_argument("--samples", type=Path, nargs="+", help="files of `nodepint sample`")
     given = parser.parse_args()
     try:
-        judge(given.run, given.classifier, make_comms(alone()))
+        judge(given.run, given.classifier, make_comms(alone()), given.samples)
     except NodepintError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -99,7 +99,6 @@ def test_samples_have_the_distribution_of_their_class(run, nodepint, tmp_path):
     [
         (("--classes", "0,7", "--trust"), "Class 7 is not one"),
         (("--rank", 3, "--trust"), "choose at most 2"),
-        ((), "--trust"),
     ],
 )
 def test_what_does_not_fit_is_said_once(run, options, said):

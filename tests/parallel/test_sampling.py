@@ -127,10 +127,9 @@ def test_likelihood_of_a_gaussian():
     squares = np.sum((data - center) ** 2, axis=1) / DEVIATION**2
     exact = -squares / 2 - np.log(2 * np.pi * DEVIATION**2)
     for n_probes in (None, 1):
-        found = nm.log_likelihood(
-            field, data, nm.Sampling(n_steps=400, method="parareal", tol=1e-8), args=jnp.asarray(center),
-            n_probes=n_probes,
-        )  # fmt: skip
+        options = nm.Sampling(n_steps=400, method="parareal", tol=1e-8)
+        args = jnp.asarray(center)
+        found = nm.log_likelihood(field, data, options, args=args, n_probes=n_probes)
         assert np.allclose(found.values, exact, atol=0.06)
         assert np.allclose(found.bits_per_dimension(), -found.values / 2 / np.log(2))
     assert not np.allclose(exact, exact[0], atol=0.3)
