@@ -11,8 +11,6 @@ import gc
 import getpass
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -80,7 +78,22 @@ class Ranks:
 
     def allgather(self, value):
         """Every rank's value, in order. Collective."""
-        return [value] if self.comm is None else self.comm.allgather(value)
+        if self.comm is None:
+            return [value]
+        self.rest()
+        return self.comm.allgather(value)
+
+    def rest(self) -> None:
+        """Wait for all ranks asleep: MPI waits busily, and takes a core from those that work.
+
+        Collective.
+        """
+        if self.comm is None:
+            return
+        arrived, pause_s = self.comm.Ibarrier(), 0.0
+        while not arrived.Test():
+            time.sleep(pause_s)
+            pause_s = min(pause_s + 1e-4, 5e-3)
 
     def barrier(self) -> None:
         """Wait for all ranks. Collective."""
@@ -124,6 +137,7 @@ class Ranks:
 
 
 RANKS = pytest.StashKey[Ranks]()
+LEFT_OUT = pytest.StashKey[bool]()  # by a rule that is the same on all ranks
 
 
 @pytest.hookimpl(trylast=True)  # after pytest's terminal reporter has been made
@@ -168,6 +182,7 @@ def pytest_report_header(config):
 
 
 def pytest_collection_finish(session):
+    gc.freeze()  # nothing of what has been imported goes away
     ranks = session.config.stash[RANKS]
     ids = [item.nodeid for item in session.items] + [f"errors: {session.testsfailed}"]
     with ranks.deadline(COLLECT_TIMEOUT_S, "collection"):
@@ -199,16 +214,27 @@ def pytest_collection_modifyitems(config, items):
     size = config.stash[RANKS].size
     for item in items:
         marker = item.get_closest_marker("mpi")
-        low, high = _mpi_bounds(*marker.args, **marker.kwargs) if marker else (1, None)
-        if size < low:
-            item.add_marker(pytest.mark.skip(reason=f"needs at least {low} ranks, has {size}"))
-        elif high is not None and size > high:
-            item.add_marker(pytest.mark.skip(reason=f"needs at most {high} rank(s), has {size}"))
+        needs = _unmet_need(size, *marker.args, **marker.kwargs) if marker else None
+        if needs is not None:
+            item.add_marker(pytest.mark.skip(reason=f"needs {needs}, has {size}"))
+            item.stash[LEFT_OUT] = True
 
 
-def _mpi_bounds(min_size: int = 1, max_size: int | None = None) -> tuple[int, int | None]:
-    """The arguments of the marker `mpi`."""
-    return min_size, max_size
+def _unmet_need(
+    size: int,
+    min_size: int = 1,
+    max_size: int | None = None,
+    *,
+    sizes: tuple[int, ...] | None = None,
+) -> str | None:
+    """What the marker `mpi` asks for that so many ranks are not."""
+    if sizes is not None and size not in sizes:
+        return f"{' or '.join(map(str, sizes))} ranks"
+    if size < min_size:
+        return f"at least {min_size} ranks"
+    if max_size is not None and size > max_size:
+        return f"at most {max_size} rank(s)"
+    return None
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -227,7 +253,7 @@ def pytest_runtest_makereport(item, call):
     """Let all ranks agree on the outcome: the worst one is everybody's. Collective."""
     report = yield
     ranks = item.config.stash[RANKS]
-    if ranks.size == 1:
+    if ranks.size == 1 or LEFT_OUT in item.stash:
         return report
     if report.failed:  # at once: the others may be waiting in the test for this rank
         ranks.say(f"FAILED {item.nodeid} ({report.when}): {_reason(report)}")
@@ -288,7 +314,7 @@ def comms():
 
 
 @pytest.fixture
-def on_one_rank(comms):
+def on_one_rank(comms, request):
     """Call something on the first rank and hand all what it returns: they need not all compile it.
 
     `on_one_rank(lambda: solve(alone()))`. Collective; what is called must not communicate.
@@ -298,8 +324,11 @@ def on_one_rank(comms):
     def call(work):
         result = None
         with together(comms.control):
-            if comms.control.rank == 0:
-                result = work()
+            try:
+                if comms.control.rank == 0:
+                    result = work()
+            finally:
+                request.config.stash[RANKS].rest()
         return comms.control.bcast(result)
 
     return call
@@ -324,48 +353,11 @@ def mpirun():
     Only from one rank (`mpi(max_size=1)`). The MPI this process has started itself must not be
     seen by the job, so its environment variables are taken out.
     """
-
     if MPI is None or shutil.which("mpirun") is None:
         pytest.skip("no MPI, or no mpirun on the PATH")
+    from tests.launching import run_job
 
-    open_mpi = "Open MPI" in MPI.Get_library_version()
-
-    def run(n_ranks: int, *command, timeout_s: float = 60.0, env=None, cwd=None):
-        own = ("OMPI_", "PMIX_", "PMI_")
-        kept = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
-        clean = {k: v for k, v in os.environ.items() if k in kept or not k.startswith(own)}
-        if os.geteuid() == 0:
-            clean |= dict.fromkeys(kept, "1")
-        repository = str(Path(__file__).parent.parent)
-        clean["PYTHONPATH"] = os.pathsep.join(filter(None, [repository, clean.get("PYTHONPATH")]))
-        launcher = ["mpirun", "-n", str(n_ranks)]
-        if open_mpi:
-            launcher += ["--oversubscribe", "--bind-to", "none"]
-        process = subprocess.Popen(
-            [*launcher, *map(str, command)],
-            env=clean | (env or {}),
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            out, err = process.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGTERM)  # mpirun then ends its ranks
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(5)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            out, err = process.communicate()
-            pytest.fail(
-                f"still running after {timeout_s:g} s\n--- stdout\n{out}\n--- stderr\n{err}"
-            )
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-    return run
+    return run_job
 
 
 @pytest.fixture

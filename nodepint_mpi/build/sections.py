@@ -12,7 +12,7 @@ from nodepint_mpi.config.network import DenseNetwork
 from nodepint_mpi.config.time import BasisSection, StepsSection, StoppingSection, Time
 from nodepint_mpi.core.galerkin import AbstractReduction
 from nodepint_mpi.core.named_losses import LOSSES, METRICS
-from nodepint_mpi.core.objective import Loss, Term
+from nodepint_mpi.core.objective import Loss, SimulationFree, Term
 from nodepint_mpi.core.problems import PROBLEMS, Problem, scale_to_box
 from nodepint_mpi.core.propagators import (
     Propagator,
@@ -151,7 +151,7 @@ def build_time_solver(
     )
 
 
-def build_loss(config: Config) -> tuple[Loss, dict[str, Loss]]:
+def build_loss(config: Config) -> tuple[Loss | SimulationFree, dict[str, Loss]]:
     """The loss, and what is reported beside it. Local."""
     if config.loss is None:
         raise ConfigError("Training needs a section `[loss]`.")

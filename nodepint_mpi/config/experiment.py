@@ -116,8 +116,12 @@ class Config(Section):
     def _noise(self):
         if self.noise is None:
             return self
-        if self.data is None:
-            raise ValueError("`[noise]` is for training: `nodepint_mpi.solve` takes `noise`")
+        if self.data is None and self.problem is None:
+            raise ValueError("`[noise]` needs a section `[problem]` to solve, or `[data]` to train")
+        if self.data is None and self.noise.paths == "fresh":
+            raise ValueError("`noise.paths = 'fresh'` is for training: a solve has no steps")
+        if self.problem is not None and self.problem.box is not None:
+            raise ValueError("`problem.box` scales a field without noise")
         if self.time.method == "reduced":
             raise ValueError("`[noise]` goes with any method but 'reduced'")
         if self.time.adjoint.kind == "continuous":

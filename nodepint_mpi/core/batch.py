@@ -2,7 +2,9 @@
 
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from nodepint_mpi.core.exogenous import Signal
 
@@ -57,6 +59,12 @@ class SampleBatch(NamedTuple):
     known: Numbers = None
     rows: Numbers = None
     step: Numbers = None
+
+
+def as_numbers(inputs: Array, dtype: Any = None) -> Array:
+    """Inputs in the precision of the run, or a given one; bytes, such as gray, in [0, 1]. Local."""
+    scale = 255 if inputs.dtype == jnp.uint8 else 1
+    return inputs.astype(dtype or jnp.zeros(()).dtype) / scale
 
 
 def place_reads(

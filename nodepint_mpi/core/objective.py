@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -141,6 +142,21 @@ class Term(NamedTuple):
 
     function: Callable
     weight: float
+
+
+@dataclass(frozen=True)
+class SimulationFree:
+    """A loss for which nothing is solved, where a loss is expected; also a decorator of one.
+
+    `function(model)`, which may take `batch` and `key` by name, returns one number for each sample,
+    of which the mean is taken. `key` holds a random key for each sample, in evaluation the same
+    each time.
+    """
+
+    function: Callable
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
 
 
 def nothing(loss: Loss, predictions: Array | jax.ShapeDtypeStruct, targets: Array) -> Mean:

@@ -18,12 +18,6 @@ from nodepint_mpi.core.sample_params import SampleArgs
 from nodepint_mpi.errors import ProblemError
 
 
-def as_numbers(inputs: Array, dtype: Any = None) -> Array:
-    """Inputs in the precision of the run, or a given one; bytes, such as gray, in [0, 1]. Local."""
-    scale = 255 if inputs.dtype == jnp.uint8 else 1
-    return inputs.astype(dtype or jnp.zeros(()).dtype) / scale
-
-
 class EncodeProcessDecode(eqx.Module):
     """u(t0) = encoder(x), du/dt = processor(t, u, args), prediction = decoder(u(t))."""
 

@@ -13,7 +13,6 @@ from jaxtyping import PyTree
 from nodepint_mpi.core.partition import check_edges, check_layout, own_slices
 from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator
 from nodepint_mpi.core.resolution import check_field_resolution
-from nodepint_mpi.core.stochastic import NoisyArgs
 from nodepint_mpi.core.stopping import AbstractStopping
 from nodepint_mpi.core.types import Field
 from nodepint_mpi.errors import ProblemError
@@ -22,7 +21,6 @@ from nodepint_mpi.parallel.counters import Tally
 from nodepint_mpi.parallel.failure import require_solved
 from nodepint_mpi.parallel.iterate import TimeSolver
 from nodepint_mpi.parallel.method_options import (
-    Fields,
     MethodOptions,
     Numbers,
     check_comm,
@@ -33,8 +31,8 @@ from nodepint_mpi.parallel.method_options import (
     make_method,
 )
 from nodepint_mpi.parallel.methods.base import AbstractMethod
-from nodepint_mpi.parallel.noise import Noise, axes_of_paths, check_noise
-from nodepint_mpi.parallel.problem import floats_as_arrays, lay_out_guess
+from nodepint_mpi.parallel.noise import Noise
+from nodepint_mpi.parallel.problem import lay_out_guess
 from nodepint_mpi.parallel.programs import static_key
 from nodepint_mpi.parallel.replicated import (
     Program,
@@ -43,10 +41,10 @@ from nodepint_mpi.parallel.replicated import (
     solve_tracked,
 )
 from nodepint_mpi.parallel.same_arguments import is_traced, require_same_arguments, value_of
-from nodepint_mpi.parallel.samples import lay_out_samples
 from nodepint_mpi.parallel.saved_times import check_saved_times, place_saved_times
 from nodepint_mpi.parallel.shared_basis import SharedBasis
 from nodepint_mpi.parallel.solution import Solution
+from nodepint_mpi.parallel.stated import Equation, state_equation
 from nodepint_mpi.parallel.tracking import LentCarry
 
 
@@ -196,17 +194,11 @@ def solve(
     check_method_options(options)
     check_numbers(numbers)
     check_layout(len(edges) - 1, comm.size)
-    args = floats_as_arrays(args)
-    steps = {"fine": fine, "coarse": coarse, "tangents": tangents, "method": method}
-    stochastic = check_noise(noise, diffusion, steps)
-    if noise is not None:
-        args = NoisyArgs(args, noise.keys())
-        in_axes = axes_of_paths(in_axes, noise)
-    initial, layout, samples, n_batch_axes = lay_out_samples(u0, args, in_axes, n_batch_axes)
+    equation = Equation(u0, args, diffusion, noise, in_axes, n_batch_axes)
+    args, initial, fields, n_batch_axes = state_equation(equation, edges, options)
+    layout, samples = fields.layout, fields.samples
     n_samples = None if samples is None else samples.n
     flat_guess = None if guess is None else lay_out_guess(guess, layout, len(edges), n_samples)
-    state = jax.ShapeDtypeStruct(initial.shape, initial.dtype)
-    fields = Fields(layout, edges[0], args, state, samples, stochastic)
     flat_field = fields.bind(field)
     propagator = fields.propagator(flat_field, fine)
     method = make_method(options, fields, flat_field)
@@ -223,7 +215,7 @@ def solve(
     )
     begin = flat_guess
     if carry is not None:
-        check_tracked(numbers, guess, method)
+        check_tracked(numbers, guess, method, noise)
         begin = carry.take(len(own_slices(edges, comm.size, comm.rank).indices))
     params, others = eqx.partition(args, eqx.is_inexact_array)
     others, static = eqx.partition(others, eqx.is_array)

@@ -17,7 +17,7 @@ from nodepint_mpi.errors import ProblemError
 from nodepint_mpi.parallel.comms import TimeComm, world_time_comm
 from nodepint_mpi.parallel.methods import METHODS
 from nodepint_mpi.parallel.methods.base import AbstractMethod, Parts
-from nodepint_mpi.parallel.noise import StochasticPart, check_diffusion
+from nodepint_mpi.parallel.noise import Noise, StochasticPart, check_diffusion
 from nodepint_mpi.parallel.problem import ArrayField, StateLayout, as_field, check_field
 from nodepint_mpi.parallel.samples import Samples
 from nodepint_mpi.parallel.shared_basis import SharedBasis
@@ -109,12 +109,19 @@ def check_numbers(numbers: Numbers) -> None:
         _refuse("n_batch_axes", n, "a whole number of at least zero")
 
 
-def check_tracked(numbers: Numbers, guess: Any, method: AbstractMethod) -> None:
+def check_tracked(
+    numbers: Numbers, guess: Any, method: AbstractMethod, noise: Noise | None = None
+) -> None:
     """Refuse options that a solve with a carry does not take. Local.
 
     Raises:
         ProblemError: with the option, or the method that carries nothing.
     """
+    if noise is not None and noise.step is not None:
+        raise ProblemError(
+            "`noise.step` makes other paths in each step, and `carry` starts from the states of "
+            "the last one: leave one of them out."
+        )
     for name, value in {"guess": guess, "stopping": numbers.stopping}.items():
         if value is not None:
             raise ProblemError(

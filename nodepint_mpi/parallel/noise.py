@@ -47,6 +47,8 @@ class Noise:
         calculus: "ito" or "stratonovich": what dW means, and which solvers converge to it.
         additive: g does not depend on u: both senses are the same, and more solvers fit.
         step: An optimizer step that gets noise of its own; None for noise common to all.
+        n_fine: Steps of a slice whose increments are drawn, those of `fine` unless given. A solve
+            with fewer steps, a divisor, sums them up: the same path by longer steps.
     """
 
     seed: Any
@@ -56,6 +58,7 @@ class Noise:
     calculus: str = "ito"
     additive: bool = False
     step: Any = None
+    n_fine: int | None = None
 
     @property
     def n_paths(self) -> int | None:
@@ -152,11 +155,13 @@ def check_steps(noise: Noise, steps: dict[str, Any]) -> tuple[int, bool]:
         for part in jax.tree.leaves(parts, is_leaf=_is_steps)
         if _is_steps(part) and not isinstance(_steps_of(part), Stay)
     ]
-    n_fine = next(part.n_steps for name, part in given if name == "fine")
+    owner, n_fine = "`noise.n_fine` is", noise.n_fine
+    if n_fine is None:
+        owner, n_fine = "`fine`", next(part.n_steps for name, part in given if name == "fine")
     for name, part in given:
         if n_fine % part.n_steps:
             raise ProblemError(
-                f"`{name}` takes {part.n_steps} steps a slice and `fine` {n_fine}: coarse "
+                f"`{name}` takes {part.n_steps} steps a slice and {owner} {n_fine}: coarse "
                 "increments are sums of fine ones, so the one must divide the other."
             )
     return n_fine, any(needs_levy(part.solver) for _, part in given)
@@ -227,6 +232,12 @@ def _check_fields(noise: Noise) -> None:
     if general and (isinstance(noise.n_dims, bool) or not noise.n_dims or noise.n_dims < 1):
         raise ProblemError(
             f"`noise.n_dims` is {noise.n_dims!r}; expected a number of at least one."
+        )
+    n_fine = noise.n_fine
+    whole = isinstance(n_fine, (int, np.integer)) and not isinstance(n_fine, bool)
+    if n_fine is not None and not (whole and n_fine > 0):
+        raise ProblemError(
+            f"`noise.n_fine` is {n_fine!r}; expected a number of steps of at least one."
         )
     if noise.step is not None:
         _check_numbers("step", noise.step, most_axes=0)

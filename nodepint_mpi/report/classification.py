@@ -16,7 +16,7 @@ MANY_CLASSES = 20
 def labels(model: Model) -> Section | None:
     """Which classes are taken for which, scores of every class, and images to look at."""
     seen = model.predicted
-    if not seen.is_labels:
+    if seen is None or not seen.is_labels:
         return None
     wanted, logits = seen.targets[:, 0], seen.predictions[:, 0]
     guesses, n_classes = np.argmax(logits, axis=-1), logits.shape[-1]

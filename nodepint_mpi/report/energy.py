@@ -17,6 +17,8 @@ FEW = 4
 
 def basis_energy(model: Model) -> Section | None:
     """The share of the states' sum of squares that the first directions leave out."""
+    if model.predicted is None:
+        return None
     snapshots, bases = model.predicted.snapshots, model.predicted.bases
     if snapshots.shape[1] < FEW and not bases:
         return None

@@ -14,7 +14,7 @@ from nodepint_mpi.training.evaluate import N_SHOWN
 def trajectories(model: Model) -> Section | None:
     """Some trajectories to look at, and how the error grows along all of them."""
     seen = model.predicted
-    if seen.is_labels:
+    if seen is None or seen.is_labels:
         return None
     sizes = relative_errors(seen)
     worst = int(np.argmax(sizes))

@@ -11,7 +11,7 @@ def reduced_model(model: Model) -> Section | None:
         return None
     result, figure = compare_models(model.reduced.rom, model.trained, model.reduced.file)
     caption = "The first test sample by the full and by the reduced model."
-    if model.predicted.is_labels:
+    if model.predicted is None or model.predicted.is_labels:
         caption = "Logits of the test samples by the full and by the reduced model."
     return Section(
         "Full model against reduced model",

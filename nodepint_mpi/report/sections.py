@@ -85,8 +85,8 @@ def make_report(
     if comms is not None:
         with _without_model():
             model = look_at_model(folder, comms, rom_file, checkpoint=checkpoint, trust=trust)
-        scores = model.predicted.scores
-        sections.append(tables.checkpoint_used(facts, model.predicted.step))
+        scores = model.scores
+        sections.append(tables.checkpoint_used(facts, model.trained.step))
         sections += [make(model) for make in FROM_MODEL]
     sections += [make(facts) for make in AT_THE_END]
     shown = [section for section in sections if section is not None]

@@ -63,10 +63,11 @@ class Reduced(NamedTuple):
 
 
 class Model(NamedTuple):
-    """All that sections about the model need."""
+    """All that sections about the model need; `predicted` is None if there are no predictions."""
 
     trained: TrainedRun
-    predicted: Predicted
+    scores: dict[str, float]
+    predicted: Predicted | None
     reduced: Reduced | None
 
 
@@ -87,10 +88,14 @@ def look_at_model(
         None if rom_file is None else Reduced(load_rom_of(folder, rom_file, trust=trust), rom_file)
     )
     trained = open_run(folder, comms, checkpoint=checkpoint, trust=trust)
-    return Model(trained, _predict(comms, trained, reduced), reduced)
+    scores = evaluate(comms, trained.experiment, trained.params)
+    predicted = None
+    if trained.experiment.predicts:
+        predicted = _predict(trained, reduced, scores)
+    return Model(trained, scores, predicted, reduced)
 
 
-def _predict(comms: Comms, trained: TrainedRun, reduced: Reduced | None) -> Predicted:
+def _predict(trained: TrainedRun, reduced: Reduced | None, scores: dict[str, float]) -> Predicted:
     experiment, problem = trained.experiment, trained.experiment.test_problem
     samples = experiment.test
     predict, parts, truths = make_prediction(problem), [], []
@@ -118,7 +123,6 @@ def _predict(comms: Comms, trained: TrainedRun, reduced: Reduced | None) -> Pred
         paths = None if paths is None else paths[:, order]
     else:
         times = samples.series.times
-    scores = evaluate(comms, experiment, trained.params)
     snapshots, bases = _look_at_states(trained, reduced)
     return Predicted(
         step=trained.step,

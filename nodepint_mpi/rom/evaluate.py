@@ -15,9 +15,11 @@ from jaxtyping import Array
 from matplotlib.figure import Figure
 
 from nodepint_mpi.build.imports import named_code, require_trust
+from nodepint_mpi.core.batch import as_numbers
+from nodepint_mpi.core.objective import SimulationFree
 from nodepint_mpi.errors import ReducedModelError
 from nodepint_mpi.io.directory import Which, read_run
-from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
+from nodepint_mpi.models.networks import EncodeProcessDecode
 from nodepint_mpi.pages.figures import draw_reduced, save_figure
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.ranks.agreement import together
@@ -161,7 +163,10 @@ def _compare(
         "scores": {},
     }
     if samples.section.times is None:
-        for name, metric in {"loss": problem.loss, **problem.metrics}.items():
+        metrics = problem.metrics
+        if not isinstance(problem.loss, SimulationFree):
+            metrics = {"loss": problem.loss, **metrics}
+        for name, metric in metrics.items():
             both = (jnp.asarray(np.moveaxis(p, 1, 0)) for p in (predictions, reduced))
             means = [metric(p, jnp.asarray(np.moveaxis(targets, 1, 0))) for p in both]
             result["scores"][name] = [mean.value() for mean in means]

@@ -14,13 +14,14 @@ from jaxtyping import Array
 
 from nodepint_mpi.build.sections import JUMP_TOL
 from nodepint_mpi.core.basis import rank_for_energy
+from nodepint_mpi.core.batch import as_numbers
 from nodepint_mpi.core.by_name import asked_for
 from nodepint_mpi.core.stopping import JumpTolerance
 from nodepint_mpi.data.samples import count_outputs
 from nodepint_mpi.errors import ConfigError, NonFiniteError
 from nodepint_mpi.io.directory import Which, commit, config_text, versions
 from nodepint_mpi.io.leaves import take_leaves
-from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
+from nodepint_mpi.models.networks import EncodeProcessDecode
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.differentiate import solve_block
 from nodepint_mpi.parallel.directions import leading_directions

@@ -17,11 +17,12 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Inexact, Real, Shaped
 
 from nodepint_mpi.core import basis as bases
+from nodepint_mpi.core.batch import as_numbers
 from nodepint_mpi.core.propagators import AbstractIntegrator, AdaptiveSteps, FixedSteps
 from nodepint_mpi.core.resolution import STEP_RESOLUTION
 from nodepint_mpi.core.types import Field
 from nodepint_mpi.errors import ProblemError
-from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
+from nodepint_mpi.models.networks import EncodeProcessDecode
 
 MAX_STEPS = 2**16
 

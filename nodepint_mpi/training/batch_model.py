@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from nodepint_mpi.core.batch import SampleBatch
+from nodepint_mpi.core.batch import SampleBatch, as_numbers
 from nodepint_mpi.core.by_name import asked_for, call
 from nodepint_mpi.core.objective import Term, per_sample
 from nodepint_mpi.core.sample_params import FieldArgs, SampleArgs
 from nodepint_mpi.errors import ProblemError
-from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
+from nodepint_mpi.models.networks import EncodeProcessDecode
 
 ENCODER_TAKES = ("times", "mask", "static", "key")
 """What an encoder may take by name."""

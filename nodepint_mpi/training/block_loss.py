@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 
 from nodepint_mpi.core.batch import SampleBatch
 from nodepint_mpi.core.by_name import call
-from nodepint_mpi.core.objective import Loss, Mean, nothing
+from nodepint_mpi.core.objective import Loss, Mean, SimulationFree, nothing
 from nodepint_mpi.core.propagators import SliceResult
 from nodepint_mpi.training.batch_model import decode_paths, offered_to_loss
 from nodepint_mpi.training.line_problem import LineProblem
@@ -24,8 +24,11 @@ def linearize_loss(
     Local, inside jit.
     """
 
+    loss = problem.loss
+    assert not isinstance(loss, SimulationFree)  # for which there is no result to look at
+
     def local_loss(params, result) -> tuple[Array, Array]:
-        mean = compare(problem, params, result, batch, problem.loss)
+        mean = compare(problem, params, result, batch, loss)
         return mean.sum, mean.count
 
     return jax.vjp(local_loss, params, result, has_aux=True)

@@ -11,16 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nodepint_mpi.core.batch import SampleBatch
+from nodepint_mpi.core.batch import SampleBatch, as_numbers
 from nodepint_mpi.core.by_name import asked_for, call
 from nodepint_mpi.core.exogenous import Inputs, path_of
-from nodepint_mpi.core.objective import OFFERED, Loss, Mean, Term
+from nodepint_mpi.core.objective import OFFERED, Loss, Mean, SimulationFree, Term
 from nodepint_mpi.core.sample_noise import SampleNoise
 from nodepint_mpi.core.sample_params import SampleArgs
 from nodepint_mpi.data.sample_checks import known_inputs
 from nodepint_mpi.data.samples import Samples
 from nodepint_mpi.errors import DataError, NodepintError, ProblemError
-from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
+from nodepint_mpi.models.networks import EncodeProcessDecode
 from nodepint_mpi.training.batch_model import (
     DECODER_TAKES,
     ENCODER_TAKES,
@@ -236,20 +236,42 @@ def check_terms(
     """
     for term in terms:
         name = f"The loss term {getattr(term.function, '__name__', 'of the config')!r}"
-        made = _returned(
-            name,
-            lambda model, batch, term=term: call(
-                term.function, model, offered={"batch": batch, "key": sample_keys(0, batch)}
-            ),
-            model,
-            batch,
-            given="the model and a batch",
-        )
+        made = _of_model(name, term.function, model, batch)
         if not _is_array(made, jnp.floating) or made.shape not in ((), (n_samples,)):
             raise ProblemError(
                 f"{name} returned {_describe(made)} for a batch of {n_samples} samples; expected "
                 "one real number, or one for each sample."
             )
+
+
+def check_simulation_free(
+    loss: SimulationFree, model: EncodeProcessDecode, batch: SampleBatch, n_samples: int
+) -> None:
+    """Check a loss for which nothing is solved, on shapes. Local.
+
+    Raises:
+        ProblemError: with what it returned, or how it failed.
+    """
+    made = _of_model("The loss", loss.function, model, batch)
+    if not _is_array(made, jnp.floating) or made.shape != (n_samples,):
+        raise ProblemError(
+            f"The loss returned {_describe(made)} for a batch of {n_samples} samples; expected one "
+            "real number for each sample."
+        )
+
+
+def _of_model(name: str, function: Callable, model: EncodeProcessDecode, batch: SampleBatch) -> Any:
+    """What a function of the model and the batch returns, and that it has a gradient."""
+
+    def made(model, batch):
+        return call(function, model, offered={"batch": batch, "key": sample_keys(0, batch)})
+
+    given = "the model and a batch"
+    values = _returned(name, made, model, batch, given=given)
+    if _is_array(values, jnp.floating):
+        gradient = eqx.filter_grad(lambda model, batch: jnp.sum(made(model, batch)))
+        _returned(f"{name}, differentiated,", gradient, model, batch, given=given)
+    return values
 
 
 def _with(function: Callable) -> Callable:

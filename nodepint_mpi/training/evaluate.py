@@ -21,7 +21,6 @@ from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.io.checkpoint import load_checkpoint, require_fingerprint, require_finite
 from nodepint_mpi.io.directory import Which, find_place, read_run
 from nodepint_mpi.models.networks import EncodeProcessDecode
-from nodepint_mpi.pages.figures import draw_labels, draw_trajectories, save_figure
 from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.dealing import own_part
 from nodepint_mpi.ranks.agreement import together
@@ -232,6 +231,8 @@ def save_predictions(
     comms: Comms, experiment: Experiment, params: EncodeProcessDecode, folder: Path
 ) -> None:
     """Draw predictions for the first test samples. Collective over `comms`; rank 0 draws."""
+    if not experiment.predicts:
+        return
     samples, observations = experiment.test, experiment.test_problem.observations
     kind = "labels" if samples.section.times is None else "trajectories"
     batch = samples.take(np.arange(min(N_SHOWN[kind], samples.n_rows)))
@@ -241,6 +242,9 @@ def save_predictions(
     with together(comms.control):
         if gathered is None:
             return
+        # Here, so that ranks that draw nothing do not load matplotlib: 0.7 s.
+        from nodepint_mpi.pages.figures import draw_labels, draw_trajectories, save_figure
+
         predictions = gathered[0]
         for part in gathered[1 : comms.time.size]:  # each rank has some of the times
             predictions = np.where(np.isnan(predictions), part, predictions)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
 from nodepint_mpi.core.batch import SampleBatch
-from nodepint_mpi.core.objective import Mean
+from nodepint_mpi.core.objective import Mean, SimulationFree
 from nodepint_mpi.core.propagators import SliceResult
 from nodepint_mpi.core.sweeps import slices_finite
 from nodepint_mpi.parallel.adjoint import pull_back_walk
@@ -17,6 +17,7 @@ from nodepint_mpi.parallel.exchange import sum_over_ranks
 from nodepint_mpi.parallel.methods.serial import walk_linearized
 from nodepint_mpi.training.block_loss import compare, decode_states, linearize_loss, read_states
 from nodepint_mpi.training.line_problem import LineProblem, encode_initial, field_params
+from nodepint_mpi.training.simulation_free import mean_of_samples
 
 
 class Walked(NamedTuple):
@@ -35,13 +36,18 @@ def make_evaluation(problem: LineProblem) -> Callable:
     Local to make; the evaluation is collective over the grid. What is not `counted` adds nothing.
     """
 
-    def evaluate(params: PyTree, batch: SampleBatch, counted: Array) -> dict[str, Mean]:
+    def scores(params: PyTree, batch: SampleBatch) -> dict[str, Mean]:
+        if isinstance(problem.loss, SimulationFree):
+            return {"loss": mean_of_samples(problem, params, batch)}
         result = _forward(problem, params, batch)
         functions = {"loss": problem.loss, **problem.metrics}
-        local = {
+        return {
             name: compare(problem, params, result, batch, function)
             for name, function in functions.items()
         }
+
+    def evaluate(params: PyTree, batch: SampleBatch, counted: Array) -> dict[str, Mean]:
+        local = scores(params, batch)
         local = jax.tree.map(lambda part: jnp.where(counted, part, jnp.zeros_like(part)), local)
         return sum_over_ranks(problem.comm, local)
 

@@ -101,6 +101,12 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
         plan["tracks_bytes_per_rank"] = most * bytes_each(max(owned), sample)
         states = jax.ShapeDtypeStruct((section.n_slices, n_tracked, state), config.run.precision)
         rows = {ENDS: states, LEFTS: states}
+    if config.noise is not None and config.noise.paths == "fresh" and section.method != "serial":
+        plan["fresh_paths"] = (
+            "every step is solved anew, in several sweeps: with fewer ranks along time than "
+            f"sweeps (here {n_along}) serial training, `--plain`, is faster; `nodepint plan` "
+            "measures it"
+        )
     here = for_rank(samples, config, n_along, int(np.argmax(owned)), relaxed=True)
     sample_bytes, input_bytes = plan_samples(here, n_samples).values()
     replicated = {"params": params, "opt_state": opt_state}

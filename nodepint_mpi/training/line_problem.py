@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from nodepint_mpi.core.batch import SampleBatch
+from nodepint_mpi.core.batch import SampleBatch, as_numbers
 from nodepint_mpi.core.exogenous import Interpolation
 from nodepint_mpi.core.keys import keys_as_numbers
-from nodepint_mpi.core.objective import Loss, Term, per_sample
+from nodepint_mpi.core.objective import Loss, SimulationFree, Term, per_sample
 from nodepint_mpi.core.observations import BlockObservations
 from nodepint_mpi.core.relaxation import RelaxedParams
 from nodepint_mpi.core.sample_noise import SampleNoise
 from nodepint_mpi.core.sample_params import SampleParams
-from nodepint_mpi.models.networks import EncodeProcessDecode, as_numbers
+from nodepint_mpi.models.networks import EncodeProcessDecode
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.iterate import TimeSolver
 from nodepint_mpi.parallel.line import Line
@@ -38,7 +38,7 @@ class LineProblem(NamedTuple):
     static: EncodeProcessDecode
     solver: TimeSolver
     observations: BlockObservations
-    loss: Loss
+    loss: Loss | SimulationFree
     metrics: dict[str, Loss]
     edge_weights: np.ndarray | None = None
     interpolation: Interpolation = "linear"

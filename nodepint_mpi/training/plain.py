@@ -16,16 +16,16 @@ import optax
 from jaxtyping import Array, ArrayLike
 
 from nodepint_mpi.build.model import build_edges
-from nodepint_mpi.core.batch import SampleBatch
+from nodepint_mpi.core.batch import SampleBatch, as_numbers
 from nodepint_mpi.core.by_name import call
 from nodepint_mpi.core.exogenous import Inputs, path_of
 from nodepint_mpi.core.keys import numbers_as_keys
+from nodepint_mpi.core.objective import SimulationFree
 from nodepint_mpi.core.observations import place_observations
 from nodepint_mpi.core.propagators import AdaptiveSteps, FixedSteps
 from nodepint_mpi.core.sample_params import FieldArgs, SampleArgs
 from nodepint_mpi.core.stochastic import NoisyArgs, terms_on_grid
 from nodepint_mpi.errors import ConfigError
-from nodepint_mpi.models.networks import as_numbers
 from nodepint_mpi.parallel.counters import Tally
 from nodepint_mpi.training.batch_model import (
     BatchedField,
@@ -40,6 +40,7 @@ from nodepint_mpi.training.error_control import Anew
 from nodepint_mpi.training.line_problem import LineProblem
 from nodepint_mpi.training.rank_samples import for_rank
 from nodepint_mpi.training.setup import Batch, Experiment
+from nodepint_mpi.training.simulation_free import mean_of_samples
 from nodepint_mpi.training.step import Stepped, StepReport, TrainState, apply_gradient
 
 
@@ -107,6 +108,10 @@ def make_plain_loss(experiment: Experiment) -> Callable:
 
     def loss(params, batch):
         model = eqx.combine(params, problem.static)
+        if isinstance(problem.loss, SimulationFree):
+            mean = mean_of_samples(problem, params, batch)
+            added = terms_of_loss(problem.terms, model, batch, problem.seed)
+            return mean.sum / mean.count + added
         initial = encode(model, batch, problem.seed)
         states, seen, mask = solve(params.processor, initial, batch)
         n_paths = noise and noise.n_paths

@@ -22,7 +22,7 @@ from nodepint_mpi.config.run import N_STEPS
 from nodepint_mpi.core.batch import SampleBatch
 from nodepint_mpi.core.by_name import asked_for
 from nodepint_mpi.core.galerkin import AbstractReduction, Galerkin, ProjectedProcessor
-from nodepint_mpi.core.objective import mean_squared_error
+from nodepint_mpi.core.objective import SimulationFree, mean_squared_error
 from nodepint_mpi.core.partition import check_layout, own_slices
 from nodepint_mpi.core.relaxation import RelaxedPropagator, edge_weights, with_propagators
 from nodepint_mpi.core.resolution import check_field_resolution
@@ -54,6 +54,7 @@ from nodepint_mpi.training.check_model import (
     check_gradient,
     check_losses,
     check_model,
+    check_simulation_free,
     check_terms,
     require_taken,
 )
@@ -67,6 +68,7 @@ from nodepint_mpi.training.memory import (
 )
 from nodepint_mpi.training.rank_samples import for_rank, place_samples
 from nodepint_mpi.training.sameness import require_same_code, require_same_shapes
+from nodepint_mpi.training.simulation_free import check_sections
 from nodepint_mpi.training.step import TrainState
 from nodepint_mpi.training.watch import require_watched
 
@@ -104,6 +106,13 @@ class Experiment(NamedTuple):
     def method(self) -> AbstractMethod:
         """The sweep in use."""
         return self.train_problem.solver.method
+
+    @property
+    def predicts(self) -> bool:
+        """Whether its predictions are of what was observed: a field that makes samples out of
+        noise predicts no label."""
+        free = isinstance(self.train_problem.loss, SimulationFree)
+        return not free or self.train.section.times is not None
 
     def batch(self, step: int) -> Batch:
         """The samples of optimizer step `step`. Local."""
@@ -225,6 +234,11 @@ def check_scores(
     """
     loss, metrics = build_loss(config)
     batch = _like_a_step(samples, state[0])
+    check_terms(build_terms(config), model, batch, state[0])
+    if isinstance(loss, SimulationFree):
+        check_sections(config, samples, metrics)
+        check_simulation_free(loss, model, batch, state[0])
+        return
     n_times = max(1, batch.targets.shape[1])
     states = jax.ShapeDtypeStruct((n_times, *state), jnp.zeros(()).dtype)
     noise = build_noise(config)
@@ -252,7 +266,6 @@ def check_scores(
         require_taken(names, "weights", "`data.weights` are given")
     check_losses(names, prediction, by_time(batch.targets), offered)
     check_gradient(loss, prediction, by_time(batch.targets), offered)
-    check_terms(build_terms(config), model, batch, state[0])
 
 
 def check_encoded(config: Config, model: EncodeProcessDecode, samples: Samples) -> None:

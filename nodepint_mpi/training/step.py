@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from nodepint_mpi.core.batch import SampleBatch
+from nodepint_mpi.core.objective import SimulationFree
 from nodepint_mpi.core.propagators import SliceResult
 from nodepint_mpi.core.relaxation import RelaxedParams
 from nodepint_mpi.core.sample_params import SampleParams
@@ -26,6 +27,7 @@ from nodepint_mpi.training.batch_model import (
 )
 from nodepint_mpi.training.block_loss import linearize_loss
 from nodepint_mpi.training.line_problem import LineProblem, encode_initial, field_params
+from nodepint_mpi.training.simulation_free import linearize_mean
 
 
 class TrainState(NamedTuple):
@@ -160,6 +162,8 @@ def loss_and_gradient(
 
     With a `weight` of continuity the solve is a relaxed one.
     """
+    if isinstance(problem.loss, SimulationFree):
+        return _simulation_free(problem, params, batch)
     comm = problem.comm
     initial, pull_back_encoder = encode_initial(problem, params, batch)
     of_field = field_params(problem, params, batch, weight)
@@ -184,6 +188,31 @@ def loss_and_gradient(
         damped=solved.record.n_damped,
         fallbacks=solved.record.n_fallbacks,
         finite=finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(solved.jump),
+    )
+
+
+def _simulation_free(
+    problem: LineProblem, params: PyTree, batch: SampleBatch
+) -> tuple[PyTree[Array], StepReport]:
+    """The same where nothing is solved. Collective, inside jit."""
+    mean, gradient = linearize_mean(problem, params, batch)
+    count = sum_over_ranks(problem.comm, mean.count)
+    gradient = jax.tree.map(lambda part: part / count, gradient)
+    loss, gradient = _with_terms(problem, params, batch, mean.sum / count, gradient, 1.0)
+    loss, gradient = sum_over_ranks(problem.comm, (loss, gradient))
+    grad_norm, none = optax.tree.norm(gradient), jnp.array(0)
+    zero = jnp.zeros_like(loss)
+    return gradient, StepReport(
+        loss=loss,
+        grad_norm=grad_norm,
+        sweeps=none,
+        jump=zero,
+        adjoint_sweeps=none,
+        adjoint_residual=zero,
+        guarded=none,
+        damped=none,
+        fallbacks=none,
+        finite=jnp.isfinite(loss) & jnp.isfinite(grad_norm),
     )
 
 

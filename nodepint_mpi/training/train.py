@@ -27,7 +27,6 @@ from nodepint_mpi.io.directory import (
     writing_in,
 )
 from nodepint_mpi.io.records import Records
-from nodepint_mpi.pages.figures import plot_losses
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.profiling.record import record_times, write_times
 from nodepint_mpi.profiling.timers import CompileClock, Timers
@@ -203,6 +202,9 @@ def train(
             if control.rank == 0:
                 assert records is not None  # rank 0 keeps them
                 records.write_table(fingerprint=config.fingerprint(), config=config_text(config))
+                # Here, so that ranks that draw nothing do not load matplotlib: 0.7 s.
+                from nodepint_mpi.pages.figures import plot_losses
+
                 plot_losses(folder)
                 if scalars is not None:
                     scalars.append({"step": step} | {f"test_{k}": v for k, v in scores.items()})

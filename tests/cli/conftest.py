@@ -1,11 +1,15 @@
 """A tiny data set and a way to start `nodepint` on some ranks."""
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cli.small_case import QUICK, Case, has_one_message, make_case
+from tests.cli.small_case import QUICK, Case, free_env, has_one_message, make_case
+
+CASES = Path(__file__).with_name("run_cases.py")
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +31,30 @@ def nodepint(mpirun, tmp_path):
         if code not in (0, None):
             assert has_one_message(said), said
         return done
+
+    return run
+
+
+@pytest.fixture
+def refusals(tmp_path_factory):
+    """`refusals(folder, [words, ...])`: what each command says that is typed there, one after the
+    other in one process without mpirun; that it ends with 2 and leaves the folder as it was."""
+
+    def run(folder: Path, commands: list[list[str]]) -> list[str]:
+        notes = tmp_path_factory.mktemp("refusals")
+        cases = notes / "cases.json"
+        cases.write_text(json.dumps(dict(enumerate(commands))))
+        done = subprocess.run(
+            [sys.executable, CASES, cases, notes], cwd=folder, stdin=subprocess.DEVNULL,
+            env=free_env() | {"PYTHONPATH": str(CASES.parents[2])}, capture_output=True, text=True,
+            timeout=280,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        noted = [json.loads((notes / f"{i}.0.json").read_text()) for i in range(len(commands))]
+        for one in noted:
+            assert one["code"] == 2, one["said"]
+            assert one["after"] == one["before"]
+        return [one["said"] for one in noted]
 
     return run
 

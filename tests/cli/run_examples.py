@@ -1,8 +1,8 @@
 """Run the scripts of docs/examples one after the other and note what they found: saves imports.
 
-    mpirun -n 2 python -m mpi4py run_examples.py RESULT_STEM
+    mpirun -n 2 python -m mpi4py run_examples.py RESULT_STEM [all]
 
-Each rank writes `RESULT_STEM.RANK.npz`.
+Each rank writes `RESULT_STEM.RANK.npz`. Without `all`, only a solve and a training loop are run.
 """
 
 import runpy
@@ -26,36 +26,58 @@ def tracked_gradient(names):
     return sweep(names["model"], carry)[1]
 
 
-def main(stem: str) -> None:
-    """Collective over the world."""
+def run(name: str) -> dict:
+    """The names that a script has defined in the end."""
+    return runpy.run_path(str(EXAMPLES / name))
+
+
+def solve_and_train() -> dict:
+    """By the two scripts that show these alone. Collective over the world."""
     from nodepint_mpi.parallel.comms import world
 
-    solved = runpy.run_path(str(EXAMPLES / "solve_ode.py"))
-    trained = runpy.run_path(str(EXAMPLES / "own_field.py"))
-    given = runpy.run_path(str(EXAMPLES / "objects.py"))
-    tracked = runpy.run_path(str(EXAMPLES / "tracked_loop.py"))
-    reduced = runpy.run_path(str(EXAMPLES / "reduced_model.py"))
+    solved, trained = run("solve_ode.py"), run("own_field.py")
     found = {
-        "test_error": given["result"]["test_relative_error"],
-        "predicted": given["predicted"].values,
         "interface": solved["solution"].interface,
         "converged": solved["solution"].status.name == "CONVERGED",
         "slope": solved["slope"]["strength"],
         "loss": trained["value"],
         "params": ravel_pytree(eqx.filter(trained["model"], eqx.is_array))[0],
+    }
+    if world().Get_size() > 1:
+        gradient = eqx.filter_jit(eqx.filter_grad(trained["loss"]))(trained["model"])
+        found["gradient"] = ravel_pytree(gradient)[0]
+    return found
+
+
+def the_others() -> dict:
+    """What the longer scripts found. Collective over the world."""
+    from nodepint_mpi.parallel.comms import world
+
+    given, tracked = run("objects.py"), run("tracked_loop.py")
+    reduced = run("reduced_model.py")
+    found = {
+        "test_error": given["result"]["test_relative_error"],
+        "predicted": given["predicted"].values,
         "tracked_loss": tracked["value"],
         "tracked_misfit": tracked["misfit"],
         "tracked_params": ravel_pytree(eqx.filter(tracked["model"], eqx.is_array))[0],
         "tracked_gradient": ravel_pytree(tracked_gradient(tracked))[0],
         "rank": reduced["made"]["rank"],
     }
-    if world().Get_size() > 1:
-        gradient = eqx.filter_jit(eqx.filter_grad(trained["loss"]))(trained["model"])
-        found["gradient"] = ravel_pytree(gradient)[0]
     if world().Get_rank() == 0:
         found |= {name: reduced[name] for name in ("starts", "times", "states")}
+    return found
+
+
+def main(stem: str, *which: str) -> None:
+    """Collective over the world."""
+    from nodepint_mpi.parallel.comms import world
+
+    found = solve_and_train()
+    if "all" in which:
+        found |= the_others()
     np.savez(f"{stem}.{world().Get_rank()}.npz", **found)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

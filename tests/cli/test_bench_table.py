@@ -302,18 +302,18 @@ def test_a_folder_that_is_not_of_the_table_is_left_alone(place):
         place.do(place.listed("one"))
 
 
-def test_bad_words_on_the_command_line(place):
+def test_bad_words_on_the_command_line(place, refusals):
     place.listed("one")
     (place.folder / "README.md").write_text("no marks")
-    for words, message in (
-        (["--only", "oen"], "unknown problem; did you mean 'one'?"),
-        (["--write", "README.md"], "README.md has no place for the table"),
-        (["--write", "gone/README.md"], "Cannot write gone/README.md: there is no folder"),
-    ):
-        before = listing(place.folder)
-        done = alone("bench", "table", "--list", "list.toml", *words, cwd=place.folder)
-        assert done.returncode == 2 and has_one_message(done.stderr), done.stderr
-        assert message in done.stderr and listing(place.folder) == before
+    bad = {
+        "--only oen": "unknown problem; did you mean 'one'?",
+        "--write README.md": "README.md has no place for the table",
+        "--write gone/README.md": "Cannot write gone/README.md: there is no folder",
+    }
+    start = ["bench", "table", "--list", "list.toml"]
+    said = refusals(place.folder, [[*start, *words.split()] for words in bad])
+    for one, message in zip(said, bad.values(), strict=True):
+        assert has_one_message(one) and message in one, one
 
 
 # ---- With runs ---------------------------------------------------------------------------------

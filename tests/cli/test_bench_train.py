@@ -80,13 +80,14 @@ def test_ratios_are_to_the_faster_serial_one():
     assert two["steps_to_target"] is None and two["time_ratio_to_one_rank"] is None
 
 
-def test_what_cannot_be_compared_is_refused(case, nodepint, tmp_path):
+def test_what_cannot_be_compared_is_refused(case, nodepint, refusals, tmp_path):
     nodepint(2, "bench", "train", case.config, code=2)
-    for options, message in (
-        (("--ranks", "1,x"), "expected comma-separated integers"),
-        (("--ranks", "999"), "cores for this process"),
-        (("--ranks", "1", "--repeats", "1", "--timeout", "1"), "no answer within 1 s"),
-    ):
-        done = alone("bench", "train", case.config, *options, cwd=tmp_path)
-        assert done.returncode == 2 and message in done.stderr, done.stderr
-        assert message == "expected comma-separated integers" or has_one_message(done.stderr)
+    bad = {
+        "--ranks 1,x": "expected comma-separated integers",
+        "--ranks 999": "cores for this process",
+        "--ranks 1 --repeats 1 --timeout 1": "no answer within 1 s",
+    }
+    start = ["bench", "train", str(case.config)]
+    said = refusals(tmp_path, [[*start, *words.split()] for words in bad])
+    for one, message in zip(said, bad.values(), strict=True):
+        assert has_one_message(one) and message in one, one

@@ -1,4 +1,4 @@
-"""The scripts and the problem that the docs show: on two ranks, then alone where those ran."""
+"""The scripts and the problem that the docs show: on two ranks, two of them also alone."""
 
 import os
 import subprocess
@@ -20,7 +20,8 @@ from tests.cli.small_case import QUICK, read_json
 pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(400)]
 
 DRIVER = Path(__file__).with_name("run_examples.py")
-RANKS = ["two.0", "two.1", "alone.0"]
+TWO = ["two.0", "two.1"]
+RANKS = [*TWO, "alone.0"]
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +33,7 @@ def folder(tmp_path_factory):
 def found(folder, mpirun):
     """What each rank found, by job and rank."""
     if not (folder / "alone.0.npz").exists():
-        command = sys.executable, "-m", "mpi4py", DRIVER, "two"
+        command = sys.executable, "-m", "mpi4py", DRIVER, "two", "all"
         done = mpirun(2, *command, cwd=folder, env=QUICK, timeout_s=280)
         assert done.returncode == 0, done.stdout + done.stderr
         (folder / "two.txt").write_text(done.stdout)
@@ -54,8 +55,8 @@ def found(folder, mpirun):
 
 def test_rank_0_alone_speaks_and_says_the_same_on_any_number_of_ranks(found, folder):
     two, alone = ((folder / f"{name}.txt").read_text() for name in ("two", "alone"))
-    assert two == alone
-    assert two.startswith("converged: every slice is solved\n")
+    assert two.startswith(alone) and len(alone.splitlines()) >= 2
+    assert alone.startswith("converged: every slice is solved\n")
     assert len(two.splitlines()) == 17
 
 
@@ -76,13 +77,13 @@ def test_the_solution_and_its_slope_are_those_of_scipy(found):
 
 
 def test_a_program_without_config_learns_the_swings(found):
-    for rank in found.values():
-        assert rank["test_error"] < 0.05
-        np.testing.assert_allclose(rank["predicted"], found["alone.0"]["predicted"], atol=1e-3)
+    for name in TWO:
+        assert found[name]["test_error"] < 0.05
+        np.testing.assert_allclose(found[name]["predicted"], found["two.0"]["predicted"], atol=1e-3)
     times = np.linspace(0.0, 6.0, 25)
     decay = np.exp(-0.1 * times)  # of a swing that starts at rest at 1
     angle = decay * (np.cos(times) + 0.1 * np.sin(times))
-    np.testing.assert_allclose(found["alone.0"]["predicted"][0, :, 0], angle, atol=0.03)
+    np.testing.assert_allclose(found["two.0"]["predicted"][0, :, 0], angle, atol=0.03)
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_the_field_is_trained_with_the_gradient_of_a_plain_solve(found):
 
     exact = jax.jit(jax.grad(loss))(jnp.asarray(found["two.0"]["params"]))
     assert flat.shape == exact.shape
-    for name in ("two.0", "two.1"):
+    for name in TWO:
         atol = 1e-5 * np.abs(exact).max()
         np.testing.assert_allclose(found[name]["gradient"], exact, rtol=0, atol=atol)
         np.testing.assert_array_equal(found[name]["params"], found["two.0"]["params"])
@@ -152,10 +153,10 @@ def test_the_tracked_loop_learns_with_the_gradient_of_a_plain_solve(found):
         return jnp.mean((states[7::8] - names["observed"]) ** 2)
 
     exact = jax.jit(jax.grad(loss))(jnp.asarray(found["two.0"]["tracked_params"]))
-    for name in ("two.0", "two.1"):
+    for name in TWO:
         atol = 1e-9 * np.abs(exact).max()
         np.testing.assert_allclose(found[name]["tracked_gradient"], exact, rtol=0, atol=atol)
-    for rank in found.values():
+        rank = found[name]
         assert rank["tracked_loss"] < 5e-3 and rank["tracked_misfit"] < 1e-2
         np.testing.assert_allclose(rank["tracked_loss"], found["two.0"]["tracked_loss"], rtol=1e-6)
 
@@ -163,13 +164,12 @@ def test_the_tracked_loop_learns_with_the_gradient_of_a_plain_solve(found):
 def test_the_reduced_model_of_a_problem_in_one_file(found, folder):
     done = read_json(folder / "runs" / "chain" / "DONE")
     assert done["test_accuracy"] > 0.9
-    for name in ("two.0", "alone.0"):
-        rank = found[name]
-        assert rank["rank"] == 8
-        for start, states in zip(rank["starts"], rank["states"], strict=True):
-            truth = solve_ivp(chain, (0, 6), start, "DOP853", rank["times"][:25], rtol=1e-9).y.T
-            error = np.linalg.norm(states[:25] - truth) / np.linalg.norm(truth)
-            assert error < 0.2
+    rank = found["two.0"]
+    assert rank["rank"] == 8
+    for start, states in zip(rank["starts"], rank["states"], strict=True):
+        truth = solve_ivp(chain, (0, 6), start, "DOP853", rank["times"][:25], rtol=1e-9).y.T
+        error = np.linalg.norm(states[:25] - truth) / np.linalg.norm(truth)
+        assert error < 0.2
 
 
 def chain(t, u):

@@ -10,6 +10,7 @@ from nodepint_mpi.bench.planning.network import Network
 from nodepint_mpi.bench.planning.trials import Trial, Trials, variants
 from nodepint_mpi.config.experiment import read_config
 from nodepint_mpi.errors import ConfigError
+from nodepint_mpi.training.info import make_plan
 from tests.cli.small_case import alone, has_one_message, messages, read_json, sets
 
 pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(300)]
@@ -117,6 +118,22 @@ def test_more_ranks_than_slices_get_slices_of_their_own(advised):
         advised(Trials((), (trial("ours", 0.9),)), ranks=[29], network=FREE)
 
 
+def test_a_config_whose_paths_are_fresh_is_told_what_that_costs(monkeypatch):
+    config = read_config("docs/examples/latent_sde.py")  # 10 slices of 10 fine and 2 coarse steps
+    assert variants(config) == [("5 slices", ["time.n_slices=5", "time.fine.n_steps=20"])]
+    ours = trial("ours", 2.5)._replace(sweeps=(3.0, 1.0))
+    monkeypatch.setattr(planning, "make_trials", lambda *a, **k: Trials((plain(1.0),), (ours,)))
+    found = advise(config, ranks=[2, 16], network=FREE)
+    # 20 slices would have 5 fine steps, whose increments do not make two coarse ones.
+    assert settings_of(found._replace(taken=found.choices[16]))[1][:2] == [
+        "time.n_slices=25", "time.fine.n_steps=4",
+    ]  # fmt: skip
+    assert found.choices[2].step_s > 1.0
+    assert "every step is solved anew: 3 + 1 sweeps" in found.reason
+    assert "(here 2) serial training" in make_plan(config, 2)["fresh_paths"]
+    assert "fresh_paths" not in make_plan(read_config("docs/examples/ornstein_uhlenbeck.py"), 2)
+
+
 def test_variants_have_as_many_fine_steps(case):
     config = read_config(case.config, ["time.fine.n_steps=6"])
     assert variants(config) == [
@@ -146,17 +163,15 @@ def test_auto_follows_the_plan(case, tmp_path):
     assert ("The model's error on" in done.stdout) == ("2 cores |" in done.stdout)
 
 
-def test_what_cannot_be_planned_is_refused(case, nodepint, tmp_path):
+def test_what_cannot_be_planned_is_refused(case, nodepint, refusals, tmp_path):
     nodepint(2, "plan", case.config, code=2)
-    for arguments, message in (
-        (("plan", case.config, *sets(time__method="serial")), "there is nothing to plan"),
-        (("plan", case.config, "--network", "1,x"), "expected latency in seconds and bandwidth"),
-        (
-            ("plan", case.config, "--ranks", "0"),
-            "expected comma-separated integers such as 1,2, got '0'",
-        ),
-        (("train", case.config, "--auto", "--plain"), "`--auto` chooses how to start"),
-    ):
-        done = alone(*arguments, cwd=tmp_path)
-        assert done.returncode == 2, done.stderr
-        assert has_one_message(done.stderr) and message in messages(done.stderr)[0]
+    plan = ["plan", str(case.config)]
+    bad = [
+        ([*plan, *sets(time__method="serial")], "there is nothing to plan"),
+        ([*plan, "--network", "1,x"], "expected latency in seconds and bandwidth"),
+        ([*plan, "--ranks", "0"], "expected comma-separated integers such as 1,2, got '0'"),
+        (["train", str(case.config), "--auto", "--plain"], "`--auto` chooses how to start"),
+    ]
+    said = refusals(tmp_path, [words for words, _ in bad])
+    for one, (_, message) in zip(said, bad, strict=True):
+        assert has_one_message(one) and message in messages(one)[0], one

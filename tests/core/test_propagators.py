@@ -34,9 +34,7 @@ def plain(rate, start, ts, solver, **options):
     return states
 
 
-@pytest.mark.parametrize(
-    "checkpoints, ts", [(None, TS), (3, TS), (None, jnp.linspace(0.31, 1.89, 12))]
-)
+@pytest.mark.parametrize("checkpoints, ts", [(3, TS), (None, jnp.linspace(0.31, 1.89, 12))])
 def test_fixed_steps_equal_plain_diffrax_with_its_gradient(checkpoints, ts):
     """With fewer times than steps, and with more."""
     n_steps, solver = 9, diffrax.Tsit5()
@@ -77,7 +75,7 @@ def linearised(at_once):
     return there_and_back(U0[None] * jnp.arange(1.0, 6.0)[:, None])
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("at_once", [1, 2, 9])
 def test_slices_in_groups_are_the_slices_all_at_once(at_once):
     got, wanted = linearised(at_once), linearised(None)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-13), got, wanted)
@@ -92,8 +90,9 @@ def test_adaptive_steps_equal_plain_diffrax():
     np.testing.assert_allclose(result.end, wanted[-1], rtol=1e-14)
 
 
-@pytest.mark.parametrize("adaptive", [False, True])
-@pytest.mark.parametrize("ts", [jnp.zeros(0), TS], ids=["end", "inside"])
+@pytest.mark.parametrize(
+    ("adaptive", "ts"), [(False, TS), (True, jnp.zeros(0))], ids=["inside", "adaptive"]
+)
 def test_the_continuous_adjoint_approaches_the_discrete_one(adaptive, ts):
     def gradient(adjoint):
         if adaptive:

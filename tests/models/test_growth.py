@@ -42,7 +42,6 @@ def predict(params, static, x):
 
 
 CASES = {
-    "dense": (dense(3), dense(5, seed=1), (9,)),
     "in time": (dense(3, time_dependent=True), dense(5, time_dependent=True, seed=1), (9,)),
     "linear field": (dense(3, depth=0), dense(5, depth=0, seed=1), (9,)),
     "convolution": (conv(2), conv(5, seed=1), (8, 6)),

@@ -51,11 +51,13 @@ RATE = 0.7
 GUESS = jnp.asarray(np.exp(-1.3 * EDGES)[:, None])
 
 
-# Compiling takes longer than running: every pair on one rank, some on all.
-ON_ANY_RANKS = [("parareal", "discrete"), ("tangent", "discrete"), ("picard", "continuous")]
+# Compiling takes longer than running. The continuous adjoint is inside of a slice: once with the
+# tangents of it, once without.
+CONTINUOUS = "tangent", "picard"
 PAIRS = [
-    pytest.param(*pair, marks=[pytest.mark.mpi(max_size=1)] * (pair not in ON_ANY_RANKS))
+    pytest.param(*pair, marks=pytest.mark.mpi(1, 2 if pair == ("tangent", "discrete") else 1))
     for pair in itertools.product(OPTIONS, ["discrete", "continuous"])
+    if pair[1] == "discrete" or pair[0] in CONTINUOUS
 ]
 
 
@@ -96,7 +98,7 @@ def count_traces(monkeypatch):
     return lambda: len(traced)
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 def test_numbers_and_equal_code_do_not_compile_again(comms, count_traces):
     """Floats of every kind, functions made anew, states that are trees."""
 
@@ -133,7 +135,7 @@ def test_numbers_and_equal_code_do_not_compile_again(comms, count_traces):
     assert count_traces() == 6
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 def test_whole_numbers_stay_known_to_the_field(comms):
     """As exponents, in loops and in branches; and each is a program of its own."""
 
@@ -206,6 +208,7 @@ def test_a_bounded_number_of_programs_is_kept_and_the_rest_let_go(monkeypatch):
     assert all(held() is None for held in seen)
 
 
+@pytest.mark.mpi(max_size=2)
 def test_a_line_can_be_given_back(comms):
     """With what was compiled for it; what was computed stays."""
     with make_time_comm(comms.control) as line:
@@ -230,6 +233,7 @@ def test_more_lines_than_mpi_has_room_for_one_after_another():
         make_time_comm(alone()).free()
 
 
+@pytest.mark.mpi(max_size=2)
 def test_times_that_are_traced_are_refused(comms):
     with pytest.raises(ProblemError, match="`edges` is traced"):
         jax.jit(
@@ -241,6 +245,7 @@ def test_times_that_are_traced_are_refused(comms):
         )(EDGES)
 
 
+@pytest.mark.mpi(max_size=2)
 def test_an_argument_that_cannot_be_compared_is_refused(comms):
     with pytest.raises(ProblemError, match="holds a set"):
         nm.solve(

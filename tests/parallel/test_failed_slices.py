@@ -23,7 +23,7 @@ RULES = {
     "freeze_end": nm.FreezeSlices(TOL),
     "freeze_start": nm.FreezeSlices(TOL, "start"),
 }
-FEW_RANKS = pytest.mark.mpi(max_size=2)
+ALONE, FEW_RANKS = pytest.mark.mpi(max_size=1), pytest.mark.mpi(max_size=2)
 BASIS = nm.SharedBasis("identity")
 
 
@@ -63,12 +63,12 @@ def solve(comms, method, rule, n_bad, way):
 @pytest.mark.parametrize(
     "method, rule",
     [
-        ("parareal", "jump"),
-        pytest.param("parareal", "freeze_end", marks=FEW_RANKS),
-        pytest.param("parareal", "freeze_start", marks=FEW_RANKS),
+        pytest.param("parareal", "jump", marks=FEW_RANKS),
+        pytest.param("parareal", "freeze_end", marks=ALONE),
+        pytest.param("parareal", "freeze_start", marks=ALONE),
         pytest.param("picard", "freeze_end", marks=FEW_RANKS),
         pytest.param("tangent", "jump", marks=FEW_RANKS),
-        pytest.param("serial", "jump", marks=FEW_RANKS),
+        pytest.param("serial", "jump", marks=ALONE),
     ],
 )
 def test_converged_means_that_no_fine_solve_failed(comms, method, rule):
@@ -100,6 +100,7 @@ def failing_late(t, u, args):
     return {"x": jnp.where(t > 0.6, jnp.array([0.0, jnp.inf]), args * u["x"]), "y": u["y"]}
 
 
+@pytest.mark.mpi(max_size=2)
 def test_the_error_names_slice_time_and_entry(comms):
     u0 = {"x": jnp.ones(2), "y": jnp.ones(3)}
     with pytest.raises(NonFiniteError) as caught:
@@ -110,7 +111,7 @@ def test_the_error_names_slice_time_and_entry(comms):
         assert part in str(caught.value)
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 @pytest.mark.timeout_s(120)
 def test_under_jit_and_grad_a_failed_solve_gives_no_number(comms):
     u0, edges = {"x": jnp.ones(2), "y": jnp.ones(3)}, np.linspace(0, 1, 5)
@@ -127,7 +128,7 @@ def test_under_jit_and_grad_a_failed_solve_gives_no_number(comms):
         jax.block_until_ready(both(jnp.array(1.0), True))
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 def test_a_stiff_oscillator_out_of_steps_is_an_error(comms):
     """Van der Pol with mu = 1000 by an explicit method: it runs out of steps."""
 

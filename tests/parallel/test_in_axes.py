@@ -52,7 +52,7 @@ def plain_states(u0, push, shared):
     return jax.vmap(one, in_axes=(AXES[0], 0, 0), out_axes=1)(u0, push, FLAGS)
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 @pytest.mark.timeout_s(240)
 def test_samples_with_arguments_of_their_own_are_those_of_a_mapped_diffrax(comms):
     """States that are trees, arguments of every kind, states and gradients to 1e-10."""
@@ -125,7 +125,7 @@ def test_the_sample_that_fails_is_named(comms):
         )  # fmt: skip
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 @pytest.mark.parametrize(
     "in_axes, options, message",
     [

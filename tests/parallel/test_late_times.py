@@ -31,8 +31,8 @@ def decay(t, u, args):
     return -u
 
 
+@pytest.mark.mpi(max_size=1)
 @pytest.mark.timeout_s(120)
-@pytest.mark.mpi(max_size=2)
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("method", ["parareal", "reduced", "serial"])
 def test_decay_ends_at_the_same_number_wherever_it_begins(comms, steps, method):
@@ -101,6 +101,7 @@ def test_edges_that_double_precision_cannot_hold_are_refused():
         check_edges(jnp.asarray(1e8 + np.linspace(0, 1, 9), "float32"))
 
 
+@pytest.mark.mpi(max_size=2)
 def test_a_field_of_t_is_refused_where_its_precision_cannot_resolve_t(comms):
     def driven(t, u, args):
         return jnp.cos(t) - u

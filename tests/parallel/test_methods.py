@@ -58,14 +58,8 @@ def relative_distance(one, other):
     return float(np.max(np.abs(one - other)) / np.max(np.abs(other)))
 
 
-# Several ranks compile for minutes: on 3 and 4 only what sends messages of its own.
-FEW_RANKS = pytest.mark.mpi(max_size=2)
-
-
-def named(names, fewest=1, on_any=("reduced",)):
-    """Cases of METHODS, with the numbers of ranks they run on."""
-    few, any_ranks = pytest.mark.mpi(fewest, 2), pytest.mark.mpi(fewest)
-    return [pytest.param(name, marks=any_ranks if name in on_any else few) for name in names]
+# Several ranks compile for minutes: on them what sends messages of its own.
+MOST_RANKS = {"recycled": 2, "pod": 2, "complement": 2, "reduced-complement": 3}
 
 
 @functools.cache  # the same for all methods
@@ -81,7 +75,10 @@ def serial_states_and_gradient():
     return jax.jit(jax.grad(loss, has_aux=True))(jnp.asarray(problem.initial))
 
 
-@pytest.mark.parametrize("name", named(METHODS))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.mpi(1, MOST_RANKS.get(name, 1))) for name in METHODS],
+)
 def test_every_method_reaches_the_serial_solution_and_gradient(comms, name):
     problem = PROBLEMS["fitzhugh_nagumo"]
     options = small(2, METHODS[name]) | dict(stopping=nm.JumpTolerance(1e-11), adjoint_tol=1e-11)
@@ -99,7 +96,11 @@ def test_every_method_reaches_the_serial_solution_and_gradient(comms, name):
 
 
 @pytest.mark.parametrize(
-    "name", named(["jumps", "complement", "reduced", "random"], 2, ("complement",))
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.mpi(2, 3 if name == "complement" else 2))
+        for name in ("jumps", "complement", "reduced", "random")
+    ],
 )
 def test_same_iterates_on_any_rank_count(comms, on_one_rank, name):
     problem, edges = BURGERS, np.linspace(0.0, 0.4, 8)
@@ -112,8 +113,7 @@ def test_same_iterates_on_any_rank_count(comms, on_one_rank, name):
     assert int(together.work.tangents) * 7 == int(emulated.work.tangents) * busiest
 
 
-@pytest.mark.mpi(max_size=2)
-@FEW_RANKS
+@pytest.mark.mpi(max_size=1)
 def test_newton_converges_quadratically(comms):
     solution = solve(
         comms.time, PROBLEMS["fitzhugh_nagumo"], np.linspace(0.0, 6.0, 8),
@@ -126,8 +126,7 @@ def test_newton_converges_quadratically(comms):
         assert after <= 20 * before**2 + 1e-11  # round-off
 
 
-@pytest.mark.mpi(max_size=2)
-@FEW_RANKS
+@pytest.mark.mpi(max_size=1)
 def test_a_basis_of_jumps_beats_parareal_on_burgers(comms):
     """d = 128, nu = 0.02, N = 32, r = 16: four sweeps to 1e-5 where parareal has 2e-3."""
     import diffrax
@@ -169,7 +168,7 @@ def test_newton_without_a_bound_on_a_chaotic_flow_is_guarded(comms):
         assert solution.sweeps < 40
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 def test_an_image_state_and_a_batch_share_a_basis(comms, key):
     """Three samples of a small image each: as one solve and one by one."""
     mixing = 0.3 * jax.random.normal(key, (4, 4))
@@ -188,6 +187,7 @@ def test_an_image_state_and_a_batch_share_a_basis(comms, key):
     assert relative_distance(solution.interface, serial.interface) <= 1e-9
 
 
+@pytest.mark.mpi(max_size=2)
 def test_finished_slices_are_not_propagated_again(comms):
     """Picard on 7 slices, one at a time: 7 + 6 + ... fine solves, dealt over the ranks."""
     edges = np.linspace(0.0, 3.0, 8)
@@ -203,7 +203,7 @@ def test_finished_slices_are_not_propagated_again(comms):
     assert int(solution.work.fine) <= int(together.work.fine)
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -227,8 +227,7 @@ def test_a_basis_that_does_not_fit_is_refused(comms, options, message):
         make_and_solve(**options)
 
 
-@pytest.mark.mpi(max_size=2)
-@FEW_RANKS
+@pytest.mark.mpi(max_size=1)
 def test_dependent_snapshots_are_no_error(comms):
     """A state that never moves has no jumps at all, and a POD basis of one direction."""
     options = dict(fine=FINE, coarse=COARSE, comm=comms.time, method="tangent")

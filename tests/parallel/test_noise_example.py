@@ -11,7 +11,7 @@ import pytest
 from nodepint_mpi.core.noise import draw_increments, path_key
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "examples" / "stochastic.py"
-pytestmark = [pytest.mark.mpi(max_size=2), pytest.mark.standard_promotion]
+pytestmark = [pytest.mark.mpi(2, 2), pytest.mark.standard_promotion]
 
 
 @jax.jit

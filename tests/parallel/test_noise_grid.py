@@ -73,8 +73,7 @@ def drawn_by_slices(keys, indices, lengths, shape, n_steps):
     return both_of(found)
 
 
-@pytest.mark.parametrize("step", [None, 3])
-@pytest.mark.parametrize("shape", [(), (3,), (2, 5)])
+@pytest.mark.parametrize(("shape", "step"), [((), None), ((3,), 3), ((2, 5), None)])
 def test_the_same_bits_on_every_grid(shape, step):
     """Whoever draws the increments of a slice, in whatever company: those of a loop on one rank."""
     width = jnp.asarray(EDGES[1] / N_FINE)

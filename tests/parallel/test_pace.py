@@ -12,7 +12,7 @@ from nodepint_mpi.core.partition import own_slices
 from nodepint_mpi.core.problems import PROBLEMS
 from nodepint_mpi.parallel.pace import best_iterate, first_pace, judge_pace
 
-pytestmark = [pytest.mark.mpi(max_size=2), pytest.mark.timeout_s(180)]
+pytestmark = [pytest.mark.mpi(max_size=1), pytest.mark.timeout_s(180)]
 
 
 def van_der_pol(t, u, args):
@@ -66,6 +66,7 @@ def test_recycling_is_never_worse_than_parareal_on_a_limit_cycle(comms, name):
     np.testing.assert_allclose(recycled.interface, serial.interface, rtol=0, atol=2e-6)
 
 
+@pytest.mark.mpi(max_size=2)
 def test_where_tangents_cannot_work_parareal_takes_over_once_and_early(comms):
     """Newton's sweeps on a chaotic flow: one of them shows it, and parareal starts where it did."""
     parareal, tangent = solve(comms, "lorenz"), solve(comms, "lorenz", method="tangent")

@@ -89,7 +89,7 @@ def test_any_state_reaches_its_field_leaf_by_leaf(u0):
     np.testing.assert_array_equal(lay_out_guess(guess, layout, 4), np.stack([initial] * 4))
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 @pytest.mark.parametrize(
     "u0",
     [
@@ -177,7 +177,7 @@ def test_the_place_of_a_number_that_is_not_finite_is_named():
         lay_out({"a": 1.0, "b": [np.ones(2), np.array([1.0, np.inf])]})
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 def test_whole_numbers_in_a_slope_are_converted(comms):
     """u' = 1 with the slope written as a whole number; a state of whole numbers alone."""
     solution = nm.solve(
@@ -186,7 +186,7 @@ def test_whole_numbers_in_a_slope_are_converted(comms):
     np.testing.assert_allclose(solution.interface, 3 + EDGES, rtol=1e-14)
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 def test_a_coarse_field_of_its_own_is_one_of_the_same_trees(comms):
     def field(t, u, args):
         return {"x": u["v"], "v": -u["x"]}
@@ -200,7 +200,7 @@ def test_a_coarse_field_of_its_own_is_one_of_the_same_trees(comms):
         nm.solve(field, u0, EDGES, comm=comms.time, **(options | dict(coarse=wrong)))
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 def test_tangents_in_another_precision_of_a_field_that_keeps_its_own(comms):
     matrix = jnp.asarray([[0.0, 1.0], [-1.0, 0.0]])  # double precision, whatever u is
 
@@ -212,7 +212,7 @@ def test_tangents_in_another_precision_of_a_field_that_keeps_its_own(comms):
     np.testing.assert_allclose(solution.interface[:, 0], np.cos(EDGES), atol=1e-6)
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 def test_a_field_that_branches_on_a_number_says_how_to(comms):
     def field(t, u, args):
         return -u if args["rate"] > 0 else u
@@ -300,7 +300,7 @@ def test_wrong_kinds_are_refused_where_types_are_not_checked(mpirun):
     assert not wrong, "\n".join(f"{name}: {text[:300]}" for name, text in wrong.items())
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 def test_ode_terms_of_diffrax_are_fields(comms):
     """A term, a controlled one, and the field of a propagator: closed forms."""
     control = diffrax.LinearInterpolation(jnp.array([0.0, 1.0]), jnp.array([0.0, 2.0]))
@@ -318,7 +318,7 @@ def test_ode_terms_of_diffrax_are_fields(comms):
 BROWNIAN = diffrax.VirtualBrownianTree(0.0, 1.0, 1e-2, (1,), jax.random.key(0))
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 @pytest.mark.parametrize(
     "term, message",
     [

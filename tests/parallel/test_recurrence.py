@@ -95,11 +95,19 @@ def make_check(comms, n_slices, *, bounded=False):
     return check
 
 
-@pytest.mark.parametrize("n_slices, rank, batch", [(4, 3, (2,)), (7, 1, ()), (9, 4, (2, 2))])
+@pytest.mark.parametrize(
+    "n_slices, rank, batch",
+    [
+        pytest.param(4, 3, (2,), marks=pytest.mark.mpi(sizes=(1, 2))),
+        pytest.param(7, 1, (), marks=pytest.mark.mpi(sizes=(1, 3))),
+        pytest.param(9, 4, (2, 2), marks=pytest.mark.mpi(sizes=(1, 4))),
+    ],
+)
 def test_all_ways_agree_with_numpy(comms, n_slices, rank, batch):
     assert make_check(comms, n_slices)(*draw(n_slices, rank, batch)) == 0
 
 
+@pytest.mark.mpi(sizes=(1, 2, 4))
 def test_a_radius_cuts_the_same_in_all_ways(comms):
     check, (transfers, residuals) = make_check(comms, 7, bounded=True), draw(7, 3, (2,))
     assert check(transfers, residuals, 1e3) == 0
@@ -109,6 +117,7 @@ def test_a_radius_cuts_the_same_in_all_ways(comms):
     assert check(transfers, residuals, 1e3) == 1
 
 
+@pytest.mark.mpi(sizes=(1, 3))
 def test_a_matrix_that_is_not_a_number_begins_anew_in_all_ways(comms):
     check = make_check(comms, 7)
     for where in (0, 2, 6):
@@ -117,6 +126,7 @@ def test_a_matrix_that_is_not_a_number_begins_anew_in_all_ways(comms):
         assert check(transfers, residuals) == 1
 
 
+@pytest.mark.mpi(sizes=(1, 2, 4))
 def test_maps_that_overflow_only_when_composed_are_walked_through(comms):
     """Coordinates stay zero under matrices whose product is not finite."""
     transfers, residuals = draw(8, 2, ())
@@ -141,8 +151,13 @@ def test_lines_of_ranks_stay_in_step_where_one_has_to_cut():
 SCAN = {2: (1, 0), 3: (2 + 1, 1), 4: (3 + 1 + 2, 2)}
 
 
-@pytest.mark.mpi(min_size=2)
-@pytest.mark.parametrize("n_slices", [4, 9])
+@pytest.mark.parametrize(
+    "n_slices",
+    [
+        pytest.param(4, marks=pytest.mark.mpi(sizes=(2, 3))),
+        pytest.param(9, marks=pytest.mark.mpi(sizes=(2, 4))),
+    ],
+)
 def test_what_is_sent_is_counted_and_depends_on_slices_in_one_way_only(comms, n_slices):
     time, rank, samples = comms.time, 3, 2
     owned = own_slices(np.linspace(0.0, 1.0, n_slices + 1), time.size, time.rank)
@@ -175,6 +190,7 @@ def test_what_is_sent_is_counted_and_depends_on_slices_in_one_way_only(comms, n_
             assert (total.messages, total.words) == wanted[way], way
 
 
+@pytest.mark.mpi(max_size=3)
 @pytest.mark.parametrize("way", WAYS)
 def test_calls_of_ranks_are_matched_to_tell_waits(comms, way):
     """Whoever takes part in a message, by its channel, has as many calls there as the others."""
@@ -208,7 +224,7 @@ METHODS = {
 }
 
 
-SEVERAL, TWO = pytest.mark.mpi(2), pytest.mark.mpi(2, 2)  # more of them compile for longer
+TWO, THREE = pytest.mark.mpi(2, 2), pytest.mark.mpi(3, 3)  # more of them compile for longer
 
 
 @pytest.mark.timeout_s(240)
@@ -216,7 +232,7 @@ SEVERAL, TWO = pytest.mark.mpi(2), pytest.mark.mpi(2, 2)  # more of them compile
     "name, way",
     [
         pytest.param("tangent", "blocks", marks=TWO),
-        pytest.param("tangent cut", "scan", marks=SEVERAL),
+        pytest.param("tangent cut", "scan", marks=THREE),
         pytest.param("reduced", "scan", marks=TWO),
     ],
 )

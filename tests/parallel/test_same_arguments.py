@@ -48,7 +48,7 @@ PLAIN = "def f(t, u, args):\n    return -{} * u"
 CALLS = "def g(u):\n    return -{} * u\ndef f(t, u, args):\n    return g(u)"
 
 
-@pytest.mark.mpi(min_size=2)
+@pytest.mark.mpi(2, 3)
 def test_every_kind_of_difference_is_an_error_that_names_it(comms):
     """On the last rank alone; each is looked for in the same process, nothing is compiled."""
     odd = comms.time.rank == comms.time.size - 1
@@ -76,7 +76,7 @@ def test_every_kind_of_difference_is_an_error_that_names_it(comms):
     assert solve(comms.time).status is nm.Status.CONVERGED
 
 
-@pytest.mark.mpi(min_size=2)
+@pytest.mark.mpi(2, 3)
 def test_the_comparison_can_be_turned_off_and_leaves_traces_alone(comms):
     """Inside jit nothing is compared: a rank that has compiled already would not take part."""
     options = dict(trust=0.5 * (1 + comms.time.rank))  # parareal does not read it

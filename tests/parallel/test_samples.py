@@ -25,6 +25,7 @@ def solve(comms, rates, stopping, n_batch_axes=1):
     )  # fmt: skip
 
 
+@pytest.mark.mpi(max_size=2)
 @pytest.mark.timeout_s(120)
 @pytest.mark.parametrize("stopping", [nm.JumpTolerance(1e-6), nm.FreezeSlices(1e-6)])
 def test_a_sample_is_said_to_need_what_it_needs_alone(comms, stopping):
@@ -36,12 +37,14 @@ def test_a_sample_is_said_to_need_what_it_needs_alone(comms, stopping):
     assert solve(comms, RATES, stopping, n_batch_axes=0).sample_sweeps is None
 
 
+@pytest.mark.mpi(max_size=2)
 def test_what_is_not_solved_is_named(comms):
     solution = solve(comms, RATES, nm.JumpTolerance(1e-6, max_sweeps=3))
     assert solution.status is nm.Status.MAX_SWEEPS
     assert solution.meaning.endswith("Not solved: samples 2.")
 
 
+@pytest.mark.mpi(max_size=2)
 def test_the_error_of_a_failed_solve_names_the_sample(comms):
     def failing(t, u, rates):
         late = jnp.array([[0.0, 0.0], [0.0, 0.0], [0.0, jnp.inf], [0.0, 0.0]])
@@ -53,6 +56,7 @@ def test_the_error_of_a_failed_solve_names_the_sample(comms):
         )
 
 
+@pytest.mark.mpi(max_size=2)
 @pytest.mark.parametrize("n_batch_axes", [-1, 3, True])
 def test_batch_axes_that_do_not_fit_are_refused(comms, n_batch_axes):
     with pytest.raises(ProblemError, match="n_batch_axes"):

@@ -17,7 +17,10 @@ LV = PROBLEMS["lotka_volterra"]
 ARGS = {name: jnp.asarray(value) for name, value in LV.args.items()}
 EDGES = np.linspace(0.0, 3.0, 8)
 STEPS = dict(fine=nm.FixedSteps(nm.RK4(), 10), coarse=nm.FixedSteps(diffrax.Midpoint(), 2))
-FEW_PICARD = pytest.param("picard", marks=pytest.mark.mpi(max_size=2))
+METHODS = [
+    pytest.param("parareal", marks=pytest.mark.mpi(max_size=2)),
+    pytest.param("picard", marks=pytest.mark.mpi(max_size=1)),
+]
 
 
 def solve(comm, **options):
@@ -27,6 +30,7 @@ def solve(comm, **options):
     )  # fmt: skip
 
 
+@pytest.mark.mpi(max_size=2)
 def test_one_slice_equals_the_serial_solve_exactly(comms):
     if comms.time.size > 1:
         with pytest.raises(LayoutError, match="cannot share 1 time slices"):
@@ -38,7 +42,7 @@ def test_one_slice_equals_the_serial_solve_exactly(comms):
     np.testing.assert_array_equal(parallel.interface, serial.interface)
 
 
-@pytest.mark.mpi(min_size=2)
+@pytest.mark.mpi(2, 3)
 @pytest.mark.timeout_s(120)
 @pytest.mark.parametrize("method", ["parareal", "picard", "serial"])
 def test_same_iterates_on_any_rank_count(comms, on_one_rank, method):
@@ -50,7 +54,7 @@ def test_same_iterates_on_any_rank_count(comms, on_one_rank, method):
     assert together.fronts.tolist() == emulated.fronts.tolist()
 
 
-@pytest.mark.parametrize("method", ["parareal", FEW_PICARD])
+@pytest.mark.parametrize("method", METHODS)
 def test_sweeps_converge_to_the_serial_solution(comms, method):
     solution = solve(comms.time, method=method, stopping=nm.JumpTolerance(1e-11))
     serial = solve(comms.time, method="serial")
@@ -59,7 +63,7 @@ def test_sweeps_converge_to_the_serial_solution(comms, method):
     np.testing.assert_allclose(solution.interface, serial.interface, rtol=0, atol=1e-9)
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 def test_a_solution_agrees_with_scipy(comms):
     solution = solve(comms.time, fine=nm.FixedSteps(nm.RK4(), 60), stopping=nm.JumpTolerance(1e-10))
     wanted = scipy.integrate.solve_ivp(
@@ -78,7 +82,7 @@ def test_started_at_the_solution_nothing_jumps(comms):
 
 
 @pytest.mark.timeout_s(240)  # many programs to compile
-@pytest.mark.parametrize("method", ["parareal", FEW_PICARD])
+@pytest.mark.parametrize("method", METHODS)
 def test_after_k_sweeps_the_first_k_slices_are_serial(comms, method):
     serial = solve(comms.time, method="serial")
     for k in (1, 4, 7):
@@ -89,14 +93,14 @@ def test_after_k_sweeps_the_first_k_slices_are_serial(comms, method):
         assert iterate.fronts.tolist() == list(range(1, k + 1))
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 def test_too_few_sweeps_are_a_result_with_a_reason(comms):
     solution = solve(comms.time, stopping=nm.JumpTolerance(1e-12, max_sweeps=1))
     assert solution.status is nm.Status.MAX_SWEEPS and "not converged" in solution.status.value
     assert np.all(np.isfinite(solution.interface))
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 @pytest.mark.timeout_s(240)  # many programs to compile
 def test_errors_of_dahlquist_are_the_published_ones(comms):
     """Backward Euler, 20 fine steps and 1 coarse step a slice, N = 10: the table of the problem."""
@@ -153,7 +157,7 @@ def test_a_coarse_blow_up_is_stepped_around(comms):
     )
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 def test_a_nan_in_the_field_is_said(comms):
     solution = nm.solve(
         lambda t, u, args: u * jnp.nan, jnp.ones(1), EDGES, comm=comms.time, throw=False, **STEPS
@@ -161,7 +165,7 @@ def test_a_nan_in_the_field_is_said(comms):
     assert solution.status is nm.Status.NON_FINITE and solution.sweeps == 0
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 @pytest.mark.parametrize(
     "change, error, message",
     [
@@ -193,7 +197,7 @@ def test_problems_that_do_not_fit_are_refused(comms, change, error, message):
         )
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 @pytest.mark.timeout_s(240)  # many programs to compile
 def test_published_counts_and_updates_of_lorenz(comms):
     """Gattiglio et al. (2024): 15 sweeps, and the largest change by each of them."""
@@ -208,7 +212,7 @@ def test_published_counts_and_updates_of_lorenz(comms):
     assert run["error"] == pytest.approx(1.2e-3, rel=0.05)
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 @pytest.mark.timeout_s(240)
 @pytest.mark.parametrize("name", ["fitzhugh_nagumo", "fitzhugh_nagumo_start", "burgers"])
 def test_published_counts(comms, name):
@@ -221,7 +225,7 @@ def test_published_counts(comms, name):
     assert repeat_run(comms, run)["sweeps"] == run.sweeps
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 @pytest.mark.timeout_s(240)
 @pytest.mark.parametrize("name", ["fitzhugh_nagumo", "lorenz", "burgers"])
 def test_tangents_need_fewer_sweeps_than_learned_corrections(comms, name):
@@ -234,7 +238,7 @@ def test_tangents_need_fewer_sweeps_than_learned_corrections(comms, name):
     assert run["error"] <= 1e-6
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 def test_a_second_solve_is_not_compiled_again(comms):
     solve(comms.time)
     with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:

@@ -34,7 +34,7 @@ from tests.parallel.test_saved_times import (
 )
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(2, 2)
 @pytest.mark.timeout_s(240)
 def test_losses_and_gradients_are_those_of_a_tracked_training(comms):
     """Step after step, with parameters that move: to 1e-12 of what `nodepint train` computes."""
@@ -80,7 +80,7 @@ def test_losses_and_gradients_are_those_of_a_tracked_training(comms):
 @pytest.mark.parametrize(
     "method, options",
     [
-        pytest.param("picard", {}, marks=pytest.mark.mpi(max_size=4)),
+        pytest.param("picard", {}, marks=pytest.mark.mpi(max_size=3)),
         pytest.param("tangent", BASIS, marks=pytest.mark.mpi(max_size=2)),
         pytest.param("reduced", BASIS, marks=pytest.mark.mpi(max_size=1)),
     ],
@@ -146,7 +146,7 @@ def test_a_step_that_is_not_finite_says_so(comms):
     assert not np.isfinite(carry.jump)
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -63,12 +63,15 @@ def sum_over(comms, tally):
     return Tally(*np.sum(comms.control.allgather(tuple(tally)), axis=0).tolist())
 
 
-FEW_RANKS = pytest.mark.mpi(max_size=2)  # the others compile for a minute
-ON_ANY_RANKS = "picard", "parareal tracked"
+TWO = pytest.mark.mpi(2, 2)  # the others compile for a minute
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[FEW_RANKS] * (name not in ON_ANY_RANKS)) for name in CASES]
+    "name",
+    [
+        pytest.param(name, marks=TWO if name != "picard" else pytest.mark.mpi(max_size=3))
+        for name in CASES
+    ],
 )
 def test_slices_are_counted_as_by_hand_on_any_ranks(comms, source, name):
     experiment, taken = take_one(comms, source, name)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.mpi(max_size=1)
 def model_of(predicted: Predicted) -> Model:
     """Without the run: these sections look at predictions alone."""
     no_run: Any = None
-    return Model(no_run, predicted, None)
+    return Model(no_run, predicted.scores, predicted, None)
 
 
 def labeled(wanted, guesses, inputs):

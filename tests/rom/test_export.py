@@ -101,6 +101,7 @@ def test_all_directions_give_the_run_s_own_predictions(comms, make_run):
     assert (folder / "rom.png").stat().st_size > 1000
 
 
+@pytest.mark.mpi(max_size=2)
 def test_energy_chooses_the_rank_and_any_ranks_find_the_same_basis(comms, make_run):
     from nodepint_mpi.parallel.comms import alone, make_comms
 

@@ -56,7 +56,7 @@ def flat(state):
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
 
 
-@pytest.mark.mpi(min_size=2)
+@pytest.mark.mpi(sizes=(2, 4))
 def test_any_grid_trains_alike_and_goes_on_from_any_other(source, on_one_rank, shared_tmp_path):
     """With tracked mini-batches, whose tracks change lines with their samples."""
     check_grids(source, on_one_rank, shared_tmp_path, *MINI_BATCHES)

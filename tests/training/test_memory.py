@@ -29,7 +29,7 @@ CASES = {
 }
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(2, 2)
 @pytest.mark.parametrize(
     ("case", "precision"),
     [

@@ -14,6 +14,7 @@ from nodepint_mpi.core.path_losses import energy_score, euler_likelihood, moment
 from nodepint_mpi.errors import ConfigError, ProblemError
 from nodepint_mpi.parallel.comms import alone, free_comms, make_comms, world
 from nodepint_mpi.training.forward import make_prediction
+from nodepint_mpi.training.initial_value import solve_problem
 from nodepint_mpi.training.setup import fresh_state, set_up
 from tests.training.sample_case import check_step, losses, make
 from tests.training.small_config import EXACT, small_config
@@ -33,11 +34,22 @@ class Drifting(eqx.Module):
     kind: str = eqx.field(static=True)
 
     def __call__(self, t, u, args):
-        return -self.pull * jnp.sin(u)
+        return -9 * u**3 if self.kind == "stiff" else -self.pull * jnp.sin(u)
 
     def diffusion(self, t, u, args):
         g = self.spread * jnp.sqrt(1 + u**2)
         return jnp.stack([g, jnp.roll(g, 1), 0.1 * g], axis=1) if self.kind == "general" else g
+
+
+class Process:
+    def __call__(self, t, u, args):
+        return -jnp.array([0.7, 1.3]) * jnp.sin(u)
+
+    def diffusion(self, t, u, args):
+        return jnp.array([0.3, 0.2]) * jnp.sqrt(1 + u**2)
+
+
+process = Process()
 
 
 def make(key, input_shape, output_size, kind="diagonal"):
@@ -59,17 +71,24 @@ STEPS = {
 
 
 @pytest.fixture
-def text(source, shared_tmp_path, comms):
-    """The text of a config, by options of `[noise]` and more."""
+def model_file(shared_tmp_path, comms):
     file = shared_tmp_path / "drifting.py"
     if comms.control.rank == 0:
         file.write_text(MODEL)
     comms.control.Barrier()
+    return file
+
+
+@pytest.fixture
+def text(source, model_file):
+    """The text of a config, by options of `[noise]` and more."""
+    file = model_file
 
     def config_text(
-        noise: str, steps: str = "ito", options: str = "", loss: str = "mean_squared_error"
-    ) -> str:
-        kind = "general" if "general" in noise else "diagonal"
+        noise: str, steps: str = "ito", options: str = "", loss: str = "mean_squared_error",
+        kind: str = "diagonal",
+    ) -> str:  # fmt: skip
+        kind = "general" if "general" in noise else kind
         network = f'name = "{file}:make"\noptions = {{ kind = "{kind}" }}'
         made = small_config(
             source, EXACT + options, steps=STEPS[steps], network=network,
@@ -104,7 +123,6 @@ def by_hand(experiment, step: int | None, n_paths: int | None) -> np.ndarray:
 
 
 CASES = {
-    "diagonal": ('calculus = "ito"', "ito", ""),
     "scalar, fresh": ('kind = "scalar"\npaths = "fresh"', "ito", ""),
     "general, paths": ('kind = "general"\nn_dims = 3\nn_paths = 3', "ito", ""),
     "stratonovich": ('calculus = "stratonovich"', "stratonovich", ""),
@@ -115,12 +133,12 @@ CASES = {
         'calculus = "ito"', "ito", 'method = "tangent"\nbasis = { kind = "identity" }'
     ),
 }  # fmt: skip
-LIMITS = {"diagonal": 1, "scalar, fresh": 1, "stratonovich": 1, "levy, tracked": 2, "tangent": 2}
+MOST_RANKS = {"general, paths": 3, "levy, tracked": 2}
 
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(name, marks=pytest.mark.mpi(max_size=LIMITS.get(name))) for name in CASES],
+    [pytest.param(name, marks=pytest.mark.mpi(max_size=MOST_RANKS.get(name, 1))) for name in CASES],
 )
 def test_losses_are_those_of_one_rank_and_of_plain_diffrax(comms, on_one_rank, text, case):
     noise, steps, options = CASES[case]
@@ -155,7 +173,15 @@ def test_the_paths_of_a_step_can_be_drawn_by_hand(comms, text, noise, n_paths):
     assert np.min(np.abs(twice[0] - states)) > 1e-6
 
 
-@pytest.mark.mpi(min_size=2)
+@pytest.mark.mpi(max_size=1)
+def test_coarse_steps_that_leave_the_numbers_are_stepped_around(comms, text):
+    made = make(text("seed = 2", kind="stiff"), comms)
+    taken = made.stepper.take(fresh_state(made.experiment), made.experiment.batch(0), 0)
+    assert taken.report.guarded > 0 and bool(taken.report.finite)
+    check_step(made, 0)
+
+
+@pytest.mark.mpi(sizes=(2, 4))  # lines of one rank, and of two
 def test_samples_keep_their_paths_on_any_line_of_ranks(comms, on_one_rank, text):
     made = text("n_paths = 2", loss="energy_score")
     size = comms.control.size
@@ -167,6 +193,58 @@ def test_samples_keep_their_paths_on_any_line_of_ranks(comms, on_one_rank, text)
     np.testing.assert_allclose(found, wanted, rtol=1e-10)
     jax.effects_barrier()
     free_comms(grid)
+
+
+SOLVE = """
+run = {{ name = "solve", precision = "float64" }}
+problem = {{ field = "{file}:{field}", initial = [1.0, -0.5] }}
+{noise}
+[time]
+horizon = [0.0, 2.0]
+n_slices = 7
+stopping = {{ tol = 1e-10 }}
+{steps}
+"""
+
+
+@pytest.mark.mpi(max_size=1)
+def test_a_problem_with_noise_is_solved_and_forecast(comms, model_file):
+    made = SOLVE.format(
+        file=model_file, field="process", steps=STEPS["ito"],
+        noise="noise = { seed = 5, n_paths = 3 }",
+    )  # fmt: skip
+    result = solve_problem(parse_config(made), comms, with_error=True, with_forecast=True)
+    assert result["status"] == "converged" and result["error"] < 1e-9
+    assert result["n_paths"] == 3 and result["path_sweeps"]["largest"] == result["sweeps"]
+    forecast = result["forecast"]
+    assert forecast["n_samples"] == 3 and abs(forecast["sweeps"] - result["sweeps"]) <= 1
+    h, last = LAST / N_SLICES / N_FINE, []
+    for path in range(3):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 0x4E6F6973), path)
+        u = np.array([1.0, -0.5])
+        for number in range(N_SLICES * N_FINE):
+            own = jax.random.fold_in(jax.random.fold_in(key, number), 0)
+            w = np.sqrt(h) * np.asarray(jax.random.normal(own, (2,), float))
+            noise = np.array([0.3, 0.2]) * np.sqrt(1 + u**2) * w
+            u = u - h * np.array([0.7, 1.3]) * np.sin(u) + noise
+        last.append(u)
+    np.testing.assert_allclose(result["end_state_norm"], np.max(np.abs(last)), rtol=1e-9)
+
+
+@pytest.mark.mpi(max_size=1)
+def test_a_problem_and_its_noise_belong_together(comms, model_file):
+    def solved(field, noise):
+        made = SOLVE.format(file=model_file, field=field, noise=noise, steps=STEPS["ito"])
+        solve_problem(parse_config(made), comms, with_error=False, with_forecast=False)
+
+    with pytest.raises(ConfigError, match="no section `\\[noise\\]`"):
+        solved("process", "")
+    with pytest.raises(ConfigError, match="with a method `diffusion"):
+        solved("make", "noise = {}")
+    with pytest.raises(ConfigError, match="a solve has no steps"):
+        solved("process", 'noise = { paths = "fresh" }')
+    with pytest.raises(ConfigError, match="Euler converges .* Ito"):
+        solved("process", 'noise = { calculus = "stratonovich" }')
 
 
 @pytest.mark.mpi(max_size=1)

@@ -113,6 +113,7 @@ def by_hand(n_steps: int):
     return float(value), np.asarray(matrix)
 
 
+@pytest.mark.mpi(max_size=2)
 def test_objects_train_as_diffrax_and_optax_do_and_come_home(here, on_one_rank):
     result = nm.train(config(), out=here / "run", **experiment())
     loss, matrix = on_one_rank(lambda: by_hand(N_STEPS))
@@ -132,7 +133,7 @@ def test_objects_train_as_diffrax_and_optax_do_and_come_home(here, on_one_rank):
     assert error == pytest.approx(result["test_largest"], rel=1e-10)
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 def test_a_resumed_run_equals_one_that_was_not_stopped(here):
     whole = nm.train(config(2 * N_STEPS), out=here / "whole", **experiment())
     nm.train(config(), out=here / "halves", **experiment())
@@ -160,7 +161,7 @@ class Log(nm.Callback):
         self.heard.append(("end", None if result is None else result["status"]))
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(2, 2)
 def test_callbacks_hear_of_all_on_the_first_rank_and_may_stop(here, comms):
     log = Log()
     result = nm.train(config(), out=here / "run", callbacks=[log], **experiment())

@@ -63,7 +63,7 @@ def same(found, wanted, rtol=1e-10):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-13)
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(2, 2)
 def test_all_at_once_on_any_ranks_is_what_plain_optax_does(comms: Comms, on_one_rank, source):
     """Against a loop of plain optax over plain diffrax gradients, and against `--plain`."""
     text = config_text(source)

@@ -47,7 +47,7 @@ def coarse():
     return nm.Propagator(field, nm.FixedSteps(diffrax.Midpoint(), 1))
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(2, 2)
 def test_solution_and_gradient_are_those_of_a_serial_solve(comms):
     loose, tight = nm.JumpTolerance(1e-6), nm.JumpTolerance(1e-13)
     solution = swept(comms.time, Relaxed(coarse()), loose)
@@ -68,11 +68,10 @@ def test_solution_and_gradient_are_those_of_a_serial_solve(comms):
         np.testing.assert_allclose(found, right, rtol=1e-9)
 
 
-@pytest.mark.mpi(max_size=2)
-@pytest.mark.parametrize("k", [1, 3])
-def test_its_limits_are_parareal_and_picard(comms, k):
+@pytest.mark.mpi(max_size=1)
+def test_its_limits_are_parareal_and_picard(comms):
     """w = 1, and w = 0 from the same iteration 0."""
-    some = nm.FixedSweeps(k)
+    some = nm.FixedSweeps(3)
     relaxed = swept(comms.time, Relaxed(coarse(), 1.0), some)
     parareal = swept(comms.time, nm.Parareal(coarse()), some)
     np.testing.assert_allclose(relaxed.interface, parareal.interface, rtol=1e-13)
@@ -80,7 +79,7 @@ def test_its_limits_are_parareal_and_picard(comms, k):
     assert np.max(np.abs(np.asarray(other.interface - parareal.interface))) > 1e-6
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 def test_options_of_named_methods_are_refused(comms):
     with pytest.raises(ProblemError, match=r"`coarse` is an option .* `Relaxed`"):
         nm.solve(
@@ -89,7 +88,7 @@ def test_options_of_named_methods_are_refused(comms):
         )  # fmt: skip
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 def test_steps_that_time_does_not_resolve_are_refused_in_a_method_too(comms):
     def forced(t, u, args):
         return -args * u + jnp.cos(t)
@@ -103,8 +102,13 @@ def test_steps_that_time_does_not_resolve_are_refused_in_a_method_too(comms):
         )  # fmt: skip
 
 
-@pytest.mark.mpi(max_size=2)
-@pytest.mark.parametrize("tracking", ["", "tracking = {}\n"])
+@pytest.mark.parametrize(
+    "tracking",
+    [
+        pytest.param("", marks=pytest.mark.mpi(1, 1)),
+        pytest.param("tracking = {}\n", marks=pytest.mark.mpi(2, 2)),
+    ],
+)
 def test_it_trains_and_goes_on_from_a_checkpoint(comms, source, shared_tmp_path, tracking):
     tight = "stopping = { tol = 1e-12 }\nadjoint = { tol = 1e-12 }\n" + tracking
     losses = {}
@@ -134,7 +138,7 @@ def test_it_trains_and_goes_on_from_a_checkpoint(comms, source, shared_tmp_path,
     np.testing.assert_allclose(losses[OWN], losses["serial"], rtol=rtol)
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 def test_what_makes_no_method_is_said(comms, source, tmp_path):
     (tmp_path / "odd.py").write_text("def none(parts):\n    return parts.coarse\n")
     config = parse_config(small_config(source, f'method = "{tmp_path}/odd.py:none"\n'))

@@ -11,7 +11,7 @@ from nodepint_mpi.errors import ConfigError, DataError, ProblemError
 from nodepint_mpi.training.setup import set_up
 from tests.training.sample_case import ADAPTIVE, INPUTS, N_ROWS, config_of, make_rows, save
 
-pytestmark = pytest.mark.mpi(max_size=2)
+pytestmark = pytest.mark.mpi(max_size=1)
 
 
 def wrong(rows, column, row, place, value):
@@ -70,6 +70,7 @@ def test_the_test_split_is_looked_at_too(comms, shared_tmp_path):
         set_up(parse_config(config_of(folder, 'missing = "nan"', "")), comms)
 
 
+@pytest.mark.mpi(max_size=2)
 def test_all_that_is_wrong_is_said_at_once(comms, shared_tmp_path):
     rows = make_rows("common")
     wrong(rows, "u", 2, 4, [float("nan"), 1.0])

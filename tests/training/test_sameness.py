@@ -304,8 +304,8 @@ def test_the_slice_that_explodes_is_named_with_its_rank(comms, source, own, shar
     assert list((shared_tmp_path / "run" / "ckpt").iterdir()) == []
 
 
+@pytest.mark.mpi(2, 2)
 @pytest.mark.parametrize("extra", [(), TRACKED])
-@pytest.mark.mpi(max_size=2)
 def test_a_training_that_diverges_names_its_losses_and_keeps_the_last_good_step(
     comms, source, own, shared_tmp_path, extra
 ):

@@ -54,6 +54,7 @@ def names(folder):
     return sorted(path.name for path in folder.glob("*.h5"))
 
 
+@pytest.mark.mpi(2, 2)
 def test_scores_are_those_of_a_plain_solve_on_any_number_of_ranks(
     comms, source, shared_tmp_path, caplog
 ):
@@ -72,15 +73,14 @@ def test_scores_are_those_of_a_plain_solve_on_any_number_of_ranks(
         assert np.isfinite(table["valid_relative_error"]).all()
         assert "validating on 5 rows of the split 'valid'" in (folder / "log.txt").read_text()
         assert json.loads((folder / "DONE").read_text())["valid_loss"] == result["valid_loss"]
-        if comms.control.size > 1:
-            lonely = folder.with_name("lonely")
-            train(config, lonely, make_comms(alone()), StopFlag())
-            one = [r["valid_loss"] for r in read_records(lonely) if "valid_loss" in r]
-            np.testing.assert_allclose(list(scores.values()), one, rtol=1e-10)
+        lonely = folder.with_name("lonely")
+        train(config, lonely, make_comms(alone()), StopFlag())
+        one = [r["valid_loss"] for r in read_records(lonely) if "valid_loss" in r]
+        np.testing.assert_allclose(list(scores.values()), one, rtol=1e-10)
     comms.control.Barrier()
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 def test_it_stops_where_the_rule_says_and_goes_on_as_if_never_interrupted(
     comms, source, shared_tmp_path, caplog
 ):
@@ -138,7 +138,7 @@ def test_it_stops_where_the_rule_says_and_goes_on_as_if_never_interrupted(
     assert scores == {k: v for k, v in seen.items() if k <= stop}
 
 
-@pytest.mark.mpi(max_size=1)
+@pytest.mark.mpi(2, 2)
 def test_plain_diffrax_has_the_same_losses_and_stops_with_the_same_best_checkpoint(
     comms, on_one_rank, source, shared_tmp_path
 ):

@@ -121,7 +121,7 @@ def advise(
         error=error,
         model_errors=off,
         machine=describe_machine(),
-        reason=_reason(best, serial, error),
+        reason=_reason(best, serial, error) + _of_fresh_paths(best),
     )
 
 
@@ -258,4 +258,18 @@ def _reason(best: Choice, serial: Trial | None, error: float) -> str:
     return (
         f"Train serially, by {serial.name}: the best parallel run, {how}, would be {range_}, as "
         + (f"{why_slow(best, serial.seconds)}.{close}")
+    )
+
+
+def _of_fresh_paths(best: Choice) -> str:
+    """What paths of its own for each step mean for the sweeps; nothing for a config without."""
+    noise = best.way.config.noise
+    if noise is None or noise.paths != "fresh":
+        return ""
+    forward, back = best.way.trial.sweeps
+    return (
+        f" Paths are fresh, so that every step is solved anew: {forward:.3g} + {back:.3g} sweeps "
+        "in these first steps, and often more later, when the field is less smooth. Fewer ranks "
+        'along time than sweeps cannot gain: `noise.paths = "common"` with `[time.tracking]` does one '
+        "sweep a step."
     )

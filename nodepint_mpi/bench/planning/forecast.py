@@ -11,7 +11,7 @@ from nodepint_mpi.bench.planning.network import Network
 from nodepint_mpi.bench.planning.recording import StepRecorder
 from nodepint_mpi.bench.planning.replay import Costs, Simulated, simulate_step
 from nodepint_mpi.bench.planning.stages import Sweeps
-from nodepint_mpi.bench.planning.trials import Trial, Trials
+from nodepint_mpi.bench.planning.trials import Trial, Trials, noise_fits
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.training.info import make_plan
 
@@ -196,7 +196,8 @@ def _with_enough_slices(way: Way, n_time: int) -> Way | None:
     if n_steps is None or way.config.time.edges is not None:
         return None
     total = n_slices * n_steps
-    enough = next((n for n in range(n_time, total + 1) if total % n == 0), None)
+    fitting = (n for n in range(n_time, total + 1) if total % n == 0)
+    enough = next((n for n in fitting if noise_fits(way.config, total // n)), None)
     if enough is None:
         return None
     ratio = n_slices / enough

@@ -131,6 +131,8 @@ def variants(config: Config) -> list[tuple[str, list[str]]]:
         for other in (n_slices // 2, 2 * n_slices):
             if other > 1 and (n_slices * n_steps) % other == 0:
                 steps = n_slices * n_steps // other
+                if not noise_fits(config, steps):
+                    continue
                 settings = [f"time.n_slices={other}", f"time.fine.n_steps={steps}"]
                 found.append((f"{other} slices", settings))
     methods = {"parareal": section.coarse is not None, "tangent": section.basis is not None}
@@ -138,6 +140,13 @@ def variants(config: Config) -> list[tuple[str, list[str]]]:
         if possible and method != section.method and section.method != "serial":
             found.append((method, [f'time.method="{method}"']))
     return found
+
+
+def noise_fits(config: Config, n_fine: int) -> bool:
+    """Whether coarse increments are sums of those of so many fine steps a slice. Local."""
+    section = config.time
+    steps = (part.n_steps for part in (section.coarse, section.tangents) if part is not None)
+    return config.noise is None or all(n is not None and n_fine % n == 0 for n in steps)
 
 
 def _trial(name: str, settings: tuple[str, ...], run: dict[str, Any]) -> Trial:
