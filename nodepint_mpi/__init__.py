@@ -18,6 +18,8 @@ _HOMES = {
     "make_time_comm": "parallel.comms",
     "world_time_comm": "parallel.comms",
     "sample": "parallel.generate",
+    "log_likelihood": "parallel.likelihood",
+    "LogLikelihood": "parallel.likelihood",
     "Drawn": "parallel.generate",
     "Sampling": "parallel.sampling",
     "StraightLine": "core.gaussian_paths",

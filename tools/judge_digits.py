@@ -1,11 +1,12 @@
 #!/usr/bin/env python
 """Do generated digits look like what they were asked to be? A classifier of real digits says.
 
-    tools/judge_digits.py runs/mnist_flow runs/mnist
+    nodepint sample runs/mnist_flow --n 1000 --method tangent --rank 32 --trust
+    tools/judge_digits.py runs/mnist runs/mnist_flow/samples/ode-tangent-rank32.npz
 
-The first run carries the noise of its test split to images (`configs/mnist_flow.toml`); the second
-classifies them (`configs/mnist.toml`). Prints the share that it labels with the class they were
-generated for, and writes `pictures/digits.png` into the first run, which `nodepint report` shows.
+The run (`configs/mnist.toml`) classifies the images of the first file. Prints the share that it
+labels with the class they were generated for, and how far the samples of further files are from
+these; writes `pictures/digits.png` into the run they are of, which `nodepint report` shows.
 """
 
 import argparse
@@ -13,11 +14,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int, UInt8
 from matplotlib.figure import Figure
 
 from nodepint_mpi.core.batch import SampleBatch
-from nodepint_mpi.data.datasets import open_split
 from nodepint_mpi.errors import DataError, NodepintError
 from nodepint_mpi.parallel.comms import Comms, alone, make_comms
 from nodepint_mpi.training.evaluate import BATCH, TrainedRun, open_run
@@ -37,29 +37,31 @@ def predict(run: TrainedRun, inputs: np.ndarray) -> np.ndarray:
     )
 
 
-def generate(
-    run: TrainedRun,
-) -> tuple[Float[np.ndarray, "samples rows columns"], Int[np.ndarray, " samples"]]:
-    """Images with gray levels 0 to 255 from the noise of the test split, and their classes.
+def read_samples(
+    files: list[Path],
+) -> tuple[UInt8[np.ndarray, "samples rows columns"], Int[np.ndarray, " samples"]]:
+    """Images of the first file, with gray levels 0 to 255, and their classes. Local.
 
-    Local.
+    Prints the difference of the states of the others, which must be of the same noise.
 
     Raises:
-        DataError: if the run is of other data.
+        DataError: if a file holds no images of classes, or other noise than the first.
     """
-    samples = run.experiment.test
-    basis = open_split(samples.section.source, "basis", ["image"])
-    pictures = basis.take("image", np.arange(basis.n_rows))
-    start = np.asarray(samples.take(np.arange(samples.n_rows)).initial)
-    if start.shape[1] != len(pictures) - 1 + N_CLASSES:
-        raise DataError(
-            f"States have {start.shape[1]} entries, but the basis of {samples.section.source} has "
-            f"{len(pictures) - 1} directions: expected those and {N_CLASSES} classes; give a run "
-            "of `configs/mnist_flow.toml`."
-        )
-    made = predict(run, start)
-    gray = pictures[0] + np.tensordot(made[:, :-N_CLASSES], pictures[1:], axes=1)
-    return 255 * np.clip(gray, 0, 1), np.argmax(start[:, -N_CLASSES:], axis=1)
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"There is no file {file}: expected one that `nodepint sample` wrote.")
+    first = np.load(files[0])
+    if "static" not in first or first["samples"].ndim != 3 or first["static"].shape[1] != 1:
+        raise DataError(f"{files[0]}: expected images (samples, rows, columns) of classes.")
+    for file in files[1:]:
+        other = np.load(file)
+        if not np.array_equal(other["noise"], first["noise"]):
+            raise DataError(f"{file} began with other noise than {files[0]}.")
+        difference = other["states"] - first["states"]
+        rms, most = np.sqrt(np.mean(difference**2)), np.max(np.abs(difference))
+        print(f"{file}: differs by {rms:.1e} rms, {most:.1e} at most")
+    gray = np.round(255 * np.clip(first["samples"], 0, 1)).astype(np.uint8)
+    return gray, first["static"][:, 0].astype(int)
 
 
 def draw(images: np.ndarray, classes: np.ndarray, guesses: np.ndarray) -> Figure:
@@ -80,15 +82,15 @@ def draw(images: np.ndarray, classes: np.ndarray, guesses: np.ndarray) -> Figure
     return figure
 
 
-def judge(run_folder: Path, classifier_folder: Path, comms: Comms) -> float:
+def judge(classifier_folder: Path, files: list[Path], comms: Comms) -> float:
     """The share of own classes; prints it and draws. Local: `comms` is of one rank."""
-    images, classes = generate(open_run(run_folder, comms, trust=True))
+    images, classes = read_samples(files)
     guesses = np.argmax(predict(open_run(classifier_folder, comms, trust=True), images), axis=-1)
     right = guesses == classes
     print(f"own class: {right.mean():.1%} of {len(right)} generated digits")
     shares = [f"{d}: {right[classes == d].mean():.0%}" for d in np.unique(classes)]
     print("by class:  " + ", ".join(shares))
-    file = run_folder / "pictures" / "digits.png"
+    file = files[0].absolute().parents[1] / "pictures" / "digits.png"
     file.parent.mkdir(exist_ok=True)
     draw(images, classes, guesses).savefig(file, dpi=120)
     print(file)
@@ -97,11 +99,11 @@ def judge(run_folder: Path, classifier_folder: Path, comms: Comms) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("run", type=Path, help="of configs/mnist_flow.toml")
     parser.add_argument("classifier", type=Path, help="of configs/mnist.toml")
+    parser.add_argument("files", type=Path, nargs="+", help="of `nodepint sample`")
     given = parser.parse_args()
     try:
-        judge(given.run, given.classifier, make_comms(alone()))
+        judge(given.classifier, given.files, make_comms(alone()))
     except NodepintError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -54,6 +54,11 @@ def _parse_classes(context: Any, option: Any, text: str | None) -> tuple[int, ..
 )  # fmt: skip
 @click.option("--classes", callback=_parse_classes, metavar="N,...", help="In turn [all].")
 @click.option(
+    "--guidance", default=1.0, show_default=True, type=click.FloatRange(0),
+    help="Away from no class towards the class asked for; 1 is as trained. For fields that were "
+    "also trained without a class, which is the number -1.",
+)  # fmt: skip
+@click.option(
     "--rank", type=click.IntRange(1), help="tangent: directions of the shared basis [all]."
 )
 @click.option(
@@ -90,6 +95,7 @@ def sample(
     solver: str,
     n_slices: int | None,
     classes: tuple[int, ...],
+    guidance: float,
     rank: int | None,
     n_new: int | None,
     complement: bool,
@@ -133,7 +139,7 @@ def sample(
         for method in methods
     ]  # fmt: skip
     rows = sample_run(
-        run_dir, comms, Wanted(n_samples, classes, compare), options,
+        run_dir, comms, Wanted(n_samples, classes, compare, guidance), options,
         checkpoint=checkpoint, trust=trust,
     )  # fmt: skip
     say(comms.control, format_samples(rows))

@@ -95,11 +95,8 @@ class StraightLine(AbstractGaussianPath):
 class VariancePreserving(AbstractGaussianPath):
     """alpha^2 + sigma^2 = 1, with beta = g^2 linear in the time 1 - t of the noising equation.
 
-    sigma is 0 at t = 1, where its derivative is infinite: a horizon ends a little before.
-
-    Args:
-        beta_min: beta at the data, t = 1.
-        beta_max: beta at the noise, t = 0.
+    sigma is 0 at t = 1, where its derivative is infinite: a horizon ends a little before. beta goes
+    from `beta_max` at the noise, t = 0, to `beta_min` at the data, t = 1.
     """
 
     beta_min: float = eqx.field(static=True, default=0.1)
@@ -124,7 +121,10 @@ class VariancePreserving(AbstractGaussianPath):
         return self.beta_min * s + (self.beta_max - self.beta_min) * jnp.square(s) / 2
 
 
+_STRAIGHT = StraightLine()
+
+
 def path_of(field: Any) -> AbstractGaussianPath:
     """The Gaussian path of a velocity field: its attribute `path`, or the straight line. Local."""
     path = getattr(field, "path", None)
-    return StraightLine() if path is None else path
+    return _STRAIGHT if path is None else path

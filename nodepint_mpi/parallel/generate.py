@@ -1,6 +1,6 @@
 """Draw samples of a velocity field, parallel in time: the library call `nodepint_mpi.sample`."""
 
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -83,14 +83,13 @@ def sample(
     comm = check_comm(comm)
     numbers = _check_numbers(numbers)
     path = path_of(field) if path is None else path
-    _check_end(path, options)
+    check_end(path, options)
     start = initial_noise(options.seed, numbers, shape)
-    stochastic: dict[str, Any] = {}
+    drift, stochastic = partial(velocity_of, field), {}
     if options.sampler == "sde":
-        stochastic = {
-            "diffusion": Spread(path), "noise": Noise(options.seed, numbers, additive=True),
-        }  # fmt: skip
-    drift = SamplingField(field, path, options.sampler == "sde")
+        drift = partial(stochastic_drift, field, path)
+        noise = Noise(options.seed, numbers, additive=True)
+        stochastic = {"diffusion": partial(diffusion, path), "noise": noise}
     solution = solve(
         drift,
         start,
@@ -99,7 +98,7 @@ def sample(
         in_axes=(0, args_axes),
         comm=comm,
         **stochastic,
-        **_how(drift, options),
+        **how(drift, options),
     )
     n_owned = max(
         len(own_slices(np.arange(options.slices + 1.0), comm.size, rank).indices)
@@ -121,42 +120,37 @@ def initial_noise(
 ) -> Float[Array, "samples *shape"]:
     """Standard normal noise of the samples with these numbers. Local; the same in any batch."""
     key = jax.random.fold_in(jax.random.key(seed), _PURPOSE)
+    return _draw(key, jnp.asarray(numbers), shape)
+
+
+@partial(jax.jit, static_argnums=2)
+def _draw(key, numbers, shape):
     dtype = jnp.zeros(()).dtype
-
-    @jax.jit
-    def draw(numbers):
-        own = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
-        return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(own)
-
-    return draw(jnp.asarray(numbers))
+    own = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
+    return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(own)
 
 
-@dataclass(frozen=True)
-class SamplingField:
-    """The drift of a sampler of one sample: the velocity, or that of the stochastic equation."""
-
-    field: Any
-    path: AbstractGaussianPath
-    is_stochastic: bool
-
-    def __call__(self, t: Any, u: Any, args: PyTree) -> Any:
-        velocity = self.field(t, u, args)
-        return self.path.stochastic_drift(t, u, velocity) if self.is_stochastic else velocity
+# Fields are `functools.partial` of these, so that a compiled solve is found again.
 
 
-@dataclass(frozen=True)
-class Spread:
-    """The diffusion of a sampler, the same for every number of the state."""
-
-    path: AbstractGaussianPath
-
-    def __call__(self, t: Any, u: Any, args: PyTree) -> Any:
-        del args
-        return jnp.broadcast_to(self.path.diffusion(t), u.shape).astype(u.dtype)
+def velocity_of(field: Any, t: Any, u: Any, args: PyTree) -> Any:
+    """The drift of the probability-flow equation. Local."""
+    return field(t, u, args)
 
 
-def _how(drift: SamplingField, options: Sampling) -> dict[str, Any]:
-    """Propagators, method and stopping rule as `solve` takes them."""
+def stochastic_drift(field: Any, path: AbstractGaussianPath, t: Any, u: Any, args: PyTree) -> Any:
+    """The drift of the stochastic equation. Local."""
+    return path.stochastic_drift(t, u, field(t, u, args))
+
+
+def diffusion(path: AbstractGaussianPath, t: Any, u: Any, args: PyTree) -> Any:
+    """That of the stochastic equation, the same for every number of the state. Local."""
+    del args
+    return jnp.broadcast_to(path.diffusion(t), u.shape).astype(u.dtype)
+
+
+def how(drift: Field, options: Sampling) -> dict[str, Any]:
+    """Propagators, method and stopping rule as `solve` takes them. Local."""
     how: dict[str, Any] = {"fine": options.fine(), "stopping": options.stopping()}
     if options.method == "serial":
         return how | {"method": "serial"}
@@ -190,8 +184,12 @@ def _check_numbers(numbers: Any) -> Int[np.ndarray, " samples"]:
     return numbers.astype(np.int32)
 
 
-def _check_end(path: AbstractGaussianPath, options: Sampling) -> None:
-    """Refuse an end where the noise of a path does not go smoothly to zero."""
+def check_end(path: AbstractGaussianPath, options: Sampling) -> None:
+    """Refuse an end where the noise of a path does not go smoothly to zero. Local.
+
+    Raises:
+        ProblemError: with what to give.
+    """
     t = jnp.asarray(options.end, jnp.zeros(()).dtype)
     slope = jax.jvp(path.sigma, (t,), (jnp.ones_like(t),))[1]
     if not bool(jnp.isfinite(slope)):

@@ -25,9 +25,14 @@ def field(t, u, rate):
     return -rate * (u - jnp.cos(3 * t)) - 0.1 * jnp.sin(u)
 
 
-@pytest.mark.mpi(max_size=2)
 @pytest.mark.timeout_s(240)  # programs to compile
-@pytest.mark.parametrize("steps, stiff", [("fixed", 40.0), ("adaptive", 20.0)])
+@pytest.mark.parametrize(
+    "steps, stiff",
+    [
+        pytest.param("fixed", 40.0, marks=pytest.mark.mpi(2, 2)),
+        pytest.param("adaptive", 20.0, marks=pytest.mark.mpi(1, 1)),
+    ],
+)
 def test_a_gradient_that_is_off_is_said_to_be(comms, caplog, steps, stiff):
     """One compiled gradient for a mild and a stiff field; the discrete one is the oracle."""
 

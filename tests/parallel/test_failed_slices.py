@@ -23,7 +23,7 @@ RULES = {
     "freeze_end": nm.FreezeSlices(TOL),
     "freeze_start": nm.FreezeSlices(TOL, "start"),
 }
-ALONE, FEW_RANKS = pytest.mark.mpi(max_size=1), pytest.mark.mpi(max_size=2)
+ALONE, TWO = pytest.mark.mpi(1, 1), pytest.mark.mpi(2, 2)
 BASIS = nm.SharedBasis("identity")
 
 
@@ -63,11 +63,11 @@ def solve(comms, method, rule, n_bad, way):
 @pytest.mark.parametrize(
     "method, rule",
     [
-        pytest.param("parareal", "jump", marks=FEW_RANKS),
+        pytest.param("parareal", "jump", marks=TWO),
         pytest.param("parareal", "freeze_end", marks=ALONE),
         pytest.param("parareal", "freeze_start", marks=ALONE),
-        pytest.param("picard", "freeze_end", marks=FEW_RANKS),
-        pytest.param("tangent", "jump", marks=FEW_RANKS),
+        pytest.param("picard", "freeze_end", marks=TWO),
+        pytest.param("tangent", "jump", marks=TWO),
         pytest.param("serial", "jump", marks=ALONE),
     ],
 )

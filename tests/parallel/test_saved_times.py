@@ -66,7 +66,7 @@ def check_against_plain(comm, ts, **options):
 @pytest.mark.parametrize(
     "method, options",
     [
-        pytest.param("parareal", {}, marks=pytest.mark.mpi(max_size=3)),
+        pytest.param("parareal", {}, marks=pytest.mark.mpi(2, 3)),
         pytest.param("picard", {}, marks=pytest.mark.mpi(max_size=1)),
         pytest.param("serial", {}, marks=pytest.mark.mpi(max_size=1)),
         pytest.param("tangent", BASIS, marks=pytest.mark.mpi(max_size=1)),

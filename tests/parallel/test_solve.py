@@ -18,7 +18,7 @@ ARGS = {name: jnp.asarray(value) for name, value in LV.args.items()}
 EDGES = np.linspace(0.0, 3.0, 8)
 STEPS = dict(fine=nm.FixedSteps(nm.RK4(), 10), coarse=nm.FixedSteps(diffrax.Midpoint(), 2))
 METHODS = [
-    pytest.param("parareal", marks=pytest.mark.mpi(max_size=2)),
+    pytest.param("parareal", marks=pytest.mark.mpi(2, 2)),
     pytest.param("picard", marks=pytest.mark.mpi(max_size=1)),
 ]
 

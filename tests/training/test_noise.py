@@ -133,7 +133,7 @@ CASES = {
         'calculus = "ito"', "ito", 'method = "tangent"\nbasis = { kind = "identity" }'
     ),
 }  # fmt: skip
-MOST_RANKS = {"general, paths": 3, "levy, tracked": 2}
+MOST_RANKS = {"general, paths": 3}
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def recorded_on(n_ranks: int):
     "name",
     [
         pytest.param("solve/parareal/sweeps2", marks=pytest.mark.mpi(max_size=3)),
-        pytest.param("solve/tangent/sweeps2", marks=pytest.mark.mpi(max_size=2)),
+        pytest.param("solve/tangent/sweeps2", marks=pytest.mark.mpi(2, 2)),
         pytest.param("train/parareal/tracked", marks=pytest.mark.mpi(max_size=1)),
     ],
 )

@@ -131,6 +131,7 @@ def by_hand(experiment, params, step: int, of_noise: bool):
     return total / np.sum(batch.weights)
 
 
+@pytest.mark.mpi(max_size=1)
 @pytest.mark.parametrize("loss", ["flow_matching", "denoising_score_matching"])
 def test_step_against_the_formula(text, comms, loss):
     experiment = set_up(parse_config(text(loss)), comms)
@@ -145,6 +146,7 @@ def test_step_against_the_formula(text, comms, loss):
     assert int(taken.report.sweeps) == 0
 
 
+@pytest.mark.mpi(2, 3)
 def test_same_losses_on_any_ranks(text, comms):
     """Also with groups of ranks, on mini-batches that the ranks of a line cannot share evenly."""
     text = text(data="batch_size = 6")
@@ -175,7 +177,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.mpi(max_size=2)
+@pytest.mark.mpi(max_size=1)
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_has_no_meaning_is_refused(text, comms, name):
     special, kind, words = REFUSED[name]
