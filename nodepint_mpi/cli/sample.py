@@ -80,7 +80,7 @@ def _parse_classes(context: Any, option: Any, text: str | None) -> tuple[int, ..
     "--tol", type=click.FloatRange(0, min_open=True),
     help="Where to stop [parareal 1e-3, picard 1e-2, tangent 1e-6].",
 )  # fmt: skip
-@click.option("--max-sweeps", type=click.IntRange(1), help="Stop there in any case.")
+@click.option("--max-sweeps", type=click.IntRange(1), help="The most sweeps.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--compare", is_flag=True, help="Also sample serially; print the difference.")
 @checkpoint_option

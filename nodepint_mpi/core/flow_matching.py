@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 
 from nodepint_mpi.core.batch import as_numbers
 from nodepint_mpi.core.by_name import call
-from nodepint_mpi.core.gaussian_paths import AbstractGaussianPath, path_of
+from nodepint_mpi.core.gaussian_paths import AbstractGaussianPath, gaussian_path_of
 from nodepint_mpi.core.sample_params import SampleArgs
 
 Misfit = Callable[[AbstractGaussianPath, Array, Array, Array, Array, Array], Array]
@@ -24,6 +24,8 @@ def flow_matching(
     model: Any, *, batch: Any, key: Key[Array, " samples"]
 ) -> Float[Array, " samples"]:
     """Mean squared error of the velocity. Local.
+
+    For paths whose velocity is bounded: on the variance-preserving one the expectation diverges.
 
     Reference:
         Lipman et al. (2023), Flow matching for generative modeling, equation (9).
@@ -55,7 +57,7 @@ def denoising_score_matching(
 
 def _of_samples(model: Any, batch: Any, keys: Array, misfit: Misfit) -> Array:
     """The mean square of `misfit` at a random time of each sample."""
-    path = path_of(model.processor)
+    path = gaussian_path_of(model.processor)
 
     def of_sample(own, static, key):
         for_time, for_noise, for_field = jax.random.split(key, 3)

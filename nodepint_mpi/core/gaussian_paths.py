@@ -124,7 +124,7 @@ class VariancePreserving(AbstractGaussianPath):
 _STRAIGHT = StraightLine()
 
 
-def path_of(field: Any) -> AbstractGaussianPath:
+def gaussian_path_of(field: Any) -> AbstractGaussianPath:
     """The Gaussian path of a velocity field: its attribute `path`, or the straight line. Local."""
     path = getattr(field, "path", None)
     return _STRAIGHT if path is None else path

@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+EVALUATION = 0x4576616C
+"""In place of an optimizer step: random numbers of samples that are only scored."""
+
 
 def keys_as_numbers(keys: Key[Array, "*keys"]) -> Float[Array, "*keys bytes"]:
     """The bytes of keys, which every floating-point type down to bfloat16 holds exactly. Local."""

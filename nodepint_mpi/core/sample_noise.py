@@ -8,11 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from nodepint_mpi.core.keys import keys_as_numbers
+from nodepint_mpi.core.keys import EVALUATION, keys_as_numbers
 from nodepint_mpi.core.noise import path_keys
 from nodepint_mpi.core.stochastic import OfArgs, StochasticField
-
-_EVALUATION = 0x4576616C  # in place of a step: paths of samples that are only looked at
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class SampleNoise:
             rows: Global row numbers.
             step: The optimizer step; None outside training, where paths are others than in it.
         """
-        number = jnp.asarray(_EVALUATION) if step is None else step if self.fresh else None
+        number = jnp.asarray(EVALUATION) if step is None else step if self.fresh else None
 
         keys = path_keys(jax.random.key(self.seed), rows, number)
         if self.n_paths is not None:

@@ -83,7 +83,16 @@ class FixedSweeps(AbstractStopping):
         return jnp.ones_like(end_updates, dtype=bool)
 
 
-class FreezeSlices(AbstractStopping):
+class AbstractUpdateRule(AbstractStopping):
+    """A rule on how much a sweep changes, whatever the jumps."""
+
+    freezes_by_update: ClassVar[bool] = True
+
+    def unsolved_by_jump(self, jumps):
+        return jnp.ones_like(jumps, dtype=bool)
+
+
+class FreezeSlices(AbstractUpdateRule):
     """The slice-freezing rules of the published parareal codes: strictly less than `eps`.
 
     `where = "end"` freezes a slice end once it changes by less than `eps` in a sweep (Gattiglio
@@ -91,17 +100,11 @@ class FreezeSlices(AbstractStopping):
     slice further (Pentland et al., Statistics and Computing 33:20, 2023).
     """
 
-    freezes_by_update: ClassVar[bool] = True
-
     eps: float = eqx.field(static=True)
     where: Literal["start", "end"] = eqx.field(static=True, default="end")
     max_sweeps: int | None = eqx.field(static=True, default=None)
     measure: Norm = eqx.field(static=True, default="max")
     """The largest change of a number, or the root mean square or mean of all samples' changes."""
-
-    @property
-    def norm(self):
-        return self.measure
 
     def __check_init__(self):
         _check_positive("eps", self.eps)
@@ -110,18 +113,19 @@ class FreezeSlices(AbstractStopping):
             raise ProblemError(f"`where` is {self.where!r}; choose 'start' or 'end'.")
         _check_sweeps(self.max_sweeps, least=1)
 
+    @property
+    def norm(self):
+        return self.measure
+
     def sweep_limit(self, n_slices):
         return min(self.max_sweeps or n_slices, n_slices)
-
-    def unsolved_by_jump(self, jumps):
-        return jnp.ones_like(jumps, dtype=bool)
 
     def unsolved_by_update(self, start_updates, end_updates):
         updates = end_updates if self.where == "end" else start_updates
         return ~(updates < self.eps)
 
 
-class EndUpdate(AbstractStopping):
+class EndUpdate(AbstractUpdateRule):
     """Stop once the end of the last slice changes by less than `tol` in a sweep.
 
     No other slice is frozen by its change. Says little about the error: a sweep may change little
@@ -131,27 +135,23 @@ class EndUpdate(AbstractStopping):
         Selvam, Merchant, Ermon (2024), Self-refining diffusion samplers, algorithm 1 (the mean).
     """
 
-    freezes_by_update: ClassVar[bool] = True
     judges_end: ClassVar[bool] = True
 
     tol: float = eqx.field(static=True)
     measure: Norm = eqx.field(static=True, default="mean")
     max_sweeps: int | None = eqx.field(static=True, default=None)
 
-    @property
-    def norm(self):
-        return self.measure
-
     def __check_init__(self):
         _check_positive("tol", self.tol)
         _check_norm(self.measure)
         _check_sweeps(self.max_sweeps, least=1)
 
+    @property
+    def norm(self):
+        return self.measure
+
     def sweep_limit(self, n_slices):
         return min(self.max_sweeps or n_slices, n_slices)
-
-    def unsolved_by_jump(self, jumps):
-        return jnp.ones_like(jumps, dtype=bool)
 
     def unsolved_by_update(self, start_updates, end_updates):
         return ~(end_updates < self.tol)

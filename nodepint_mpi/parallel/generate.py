@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from nodepint_mpi.core.gaussian_paths import AbstractGaussianPath, path_of
+from nodepint_mpi.core.gaussian_paths import AbstractGaussianPath, gaussian_path_of
 from nodepint_mpi.core.partition import own_slices
 from nodepint_mpi.core.propagators import Propagator
 from nodepint_mpi.core.types import Field
@@ -82,7 +82,7 @@ def sample(
     options = (Sampling() if options is None else options).checked(int(np.prod(shape)))
     comm = check_comm(comm)
     numbers = _check_numbers(numbers)
-    path = path_of(field) if path is None else path
+    path = gaussian_path_of(field) if path is None else path
     check_end(path, options)
     start = initial_noise(options.seed, numbers, shape)
     drift, stochastic = partial(velocity_of, field), {}

@@ -85,16 +85,18 @@ def judge_updates(line, iterate, corrected, fine_ends, stopping) -> SweepRecord:
         n_axes = record.sample_sweeps.ndim
         moved = [sample_distance(*pair, n_batch_axes=n_axes, norm=stopping.norm) for pair in pairs]
         finite = samples_finite(fine_ends, 1 + n_axes).reshape(moved[0].shape)
-        unsolved = stopping.unsolved_by_update(*moved) | ~finite
+        unsolved = stopping.unsolved_by_update(*moved)
         if stopping.judges_end:
             unsolved = unsolved & _is_last(owned).reshape(-1, *[1] * n_axes)
+        unsolved = unsolved | ~finite
         samples = _any_after(unsolved, front_of(record) + 1, owned)
     start_updates = slice_distance(corrected.states.starts, old.starts, stopping.norm)
     end_updates = slice_distance(corrected.states.ends, old.ends, stopping.norm)
-    unsolved = stopping.unsolved_by_update(start_updates, end_updates) | ~slices_finite(fine_ends)
-    end_unsolved = jnp.any(unsolved & _is_last(owned))
-    if stopping.judges_end:
-        unsolved = jnp.ones_like(unsolved)
+    unsolved, failed = (
+        stopping.unsolved_by_update(start_updates, end_updates), ~slices_finite(fine_ends)
+    )  # fmt: skip
+    end_unsolved = jnp.any((unsolved & _is_last(owned)) | failed)
+    unsolved = jnp.ones_like(unsolved) if stopping.judges_end else unsolved | failed
     local = [
         jnp.max(end_updates),
         -first_unsolved(unsolved, front_of(record) + 1, owned),

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from nodepint_mpi.core.gaussian_paths import AbstractGaussianPath, path_of
+from nodepint_mpi.core.gaussian_paths import AbstractGaussianPath, gaussian_path_of
 from nodepint_mpi.core.types import Field
 from nodepint_mpi.errors import ProblemError
 from nodepint_mpi.parallel.comms import TimeComm
@@ -69,9 +69,9 @@ def log_likelihood(
         field: Velocity field `f(t, u, args)` of one sample.
         data: States at the time `options.end`, (samples, *shape).
         options: Steps and method, as of `sample`; `sampler` must be "ode".
-        n_probes: Estimate the divergence by random signs, so many of each sample, which are fixed
-            by `options.seed` and the row: unbiased, with a variance. Exact unless given, by as many
-            derivatives as a state has numbers.
+        n_probes: Random sign vectors per sample by which the divergence is estimated, fixed by
+            `options.seed` and the row: an unbiased estimate with some variance. Exact unless given,
+            by as many derivatives as a state has numbers.
         args: What the field gets.
         args_axes: Axes of `args` that count samples.
         path: The Gaussian path: that of the field or the straight line unless given.
@@ -89,7 +89,7 @@ def log_likelihood(
         raise ProblemError("A likelihood needs the probability-flow equation: `sampler='ode'`.")
     if n_probes is not None and (isinstance(n_probes, bool) or n_probes < 1):
         raise ProblemError(f"`n_probes` is {n_probes!r}; expected a whole number from 1 on.")
-    check_end(path_of(field) if path is None else path, options)
+    check_end(gaussian_path_of(field) if path is None else path, options)
     signs = None
     if n_probes is not None:
         rows = np.arange(len(data), dtype=np.int32)

@@ -46,7 +46,7 @@ class Sampling:
             published), "picard" when that of each step's states is, in the root mean square
             (1e-2), "tangent" when no jump of any number is larger (1e-6). The first two bound no
             error.
-        max_sweeps: Stop after so many in any case.
+        max_sweeps: The most sweeps; as many as slices unless given.
         seed: Of the initial noise and of that of "sde".
         end: Last time, at most 1, the data; a variance-preserving path ends a little before.
     """

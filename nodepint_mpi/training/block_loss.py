@@ -25,7 +25,7 @@ def linearize_loss(
     """
 
     loss = problem.loss
-    assert not isinstance(loss, SimulationFree)  # for which there is no result to look at
+    assert not isinstance(loss, SimulationFree)  # which is computed without a solve
 
     def local_loss(params, result) -> tuple[Array, Array]:
         mean = compare(problem, params, result, batch, loss)

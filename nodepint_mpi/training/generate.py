@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nodepint_mpi.core.batch import SampleBatch
-from nodepint_mpi.core.gaussian_paths import path_of
+from nodepint_mpi.core.gaussian_paths import gaussian_path_of
 from nodepint_mpi.core.sample_params import SampleArgs
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.io.directory import Which
@@ -110,7 +110,7 @@ def sample_run(
     chosen = [replace(one, end=end).checked(int(np.prod(shape))) for one in options]
     params, rest = eqx.partition(model.processor, eqx.is_inexact_array)
     own = None if static is None else SampleArgs(None, jnp.asarray(static))
-    field, path = RunField(rest, wanted.guidance), path_of(model.processor)
+    field, path = RunField(rest, wanted.guidance), gaussian_path_of(model.processor)
 
     def draw(one: Sampling) -> tuple[Drawn, float]:
         def once() -> Drawn:

@@ -28,8 +28,8 @@ from nodepint_mpi.training.memory import (
     show_bytes,
     tree_bytes,
 )
-from nodepint_mpi.training.rank_samples import for_rank
-from nodepint_mpi.training.setup import check_encoded, check_scores, count_steps, share_batch
+from nodepint_mpi.training.rank_samples import for_rank, share_batch
+from nodepint_mpi.training.setup import check_encoded, check_scores, count_steps
 from nodepint_mpi.training.warm_starts import bytes_each, count_kept
 from nodepint_mpi.training.watch import require_watched
 

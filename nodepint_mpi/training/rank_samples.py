@@ -1,4 +1,4 @@
-"""What one rank of a line takes of each sample: the part around its slices."""
+"""What one rank takes of the samples: how many of a step, and the part around its slices."""
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from nodepint_mpi.core.observations import BlockObservations, place_observations
 from nodepint_mpi.core.partition import own_slices, owned_range, snap_times
 from nodepint_mpi.data.sample_checks import known_inputs
 from nodepint_mpi.data.samples import Block, Samples
+from nodepint_mpi.errors import ConfigError
 
 
 def for_rank(
@@ -61,3 +62,20 @@ def place_samples(samples: Samples, n_ranks: int, rank: int) -> BlockObservation
     none = np.zeros(0, int)
     slices = own_slices(block.edges, n_ranks, rank, inside=inside)
     return BlockObservations(slices, none, none, none)  # the batch says where
+
+
+def share_batch(config: Config, n_rows: int, n_groups: int) -> int:
+    """How many samples of a step each group of ranks has. Local.
+
+    Raises:
+        ConfigError: if the groups would have different numbers of them.
+    """
+    size = (config.data.batch_size if config.data else None) or n_rows
+    if size % n_groups:
+        fitting = [n for n in range(1, size + 1) if size % n == 0]
+        raise ConfigError(
+            f"A step has {size} samples, which {n_groups} groups of ranks cannot share evenly: set "
+            f"`run.data_ranks` to one of {', '.join(map(str, fitting[:8]))}"
+            f"{', ...' if fitting[8:] else ''}, or change `data.batch_size`."
+        )
+    return size // n_groups

@@ -35,7 +35,7 @@ from nodepint_mpi.data.samples import (
     count_outputs,
     open_splits,
 )
-from nodepint_mpi.errors import ConfigError, ProblemError
+from nodepint_mpi.errors import ProblemError
 from nodepint_mpi.models.networks import EncodeProcessDecode, FlatLinear
 from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.dealing import own_part
@@ -66,7 +66,7 @@ from nodepint_mpi.training.memory import (
     require_memory,
     require_network_fits,
 )
-from nodepint_mpi.training.rank_samples import for_rank, place_samples
+from nodepint_mpi.training.rank_samples import for_rank, place_samples, share_batch
 from nodepint_mpi.training.sameness import require_same_code, require_same_shapes
 from nodepint_mpi.training.simulation_free import check_sections
 from nodepint_mpi.training.step import TrainState
@@ -292,23 +292,6 @@ def _like_a_step(samples: Samples, n_samples: int) -> SampleBatch:
 
     step = jax.ShapeDtypeStruct((), jnp.zeros((), int).dtype)
     return jax.tree.map(many, one._replace(step=None))._replace(step=step)
-
-
-def share_batch(config: Config, n_rows: int, n_groups: int) -> int:
-    """How many samples of a step each group of ranks has. Local.
-
-    Raises:
-        ConfigError: if the groups would have different numbers of them.
-    """
-    size = (config.data.batch_size if config.data else None) or n_rows
-    if size % n_groups:
-        fitting = [n for n in range(1, size + 1) if size % n == 0]
-        raise ConfigError(
-            f"A step has {size} samples, which {n_groups} groups of ranks cannot share evenly: set "
-            f"`run.data_ranks` to one of {', '.join(map(str, fitting[:8]))}"
-            f"{', ...' if fitting[8:] else ''}, or change `data.batch_size`."
-        )
-    return size // n_groups
 
 
 def _build(config: Config, train: Samples, step: int) -> EncodeProcessDecode:

@@ -1,6 +1,6 @@
 """Losses for which nothing is solved: then the ranks of a line share its samples.
 
-There is no time to be parallel in. All ranks of the grid together are parallel in the data.
+Without a trajectory, nothing can be done parallel in time: all ranks of the grid are data-parallel.
 """
 
 from collections.abc import Mapping
@@ -14,13 +14,12 @@ from jaxtyping import Array, PyTree
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.core.batch import SampleBatch, as_numbers
 from nodepint_mpi.core.by_name import call
+from nodepint_mpi.core.keys import EVALUATION
 from nodepint_mpi.core.objective import Loss, Mean, SimulationFree
 from nodepint_mpi.data.samples import Samples
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.training.batch_model import sample_keys
 from nodepint_mpi.training.line_problem import LineProblem
-
-_EVALUATION = 0x4576616C  # in place of a step: random keys of samples that are only looked at
 
 
 def mean_of_samples(problem: LineProblem, params: PyTree, batch: SampleBatch) -> Mean:
@@ -28,7 +27,7 @@ def mean_of_samples(problem: LineProblem, params: PyTree, batch: SampleBatch) ->
     assert isinstance(problem.loss, SimulationFree)  # the caller has looked
     share, weights = _own_share(problem, batch)
     if share.step is None:
-        share = share._replace(step=jnp.asarray(_EVALUATION))
+        share = share._replace(step=jnp.asarray(EVALUATION))
     offered = {"batch": share, "key": sample_keys(problem.seed, share)}
     values = call(problem.loss.function, eqx.combine(params, problem.static), offered=offered)
     return Mean(jnp.sum(jnp.where(weights > 0, weights * values, 0.0)), jnp.sum(weights))

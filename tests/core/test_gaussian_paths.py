@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nodepint_mpi.core.gaussian_paths import StraightLine, VariancePreserving, path_of
+from nodepint_mpi.core.gaussian_paths import StraightLine, VariancePreserving, gaussian_path_of
 
 PATHS = {"straight": StraightLine(), "variance preserving": VariancePreserving()}
 SPREAD = 0.5
@@ -61,5 +61,5 @@ def test_end_of_the_straight_line():
     class Field:
         path = VariancePreserving(beta_max=5.0)
 
-    assert path_of(Field()) is Field.path
-    assert isinstance(path_of(lambda t, u, args: u), StraightLine)
+    assert gaussian_path_of(Field()) is Field.path
+    assert isinstance(gaussian_path_of(lambda t, u, args: u), StraightLine)

@@ -38,8 +38,8 @@ from nodepint_mpi.training.batch_model import split_model
 from nodepint_mpi.training.check_model import check_model
 from nodepint_mpi.training.info import open_alone
 from nodepint_mpi.training.line_problem import LineProblem
-from nodepint_mpi.training.rank_samples import for_rank
-from nodepint_mpi.training.setup import make_problem, share_batch
+from nodepint_mpi.training.rank_samples import for_rank, share_batch
+from nodepint_mpi.training.setup import make_problem
 from nodepint_mpi.training.step import loss_and_gradient, tracked_gradient
 
 

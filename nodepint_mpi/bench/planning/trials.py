@@ -143,7 +143,7 @@ def variants(config: Config) -> list[tuple[str, list[str]]]:
 
 
 def noise_fits(config: Config, n_fine: int) -> bool:
-    """Whether coarse increments are sums of those of so many fine steps a slice. Local."""
+    """Whether the coarse steps divide this number of fine steps in a slice. Local."""
     section = config.time
     steps = (part.n_steps for part in (section.coarse, section.tangents) if part is not None)
     return config.noise is None or all(n is not None and n_fine % n == 0 for n in steps)
