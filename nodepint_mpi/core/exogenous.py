@@ -15,6 +15,7 @@ Reference:
     (2021), arXiv:2106.11028, section 3.
 """
 
+import abc
 from typing import Any, Literal, NamedTuple
 
 import diffrax
@@ -30,7 +31,28 @@ Interpolation = Literal["constant", "linear", "cubic"]
 """What lies between the knots of a signal."""
 
 
-class Held(diffrax.AbstractPath):
+class Jumping(eqx.Module):
+    """What jumps in time among the arguments of a field: steps end where it does.
+
+    Times are those since the beginning of a slice, at which a propagator has placed it.
+    """
+
+    def placed(self, t0: Array) -> "Jumping":
+        """The same for a slice that begins at `t0`. Local."""
+        del t0
+        return self
+
+    @property
+    @abc.abstractmethod
+    def jumps(self) -> Real[Array, " jumps"]:
+        """Where it may jump."""
+
+    @abc.abstractmethod
+    def held_at(self, since: Array) -> Any:
+        """The same, constant at what it is there: for a step without jumps inside. Local."""
+
+
+class Held(diffrax.AbstractPath, Jumping):
     """A piecewise constant path: from each knot on the value there."""
 
     ts: Real[Array, " knots"]
@@ -59,9 +81,12 @@ class Held(diffrax.AbstractPath):
             "or 'cubic'."
         )
 
-    def held_at(self, t: Array) -> "Held":
-        """The constant path of the value at `t`. Local."""
-        return Held(self.ts[:1], self.evaluate(t)[None])
+    @property
+    def jumps(self):
+        return self.ts
+
+    def held_at(self, since: Array) -> "Held":
+        return Held(self.ts[:1], self.evaluate(since)[None])
 
 
 class Inputs(eqx.Module):
@@ -112,33 +137,40 @@ def path_of(
     return diffrax.CubicInterpolation(knots, diffrax.backward_hermite_coefficients(knots, values))
 
 
-def _is_held(part: Any) -> bool:
-    return isinstance(part, Held)
+def _is_jumping(part: Any) -> bool:
+    return isinstance(part, Jumping)
+
+
+def place_jumps(args: Any, t0: Array) -> Any:
+    """The arguments of a field in a slice that begins at `t0`. Local."""
+    return jax.tree.map(
+        lambda part: part.placed(t0) if _is_jumping(part) else part, args, is_leaf=_is_jumping
+    )
 
 
 def jumps_in(args: Any) -> bool:
-    """Whether a signal among the arguments of a field jumps. Local."""
-    return any(map(_is_held, jax.tree.leaves(args, is_leaf=_is_held)))
+    """Whether something among the arguments of a field jumps. Local."""
+    return any(map(_is_jumping, jax.tree.leaves(args, is_leaf=_is_jumping)))
 
 
 def hold(args: Any, left: Array, right: Array) -> Any:
     """The arguments of a field for a step from `left` to `right`: jumps lie at its ends. Local."""
     middle = left + (right - left) / 2
     return jax.tree.map(
-        lambda part: part.held_at(middle) if _is_held(part) else part, args, is_leaf=_is_held
+        lambda part: part.held_at(middle) if _is_jumping(part) else part, args, is_leaf=_is_jumping
     )
 
 
 def step_ends(grid: Real[Array, " ends"], args: Any) -> Real[Array, " ends"]:
-    """Equally spaced step ends, the nearest moved to where a signal in `args` jumps. Local."""
+    """Equally spaced step ends, the nearest moved to where something in `args` jumps. Local."""
     n_steps = grid.shape[0] - 1
-    for part in jax.tree.leaves(args, is_leaf=_is_held):
-        if _is_held(part) and n_steps > 1:
-            length = grid[-1] - grid[0]
-            inside = (part.ts > grid[0]) & (part.ts < grid[-1])
-            nearest = jnp.clip(jnp.round((part.ts - grid[0]) / length * n_steps), 1, n_steps - 1)
+    for part in jax.tree.leaves(args, is_leaf=_is_jumping):
+        if _is_jumping(part) and n_steps > 1:
+            length, jumps = grid[-1] - grid[0], part.jumps
+            inside = (jumps > grid[0]) & (jumps < grid[-1])
+            nearest = jnp.clip(jnp.round((jumps - grid[0]) / length * n_steps), 1, n_steps - 1)
             places = jnp.where(inside, nearest.astype(int), n_steps + 1)  # beyond: dropped
-            grid = grid.at[places].set(part.ts.astype(grid.dtype), mode="drop")
+            grid = grid.at[places].set(jumps.astype(grid.dtype), mode="drop")
     return grid
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Inexact, Int, Real
 
-from nodepint_mpi.core.exogenous import hold, jumps_in, step_ends
+from nodepint_mpi.core.exogenous import hold, jumps_in, place_jumps, step_ends
 from nodepint_mpi.core.noise import Increments
 from nodepint_mpi.core.stochastic import StochasticField, is_stochastic, through
 from nodepint_mpi.core.terms import as_function
@@ -100,6 +100,8 @@ class FixedSteps(AbstractIntegrator):
     def integrate(self, field, params, start, t0, t1, ts, increments=None):
         if increments is None:
             check_solver(self.solver)
+        if self.adjoint == "continuous" and jumps_in(params):
+            return self._step_by_step(field, params, start, t0, t1, ts)
         if self.adjoint == "continuous":
             return _diffeqsolve(
                 field, params, start, t0, t1, ts, solver=self.solver,
@@ -161,6 +163,26 @@ class FixedSteps(AbstractIntegrator):
         if ts.size:
             saves = jax.vmap(self._interpolate)(ts, grid[where], grid[where + 1], dense)
         return SliceResult(_or_nan(succeeded, saves), _or_nan(succeeded, end))
+
+    def _step_by_step(self, field, params, start, t0, t1, ts):
+        """With the adjoint equation solved step by step, from the state stored at each step's end:
+        diffrax's adjoint of a whole slice would step over the jumps."""
+        grid = t0 + (t1 - t0) * (jnp.arange(self.n_steps + 1, dtype=t0.dtype) / self.n_steps)
+        grid = step_ends(grid.at[-1].set(t1), params)
+
+        def step(u, times):
+            left, right = times
+            inside = jnp.clip(ts, left, right)
+            result = _diffeqsolve(
+                field, hold(params, left, right), u, left, right, inside, solver=self.solver,
+                controller=diffrax.ConstantStepSize(), dt0=right - left, max_steps=3,
+                adjoint=diffrax.BacksolveAdjoint(),
+            )  # fmt: skip
+            return result.end, result.saves
+
+        end, saves = jax.lax.scan(step, start, (grid[:-1], grid[1:]))
+        where = jnp.clip(jnp.searchsorted(grid, ts) - 1, 0, self.n_steps - 1)
+        return SliceResult(saves[where, jnp.arange(ts.size)], end)
 
     def _interpolate(self, t, left, right, dense):
         return self.solver.interpolation_cls(t0=left, t1=right, **dense).evaluate(t)
@@ -283,6 +305,7 @@ class Propagator(eqx.Module):
             n_steps = getattr(self.integrator, "n_steps", 1)
             increments = self.field.draw(params, index, length, n_steps)
         field, zero = through(self.field, in_slice), jnp.zeros_like(length)
+        params = place_jumps(params, jax.lax.stop_gradient(t0))
         return self.integrator.integrate(field, (t0, params), start, zero, length, ts, increments)
 
 

@@ -1,0 +1,181 @@
+"""Optimal control, parallel in time: the library call `nodepint_mpi.control`."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from nodepint_mpi.core.costs import Cost
+from nodepint_mpi.core.partition import check_edges, check_layout
+from nodepint_mpi.core.propagators import AbstractIntegrator
+from nodepint_mpi.errors import ProblemError
+from nodepint_mpi.names import hint
+from nodepint_mpi.optimal_control.gradients import GradientKind, with_gradient
+from nodepint_mpi.optimal_control.iterations import Iterations, Plan
+from nodepint_mpi.optimal_control.learning import Learning
+from nodepint_mpi.optimal_control.steered import Steered, state_control_problem
+from nodepint_mpi.parallel.comms import TimeComm
+from nodepint_mpi.parallel.ivp import solve
+from nodepint_mpi.parallel.method_options import check_comm
+from nodepint_mpi.parallel.same_arguments import require_same_arguments
+from nodepint_mpi.parallel.solution import Solution, Status
+
+_OURS = {"args", "ts", "carry", "guess", "comm", "throw", "check_ranks", "n_batch_axes", "fine"}
+_OPTIONS = {
+    name
+    for name, parameter in inspect.signature(solve).parameters.items()
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in _OURS
+}
+
+
+class Controlled(NamedTuple):
+    """What `control` found; equal on all ranks.
+
+    `control` is the optimized module and `model` the learned one, the `args` as they were without
+    learning. `cost` is that of a converged solve, `gap` what the constraint leaves. `costs` has the
+    cost of each iteration and `losses` those of learning. `states` are (edges, *samples, *state) at
+    `edges`, `controls` (edges, *samples, n_controls), and `multipliers` the derivatives of the cost
+    with respect to the states there, (edges, numbers), None for a batch or with noise.
+    """
+
+    control: Any
+    model: PyTree
+    cost: float
+    gap: Float[Array, " constraints"]
+    costs: list[float]
+    losses: list[float]
+    edges: np.ndarray
+    states: PyTree
+    controls: Array
+    multipliers: Array | None
+    status: str
+    n_evaluations: int
+    sweeps: list[int]
+
+
+def control(
+    field: Callable,
+    u0: PyTree,
+    edges: Any,
+    *,
+    control: Any,
+    cost: Cost,
+    fine: AbstractIntegrator,
+    gradient: GradientKind = "dp",
+    optimizer: Literal["lbfgs"] | optax.GradientTransformation = "lbfgs",
+    steps: int = 200,
+    tol: float = 1e-7,
+    constraint_tol: float = 1e-6,
+    tracking: bool = False,
+    args: PyTree = None,
+    learning: Learning | None = None,
+    comm: TimeComm | None = None,
+    report: Callable[[dict[str, Any]], None] | None = None,
+    **options: Any,
+) -> Controlled:
+    """Change a control so that a cost of the trajectory becomes small, parallel in time.
+
+    Collective over `comm`; every rank must pass equal arguments, and gets the whole result.
+
+    Minimizes J = terminal(u(T)) + integral of running(t, u, c) dt over the parameters of `control`,
+    where du/dt = field(t, u, c, args), c = control(t, u). The state is solved, and the adjoint
+    pulled back, by the sweeps of `solve`, slices dealt out to the ranks.
+
+    Args:
+        field: `field(t, u, c, args)`, of one sample, with the control's value `c`, (n_controls,).
+        u0: Initial state, an array or a tree of arrays; a batch of them with `in_axes`.
+        edges: Slice boundaries, (n_slices + 1,), strictly increasing.
+        control: An Equinox module called as `control(t, u)`, such as `PiecewiseConstant`,
+            `PiecewiseLinear` or `NetworkControl`, or within bounds, `Bounded`.
+        cost: A `Cost`, for instance of `quadratic_cost`. A batch, or paths of noise, take its mean.
+        fine: Steps of the fine propagator over one slice.
+        gradient: "dp", differentiable programming: the derivative of the discrete solve; or "dal",
+            direct adjoint looping: the adjoint equation, solved backward by the same steps. They
+            differ by the discretization error.
+        optimizer: "lbfgs", or an optimizer of optax.
+        steps: The most iterations; with a constraint or learning in turns, of each round.
+        tol: L-BFGS is done when the largest entry of the gradient is so small, relative to the
+            first one.
+        constraint_tol: Largest entry of `constraint(u(T))` at the end. The constraint enters as an
+            augmented Lagrangian, whose multiplier is updated from round to round.
+        tracking: One sweep each way per step from what the last step left, with optax.
+        args: What else the field gets: constants, or a model.
+        learning: How `args` are learned from data meanwhile, see `Learning`.
+        comm: A line of ranks; the whole world unless given.
+        report: Called on every rank after each iteration with a dictionary of what it found.
+        **options: Of `solve`: `coarse`, `method`, `stopping`, `basis`, `diffusion`, `noise`,
+            `in_axes` ((0 or None, axes of args)), and so on.
+
+    Returns:
+        The control, what it costs, and the trajectory: see `Controlled`.
+
+    Raises:
+        ProblemError: on all ranks, if the arguments do not fit together.
+        AgreementError: on all ranks, if they do not pass equal arguments.
+        NonFiniteError: on all ranks, if the trajectory of the first control is not finite.
+
+    Reference:
+        Hinze, Pinnau, Ulbrich, Ulbrich (2009), Optimization with PDE Constraints, section 1.6; the
+        augmented Lagrangian: Nocedal, Wright (2006), Numerical Optimization, section 17.3.
+    """
+    comm = check_comm(comm)
+    _check_options(options)
+    plan = Plan(optimizer, steps, tol, constraint_tol, tracking, learning)
+    plan.check(options)
+    edges = check_edges(edges)
+    check_layout(len(edges) - 1, comm.size)
+    given = {"field": field, "u0": u0, "edges": edges, "control": control, "cost": cost}
+    given |= {"args": args, "steps": steps, "tol": tol, "tracking": tracking, "gradient": gradient}
+    require_same_arguments(comm.control, given)
+    options = options | {"fine": with_gradient(fine, gradient)}
+    problem = state_control_problem(field, u0, edges, cost, control, args, options, comm)
+    problem.solve(control, args)  # says what else does not fit, and whether the start is finite
+    run = Iterations(problem, plan, report)
+    control, model, status = run.take(control, args)
+    solution = problem.solve(control, model, throw=False, check_ranks=False)
+    return _controlled(problem, run, control, model, status, solution)
+
+
+def _controlled(
+    problem: Steered, run: Iterations, control: Any, model: PyTree, status: str, solution: Solution
+) -> Controlled:
+    interface = solution.interface
+    assert isinstance(interface, jax.Array)  # states are rows of numbers here
+    cost, gap = problem.value(interface[-1])
+    if solution.status is Status.NON_FINITE:
+        status = f"{status}; the trajectory of this control is not finite"
+    elif solution.status is not Status.CONVERGED:
+        status = f"{status}; its trajectory: {solution.status.value}"
+    states = problem.states(interface)
+    multipliers = None
+    if not problem.is_batch and problem.options.get("noise") is None:
+        multipliers = eqx.filter_jit(problem.multipliers)(control, model, interface)
+    return Controlled(
+        control, model, float(cost), gap, run.costs, run.losses, problem.edges, states,
+        _controls(problem, control, states), multipliers, status, run.n_evaluations, run.sweeps,
+    )  # fmt: skip
+
+
+def _controls(problem: Steered, control: Any, states: PyTree) -> Array:
+    """The control at all edges, at the last one what comes before it."""
+    over = jax.vmap(control)
+    if problem.is_batch:
+        over = jax.vmap(jax.vmap(control, in_axes=(None, 0)))
+    # A control that jumps at the end of the horizon is not felt there.
+    times = problem.edges.copy()
+    times[-1] = np.nextafter(times[-1], times[0])
+    return over(jnp.asarray(times), states)
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    for name in options:
+        if name not in _OPTIONS:
+            raise ProblemError(
+                f"`control` takes no option `{name}`{hint(name, [*_OPTIONS, 'fine', 'args'])}"
+            )

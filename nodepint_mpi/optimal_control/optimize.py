@@ -1,0 +1,223 @@
+"""Optimizers of a control: SciPy's L-BFGS for small deterministic problems, and optax's.
+
+Ranks must take the same steps to the last bit, or they wait for each other in different solves. So
+L-BFGS runs on the first rank, which sends the others each point to evaluate; and the update of
+optax is a compiled program of its own, in which no communicator takes part.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree
+from mpi4py import MPI
+from scipy.optimize import minimize
+
+Evaluate = Callable[[PyTree], tuple[Array, PyTree]]
+"""Value and gradient of a tree of arrays; collective, equal on all ranks."""
+Report = Callable[[int, float], None]
+"""Told the number of an iteration and the value it found."""
+
+_HISTORY = 20
+_TOO_HIGH = 1e3
+
+
+class Minimum(NamedTuple):
+    """What an optimizer ends with: the best variables, the value after each iteration, and why."""
+
+    variables: PyTree
+    values: list[float]
+    status: str
+    n_evaluations: int
+
+
+def minimize_lbfgs(
+    evaluate: Evaluate,
+    start: PyTree,
+    *,
+    steps: int,
+    tol: float,
+    comm: MPI.Intracomm,
+    report: Report | None = None,
+) -> Minimum:
+    """L-BFGS with a line search, by SciPy, in double precision. Collective over `comm`.
+
+    A point whose value is not finite counts as much too high, so the line search steps back.
+
+    Args:
+        evaluate: Value and gradient.
+        start: Variables to start from; finite there.
+        steps: The most iterations.
+        tol: Done when the largest entry of the gradient is so small relative to the first one.
+        comm: The ranks that evaluate together, outside of jitted code.
+        report: Called on every rank after each iteration.
+
+    Reference:
+        Liu, Nocedal (1989), Math. Program. 45, 503-528.
+    """
+    flat, unravel = ravel_pytree(start)
+    asked = _Asked(evaluate, unravel, flat.dtype)
+    first, gradient = asked(np.asarray(flat, np.float64))
+    values = [first]
+    if not math.isfinite(first) or not np.all(np.isfinite(gradient)):
+        return Minimum(start, values, "the cost is not finite at the start", 1)
+    largest = float(np.max(np.abs(gradient), initial=0.0))
+    if largest == 0:
+        return Minimum(start, values, "converged: the gradient is zero at the start", 1)
+    if comm.rank == 0:
+        status = _lead(
+            asked, np.asarray(flat, np.float64), values, steps, tol * largest, comm, report
+        )
+    else:
+        status = _follow(asked, values, comm, report)
+    best = unravel(jnp.asarray(asked.best_x, flat.dtype))
+    return Minimum(best, values, status, asked.n)
+
+
+class _Asked:
+    """Value and gradient at points of SciPy's, and the best of them."""
+
+    def __init__(self, evaluate: Evaluate, unravel: Callable, dtype: Any):
+        self.evaluate, self.unravel, self.dtype = evaluate, unravel, dtype
+        self.n, self.best, self.best_x = 0, math.inf, None
+        self.last = None
+
+    def __call__(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = self.evaluate(self.unravel(jnp.asarray(x, self.dtype)))
+        f, g = float(value), np.asarray(ravel_pytree(gradient)[0], np.float64)
+        self.n += 1
+        if math.isfinite(f) and np.all(np.isfinite(g)):
+            if f < self.best or self.best_x is None:
+                self.best, self.best_x = f, x.copy()
+            self.last = g
+        elif self.last is not None:
+            # Uphill along the direction of the search, for the gradient there went downhill.
+            return self.best + _TOO_HIGH * (1 + abs(self.best)), -self.last
+        return f, g
+
+
+def _lead(
+    asked: _Asked,
+    x: np.ndarray,
+    values: list[float],
+    steps: int,
+    gtol: float,
+    comm: MPI.Intracomm,
+    report: Report | None,
+) -> str:
+    """The first rank: run SciPy, and send each point before it is evaluated."""
+
+    def fun(x: np.ndarray) -> tuple[float, np.ndarray]:
+        jax.effects_barrier()
+        comm.bcast(("evaluate", x))
+        return asked(x)
+
+    def callback(intermediate_result: Any) -> None:
+        value = float(intermediate_result.fun)
+        values.append(value)
+        comm.bcast(("iterated", value))
+        if report is not None:
+            report(len(values) - 1, value)
+
+    options = {
+        "maxiter": steps, "maxfun": 20 * steps + 20, "maxcor": _HISTORY, "gtol": gtol,
+        "ftol": 1e-15, "maxls": 40,
+    }  # fmt: skip
+    status = "not finished"
+    try:
+        found = minimize(fun, x, jac=True, method="L-BFGS-B", callback=callback, options=options)
+        status = _words(found)
+    finally:
+        jax.effects_barrier()
+        comm.bcast(("done", status))
+    return status
+
+
+def _follow(asked: _Asked, values: list[float], comm: MPI.Intracomm, report: Report | None) -> str:
+    """Another rank: evaluate what the first one sends."""
+    while True:
+        jax.effects_barrier()
+        what, content = comm.bcast(None)
+        if what == "done":
+            return content
+        if what == "iterated":
+            values.append(content)
+            if report is not None:
+                report(len(values) - 1, content)
+        else:
+            asked(content)
+
+
+def _words(found: Any) -> str:
+    message = str(found.message)
+    if found.status == 1:
+        return "not converged: the largest number of steps was taken"
+    if "PROJECTED GRADIENT" in message or "PGTOL" in message:
+        return "converged: the gradient is small"
+    if "REDUCTION" in message:
+        return "converged: the cost no longer falls"
+    return f"ended by the line search, which found no lower cost ({message.strip().lower()})"
+
+
+def minimize_optax(
+    evaluate: Callable[[PyTree, Any], tuple[Array, PyTree, Any]],
+    start: PyTree,
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    carry: Any = None,
+    state: Any = None,
+    report: Report | None = None,
+) -> tuple[Minimum, Any, Any]:
+    """So many steps of an optax optimizer. Collective as `evaluate` is.
+
+    Args:
+        evaluate: `(variables, carry) -> (value, gradient, carry)`.
+        start: Variables to start from.
+        optimizer: Any that needs no more than gradient and parameters.
+        steps: How many.
+        carry: Handed from step to step.
+        state: Of the optimizer, that of `optimizer.init` unless given.
+        report: Called after each step.
+
+    Returns:
+        The last variables, or those before the first step whose value or gradient was not finite;
+        the optimizer's state; and the carry.
+    """
+    update = _compiled_update(optimizer)
+    with jax.numpy_dtype_promotion("standard"):
+        state = optimizer.init(start) if state is None else state
+    variables, values, status = start, [], f"{steps} steps taken"
+    for step in range(steps):
+        value, gradient, carry = evaluate(variables, carry)
+        cost = float(value)
+        finite = math.isfinite(cost) and bool(_all_finite(gradient))
+        if not finite:
+            status = f"ended: cost or gradient were not finite in step {step + 1}"
+            break
+        values.append(cost)
+        variables, state = update(gradient, state, variables)
+        if report is not None:
+            report(step + 1, cost)
+    return Minimum(variables, values, status, len(values)), state, carry
+
+
+def _compiled_update(optimizer: optax.GradientTransformation) -> Callable:
+    @eqx.filter_jit
+    def update(gradient: PyTree, state: Any, variables: PyTree) -> tuple[PyTree, Any]:
+        with jax.numpy_dtype_promotion("standard"):  # optax multiplies floats by its integer count
+            updates, state = optimizer.update(gradient, state, variables)
+            return optax.apply_updates(variables, updates), state
+
+    return update
+
+
+@jax.jit
+def _all_finite(tree: PyTree) -> Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
