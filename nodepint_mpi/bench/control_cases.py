@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from nodepint_mpi.core.controls import NetworkControl, PiecewiseLinear
 from nodepint_mpi.core.costs import Cost, quadratic_cost
 from nodepint_mpi.core.propagators import AbstractIntegrator, FixedSteps
 from nodepint_mpi.core.runge_kutta import RK4

@@ -4,7 +4,7 @@ A control is any module called as `control(t, u)` that returns a vector, for one
 sample. Those here are values at nodes, networks, and either of them within bounds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -117,7 +117,7 @@ class NetworkControl(eqx.Module):
 
     def __init__(
         self,
-        span: Sequence[float],
+        span: Any,
         n_controls: int,
         *,
         n_states: int | None = None,
