@@ -98,12 +98,12 @@ class _Walk:
     def _function_parts(self, function: types.FunctionType) -> list[str]:
         name = _name(function)
         code = function.__code__
-        if _is_installed(code.co_filename):
+        if is_installed(code.co_filename):
             return [name]
         held = [_cell(cell) for cell in function.__closure__ or ()]
-        names = _names(code)
+        names = names_of_code(code)
         named = {
-            name: _of_module(function.__globals__[name], names)
+            name: of_module(function.__globals__[name], names)
             for name in sorted(names)
             if name in function.__globals__
         }
@@ -158,13 +158,13 @@ def _cell(cell: types.CellType) -> Any:
         return "empty cell"
 
 
-def _names(code: types.CodeType) -> set[str]:
+def names_of_code(code: types.CodeType) -> set[str]:
     """Names that code and the functions inside it look up, as globals or as attributes."""
-    inner = (_names(const) for const in code.co_consts if isinstance(const, types.CodeType))
+    inner = (names_of_code(const) for const in code.co_consts if isinstance(const, types.CodeType))
     return set(code.co_names).union(*inner)
 
 
-def _of_module(value: Any, names: set[str]) -> Any:
+def of_module(value: Any, names: set[str]) -> Any:
     """What of a user's module has one of the names; anything else as it is."""
     if not isinstance(value, types.ModuleType) or _is_installed_module(value.__name__):
         return value
@@ -180,7 +180,7 @@ def _is_code(value: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _is_installed(filename: str) -> bool:
+def is_installed(filename: str) -> bool:
     return filename.startswith("<frozen") or os.path.realpath(filename).startswith(_INSTALLED)
 
 
@@ -190,4 +190,4 @@ def _is_installed_module(name: str) -> bool:
     filename = getattr(module, "__file__", None)
     if filename is None:  # built in, or typed in
         return name != "__main__"
-    return _is_installed(filename)
+    return is_installed(filename)

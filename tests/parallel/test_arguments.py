@@ -178,6 +178,51 @@ def test_code_is_the_same_only_if_all_that_it_reads_is():
     assert before != SameCode(changing)
 
 
+FACTOR = 1.0
+FACTORS = {"rate": 1.0}
+ROW = np.ones(2)
+
+
+def by_a_global(t, u, args):
+    return -FACTOR * u
+
+
+def by_a_helper(t, u, args):
+    return by_a_global(t, u, args)
+
+
+def by_a_dictionary(t, u, args):
+    return -FACTORS["rate"] * u
+
+
+def by_an_array(t, u, args):
+    return -ROW[0] * u
+
+
+class Called:
+    def __call__(self, t, u, args):
+        return by_a_helper(t, u, args)
+
+
+CALLED = Called()
+
+
+@pytest.mark.parametrize("field", [by_a_global, by_a_helper, by_a_dictionary, by_an_array, CALLED])
+def test_a_solve_sees_the_globals_of_its_field_as_they_are_now(comms, monkeypatch, field):
+    def end():
+        solved = nm.solve(field, 1.0, EDGES, comm=comms.time, fine=COARSE, coarse=COARSE)
+        return float(solved.interface[-1])
+
+    before = end()
+    monkeypatch.setitem(globals(), "FACTOR", 2.0)
+    monkeypatch.setitem(FACTORS, "rate", 2.0)
+    ROW[0] = 2.0
+    try:
+        assert end() == pytest.approx(before**2, rel=1e-4)
+    finally:
+        ROW[0] = 1.0
+
+
 @pytest.mark.mpi(max_size=1)
 def test_a_bounded_number_of_programs_is_kept_and_the_rest_let_go(monkeypatch):
     """Functions that are really different: the oldest program goes, with all that it holds."""
