@@ -2,23 +2,19 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, PyTree
 
-from nodepint_mpi.core.costs import Cost
 from nodepint_mpi.core.partition import check_edges, check_layout
-from nodepint_mpi.core.propagators import AbstractIntegrator
 from nodepint_mpi.errors import ProblemError
 from nodepint_mpi.names import hint
-from nodepint_mpi.optimal_control.gradients import GradientKind, with_gradient
+from nodepint_mpi.optimal_control.gradients import with_gradient
 from nodepint_mpi.optimal_control.iterations import Iterations, Plan
-from nodepint_mpi.optimal_control.learning import Learning
 from nodepint_mpi.optimal_control.steered import Steered, state_control_problem
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.ivp import solve
@@ -65,16 +61,16 @@ def control(
     edges: Any,
     *,
     control: Any,
-    cost: Cost,
-    fine: AbstractIntegrator,
-    gradient: GradientKind = "dp",
-    optimizer: Literal["lbfgs"] | optax.GradientTransformation = "lbfgs",
-    steps: int = 200,
-    tol: float = 1e-7,
-    constraint_tol: float = 1e-6,
+    cost: Any,
+    fine: Any,
+    gradient: Any = "dp",
+    optimizer: Any = "lbfgs",
+    steps: Any = 200,
+    tol: Any = 1e-7,
+    constraint_tol: Any = 1e-6,
     tracking: bool = False,
     args: PyTree = None,
-    learning: Learning | None = None,
+    learning: Any = None,
     comm: TimeComm | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
     **options: Any,

@@ -34,7 +34,7 @@ class Learning:
         weight: Of the cost beside the loss, for "joint".
     """
 
-    loss: Callable
+    loss: Callable[[PyTree], Array]
     optimizer: optax.GradientTransformation
     steps: int
     schedule: Schedule = "before"
