@@ -43,6 +43,7 @@ ORDER = {
     "data": f"{NUMERICS} mpi4py datasets pyarrow xxhash",
     "profiling": f"{NUMERICS} mpi4py",
     "training": f"{NUMERICS} mpi4py tqdm tensorboardX",
+    "control": f"{NUMERICS} mpi4py tqdm",
     "rom": f"{NUMERICS} mpi4py h5py xxhash matplotlib",
     "api": NUMERICS,
     "report": f"{NUMERICS} matplotlib",
