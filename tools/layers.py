@@ -43,7 +43,7 @@ ORDER = {
     "data": f"{NUMERICS} mpi4py datasets pyarrow xxhash",
     "profiling": f"{NUMERICS} mpi4py",
     "training": f"{NUMERICS} mpi4py tqdm tensorboardX",
-    "optimal_control": f"{NUMERICS} mpi4py tqdm",
+    "optimal_control": f"{NUMERICS} mpi4py",
     "rom": f"{NUMERICS} mpi4py h5py xxhash matplotlib",
     "api": NUMERICS,
     "report": f"{NUMERICS} matplotlib",

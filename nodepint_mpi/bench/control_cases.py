@@ -16,8 +16,9 @@ from nodepint_mpi.core.runge_kutta import RK4
 class ControlCase(NamedTuple):
     """One problem: `field(t, u, c, args)`, steps of 16 slices, and the cost to compare with.
 
-    `reported` gives the published cost from states and controls at the step ends, where that is
-    not the cost that is minimized, the integral.
+    `first` gives values at nodes to start from: where the control enters by its cube, zero is a
+    stationary point. `reported` gives the published cost from states and controls at the step ends
+    where that is not the cost that is minimized, the integral.
     """
 
     field: Callable
@@ -28,7 +29,7 @@ class ControlCase(NamedTuple):
     fine: AbstractIntegrator
     coarse: AbstractIntegrator
     best: float
-    target: tuple[float, ...] | None = None
+    first: Callable[[np.ndarray], np.ndarray] = np.zeros_like
     reported: Callable[[np.ndarray, np.ndarray], float] | None = None
 
 
@@ -65,6 +66,11 @@ def _mean_costs(weight: float) -> Callable[[np.ndarray, np.ndarray], float]:
     return reported
 
 
+def _braking(times: np.ndarray) -> np.ndarray:
+    """First forward, then back."""
+    return np.linspace(1.5, -1.0, len(times))
+
+
 def _cubed_cost(weight: float, horizon: float) -> Cost:
     def running(t: Array, u: Array, c: Array) -> Array:
         return ((4 - u[0]) ** 2 + 2 * u[1] ** 2 + weight * c[0] ** 2) / horizon
@@ -72,12 +78,11 @@ def _cubed_cost(weight: float, horizon: float) -> Cost:
     return Cost(running=running)
 
 
-RATES = {"stable": -1.0, "unstable": 1.0}
 CONTROL_CASES: dict[str, ControlCase] = {
     "minimum energy": ControlCase(
         minimum_energy, (0.5, 0.5), 1.0,
         quadratic_cost(target=[1.0, -1.0], energy=2.0, reach=True), 1,
-        FixedSteps(RK4(), 16), FixedSteps(diffrax.Heun(), 1), 70.4432414804, (1.0, -1.0),
+        FixedSteps(RK4(), 16), FixedSteps(diffrax.Heun(), 1), 70.4432414804,
     ),
     "linear-quadratic, stable": ControlCase(
         lambda t, u, c, args: -u + c, (1.0,), 1.0, quadratic_cost(running=1.0, energy=1.0), 1,
@@ -90,12 +95,12 @@ CONTROL_CASES: dict[str, ControlCase] = {
     "cubed force, w = 1": ControlCase(
         cubed_force, (-4.0, 0.0), 8.0, _cubed_cost(1.0, 8.0), 1,
         FixedSteps(diffrax.Heun(), 50), FixedSteps(diffrax.Heun(), 5), 11.657,
-        reported=_mean_costs(1.0),
+        _braking, _mean_costs(1.0),
     ),
     "cubed force, w = 0.1": ControlCase(
         cubed_force, (-4.0, 0.0), 8.0, _cubed_cost(0.1, 8.0), 1,
         FixedSteps(diffrax.Heun(), 50), FixedSteps(diffrax.Heun(), 5), 11.420,
-        reported=_mean_costs(0.1),
+        _braking, _mean_costs(0.1),
     ),
 }  # fmt: skip
 """Problems by name; `best` is exact, or the best cost known with one value for each step."""

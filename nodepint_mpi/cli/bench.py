@@ -340,4 +340,26 @@ def sampling(steps: tuple[int, ...], n_samples: int, json_file: Path | None) -> 
     finish(comms.control, result, json_file)
 
 
+@bench.command()
+@click.argument(
+    "tables", nargs=-1,
+    type=click.Choice(["gradients", "costs", "paraopt", "laplace", "learning"]),
+)  # fmt: skip
+@json_option
+def control(tables: tuple[str, ...], json_file: Path | None) -> None:
+    """Find optimal controls, and compare with known costs and published sweeps.
+
+    TABLES: gradients by DP and by DAL; costs found with nodes and with networks; sweeps of ParaOpt;
+    Laplace's equation, controlled at a boundary; and a field that is learned and steered by all
+    combinations of DP and DAL. All unless named.
+    """
+    comms = start_ranks()
+    set_float64()
+    from nodepint_mpi.bench.control import format_control, run_control
+
+    result = run_control(comms, tables, report=lambda line: say(comms.control, line))
+    say(comms.control, format_control(result))
+    finish(comms.control, result, json_file)
+
+
 bench.add_command(table)

@@ -20,62 +20,60 @@ Control = Callable[[Array, Array], Array]
 """`control(t, u)`, (n_controls,); open loop if it does not look at `u`."""
 
 
-class _Nodes(eqx.Module):
-    """Values at increasing times."""
-
-    times: tuple[float, ...] = eqx.field(static=True)
-    values: Float[Array, "nodes controls"]
-
-    def __init__(self, times: Any, values: Any):
-        """Take them as they are.
-
-        Args:
-            times: Nodes, increasing, (nodes,), in the unit of time.
-            values: Of the control there, (nodes, n_controls).
-
-        Raises:
-            ProblemError: if times do not increase, or the shapes do not fit together.
-        """
-        try:
-            nodes = np.asarray(times, dtype=float)
-        except (TypeError, ValueError) as error:
-            raise ProblemError(f"`times` of a control is no list of times: {error}.") from error
-        values = jnp.asarray(values)
-        if nodes.ndim != 1 or not len(nodes) or not np.all(np.isfinite(nodes)):
-            raise ProblemError(f"`times` of a control has shape {nodes.shape}; list finite times.")
-        if not np.all(np.diff(nodes) > 0):
-            raise ProblemError("`times` of a control must be strictly increasing.")
-        if values.ndim != 2 or len(values) != len(nodes):
-            raise ProblemError(
-                f"`values` of a control has shape {values.shape}; expected one row for each of the "
-                f"{len(nodes)} times and one column for each control."
-            )
-        if not jnp.issubdtype(values.dtype, jnp.floating):
-            values = values.astype(jnp.zeros(()).dtype)
-        self.times, self.values = tuple(nodes.tolist()), values
-
-    def _knots(self, like: Array) -> Array:
-        return jnp.asarray(np.asarray(self.times), dtype=jnp.result_type(like))
+def _check_nodes(times: Any, values: Any) -> tuple[tuple[float, ...], Array]:
+    """Times and values of nodes, checked. Local."""
+    try:
+        nodes = np.asarray(times, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ProblemError(f"`times` of a control is no list of times: {error}.") from error
+    values = jnp.asarray(values)
+    if nodes.ndim != 1 or not len(nodes) or not np.all(np.isfinite(nodes)):
+        raise ProblemError(f"`times` of a control has shape {nodes.shape}; list finite times.")
+    if not np.all(np.diff(nodes) > 0):
+        raise ProblemError("`times` of a control must be strictly increasing.")
+    if values.ndim != 2 or len(values) != len(nodes):
+        raise ProblemError(
+            f"`values` of a control has shape {values.shape}; expected one row for each of the "
+            f"{len(nodes)} times and one column for each control."
+        )
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        values = values.astype(jnp.zeros(()).dtype)
+    return tuple(nodes.tolist()), values
 
 
-class PiecewiseConstant(_Nodes, Jumping):
+def _knots(times: tuple[float, ...], like: Array) -> Array:
+    return jnp.asarray(np.asarray(times), dtype=jnp.result_type(like))
+
+
+class PiecewiseConstant(Jumping):
     """A control that keeps the value of a node from its time to the next.
 
     Fixed steps end at the nodes, the nearest of them moved there, so that solvers keep their order:
     take the nodes from the step ends, or fewer.
     """
 
-    origin: Real[Array, ""] | None = None
+    times: tuple[float, ...] = eqx.field(static=True)
+    values: Float[Array, "nodes controls"]
+    origin: Real[Array, ""] | None
 
     def __init__(self, times: Any, values: Any):
-        super().__init__(times, values)
+        """Values at nodes.
+
+        Args:
+            times: Nodes, increasing, (nodes,), in the unit of time.
+            values: Of the control from there on, (nodes, n_controls).
+
+        Raises:
+            ProblemError: if times do not increase, or the shapes do not fit together.
+        """
+        self.times, self.values = _check_nodes(times, values)
         self.origin = None
 
     def __call__(self, t: Real[Array, ""], u: Any) -> Float[Array, " controls"]:
         del u
         if len(self.values) == 1:  # the same at all times, as in a step without jumps inside
             return self.values[0]
-        index = jnp.searchsorted(self._knots(t), t, side="right") - 1
+        index = jnp.searchsorted(_knots(self.times, t), t, side="right") - 1
         return self.values[jnp.maximum(index, 0)]
 
     def placed(self, t0):
@@ -84,21 +82,36 @@ class PiecewiseConstant(_Nodes, Jumping):
     @property
     def jumps(self):
         assert self.origin is not None  # a propagator has placed it
-        return self._knots(self.origin)[1:] - self.origin
+        return _knots(self.times, self.origin)[1:] - self.origin
 
     def held_at(self, since):
         assert self.origin is not None
         return eqx.tree_at(lambda c: c.values, self, self(self.origin + since, None)[None])
 
 
-class PiecewiseLinear(_Nodes):
+class PiecewiseLinear(eqx.Module):
     """A control that is linear between its nodes; before the first and after the last constant."""
+
+    times: tuple[float, ...] = eqx.field(static=True)
+    values: Float[Array, "nodes controls"]
+
+    def __init__(self, times: Any, values: Any):
+        """Values at nodes.
+
+        Args:
+            times: Nodes, increasing, (nodes,), in the unit of time.
+            values: Of the control there, (nodes, n_controls).
+
+        Raises:
+            ProblemError: if times do not increase, or the shapes do not fit together.
+        """
+        self.times, self.values = _check_nodes(times, values)
 
     def __call__(self, t: Real[Array, ""], u: Any) -> Float[Array, " controls"]:
         del u
         if len(self.times) == 1:
             return self.values[0]
-        knots = self._knots(t)
+        knots = _knots(self.times, t)
         index = jnp.clip(jnp.searchsorted(knots, t, side="right") - 1, 0, len(self.times) - 2)
         left, right = knots[index], knots[index + 1]
         share = jnp.clip((t - left) / (right - left), 0.0, 1.0).astype(self.values.dtype)

@@ -1,6 +1,7 @@
 """Optimal control, parallel in time: the library call `nodepint_mpi.control`."""
 
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,11 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from nodepint_mpi.core.costs import Cost, Distance
 from nodepint_mpi.core.partition import check_edges, check_layout
 from nodepint_mpi.errors import ProblemError
 from nodepint_mpi.names import hint
+from nodepint_mpi.optimal_control.by_paraopt import (
+    check_paraopt,
+    control_of,
+    has_failed,
+    steer_by_paraopt,
+)
 from nodepint_mpi.optimal_control.gradients import with_gradient
 from nodepint_mpi.optimal_control.iterations import Iterations, Plan
+from nodepint_mpi.optimal_control.paraopt_options import ParaOpt, ParaOptSolution
 from nodepint_mpi.optimal_control.steered import Steered, state_control_problem
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.ivp import solve
@@ -22,6 +31,7 @@ from nodepint_mpi.parallel.method_options import check_comm
 from nodepint_mpi.parallel.same_arguments import require_same_arguments
 from nodepint_mpi.parallel.solution import Solution, Status
 
+_log = logging.getLogger(__name__)
 _OURS = {"args", "ts", "carry", "guess", "comm", "throw", "check_ranks", "n_batch_axes", "fine"}
 _OPTIONS = {
     name
@@ -106,7 +116,10 @@ def control(
         comm: A line of ranks; the whole world unless given.
         report: Called on every rank after each iteration with a dictionary of what it found.
         **options: Of `solve`: `coarse`, `method`, `stopping`, `basis`, `diffusion`, `noise`,
-            `in_axes` ((0 or None, axes of args)), and so on.
+            `in_axes` ((0 or None, axes of args)), and so on. `method` may also be "paraopt", or
+            `ParaOpt` with options of its own: Newton's method on states and multipliers at the
+            edges. It finds a control for each of its fine steps, whatever `control` is, and where
+            it diverges the optimizer goes on from `control`.
 
     Returns:
         The control, what it costs, and the trajectory: see `Controlled`.
@@ -130,12 +143,53 @@ def control(
     given |= {"args": args, "steps": steps, "tol": tol, "tracking": tracking, "gradient": gradient}
     require_same_arguments(comm.control, given)
     options = options | {"fine": with_gradient(fine, gradient)}
+    paraopt = _paraopt_of(options)
     problem = state_control_problem(field, u0, edges, cost, control, args, options, comm)
+    before = ""
+    if paraopt is not None:
+        check_paraopt(problem, plan, control)
+        found = steer_by_paraopt(problem, paraopt, control, args, _target(cost), report)
+        if not has_failed(found):
+            return _by_paraopt(problem, found, args)
+        before = f"ParaOpt {found.reason} Instead, by {gradient} and {optimizer}: "
+        if comm.rank == 0:
+            _log.warning("%s", before.removesuffix(": ") + ".")
     problem.solve(control, args)  # says what else does not fit, and whether the start is finite
     run = Iterations(problem, plan, report)
     control, model, status = run.take(control, args)
     solution = problem.solve(control, model, throw=False, check_ranks=False)
-    return _controlled(problem, run, control, model, status, solution)
+    return _controlled(problem, run, control, model, before + status, solution)
+
+
+def _paraopt_of(options: dict[str, Any]) -> ParaOpt | None:
+    """The options of ParaOpt if that is the method; `options` then get that of the fallback."""
+    method = options.get("method")
+    if not isinstance(method, ParaOpt) and method != "paraopt":
+        return None
+    options["method"] = "serial" if options.get("coarse") is None else "parareal"
+    if isinstance(method, ParaOpt):
+        return method
+    n_steps = getattr(options["fine"], "n_steps", None)
+    if n_steps is None:
+        raise ProblemError("ParaOpt needs `fine` with a fixed number of steps, `FixedSteps`.")
+    return ParaOpt(n_steps)
+
+
+def _target(cost: Cost) -> Any:
+    """The state that a quadratic terminal cost asks for, if it does of all states."""
+    terminal = cost.terminal
+    whole = isinstance(terminal, Distance) and terminal.of is None and len(terminal.target) > 1
+    return terminal.target if isinstance(terminal, Distance) and whole else None
+
+
+def _by_paraopt(problem: Steered, found: ParaOptSolution, args: PyTree) -> Controlled:
+    control, none = control_of(found), jnp.zeros((0,))
+    states = jax.vmap(problem.field.unravel)(jnp.asarray(found.states))
+    return Controlled(
+        control, args, float(found.cost), none, found.costs.tolist(), [], problem.edges, states,
+        _controls(problem, control, states), jnp.asarray(found.multipliers), found.reason,
+        found.sweeps + 1, [found.sweeps],
+    )  # fmt: skip
 
 
 def _controlled(
