@@ -1,4 +1,4 @@
-"""Optimal control, parallel in time: the library call `nodepint_mpi.control`."""
+"""Optimal control, parallel in time: the library call `nodepint_mpi.optimal_control`."""
 
 import inspect
 import logging

@@ -32,7 +32,7 @@ _GROWTH, _PROGRESS = 4.0, 0.25
 
 
 class Plan(NamedTuple):
-    """How a control is to be found; see `nodepint_mpi.control`."""
+    """How a control is to be found; see `nodepint_mpi.optimal_control`."""
 
     optimizer: Any
     steps: int

@@ -100,7 +100,7 @@ def trajectory_loss(
         fine: Steps of the fine propagator over one slice.
         control: That under which the trajectories were recorded; zero unless given.
         n_controls: Size of that zero.
-        gradient: "dp" or "dal", as of `nodepint_mpi.control`.
+        gradient: "dp" or "dal", as of `nodepint_mpi.optimal_control`.
         comm: A line of ranks; the whole world unless given.
         **options: Of `solve`: `coarse`, `method`, `stopping` and so on.
 
