@@ -1,7 +1,15 @@
 """Learn a field from trajectories and steer it: DP and DAL for either task, in all combinations.
 
 64 trajectories of predator and prey, whose law of motion is learned by a network, which is then
-steered towards (1, 1). What counts is the cost of the control *on the true system*.
+steered towards (1, 1). What counts is the cost of the control *on the true system*, compared with
+that of a control found on the true system itself.
+
+The problem has several local minima. From no control L-BFGS finds one of 2,365, from the states on
+a straight line one of 1,558, which is also that of the reference; from a constant push towards the
+origin, which is where this begins, one of 68.4.
+
+Reference:
+    Gander, Kwok, Salomon (2020), SIAM J. Sci. Comput. 42, A2773-A2802, section 5.2.
 """
 
 import time
@@ -28,8 +36,8 @@ from nodepint_mpi.parallel.ivp import solve
 
 TRUE = {"a": 10.0, "b": 0.2}
 START, TARGET = (20.0, 15.0), (1.0, 1.0)
-BEST = 1555.7
-"""The least cost on the true system, by ParaOpt with 2,048 steps of implicit Euler."""
+PUSH = -10.0
+"""Of both populations, to start from."""
 N_TRAJECTORIES, N_TIMES, HORIZON = 64, 16, 0.25
 SCALE = 50.0
 """Of populations, for the network."""
@@ -77,12 +85,17 @@ def run_learning(comms: Comms, report: Callable[[str], None]) -> list[dict[str, 
     edges, nodes = np.linspace(0.0, 1.0, 9), np.linspace(0.0, 1.0, 65)
     cost = quadratic_cost(target=TARGET, terminal=1.0, energy=0.5)
     model = LearnedRates(jax.random.key(0))
-    first = PiecewiseLinear(nodes, np.zeros((65, 2)))
+    first = PiecewiseLinear(nodes, np.full((65, 2), PUSH))
     fine = FixedSteps(RK4(), 32)
     truth = state_control_problem(
         predator_prey, jnp.asarray(START), edges, cost, first, TRUE,
         {"fine": fine, "method": "serial"}, comms.time,
     )  # fmt: skip
+    known = control(
+        predator_prey, jnp.asarray(START), edges, control=first, args=TRUE, cost=cost, fine=fine,
+        coarse=FixedSteps(RK4(), 4), steps=300, comm=comms.time,
+    )  # fmt: skip
+    report(f"learning, known field: {known.cost:.3f}")
     rows = []
     for learn in ("dp", "dal"):
         for steer in ("dp", "dal"):
@@ -105,23 +118,23 @@ def run_learning(comms: Comms, report: Callable[[str], None]) -> list[dict[str, 
             rows.append(
                 {
                     "learning": learn, "control": steer, "loss": found.losses[-1],
-                    "learned_cost": found.cost, "true_cost": value, "ratio": value / BEST,
+                    "learned_cost": found.cost, "true_cost": value, "known_cost": known.cost,
                     "status": found.status, "seconds": time.perf_counter() - began,
                 }
             )  # fmt: skip
-            report(f"learning, {learn} and {steer}: {value:.2f} on the true system")
+            report(f"learning, {learn} and {steer}: {value:.3f} on the true system")
     return rows
 
 
 def format_learning(rows: list[dict[str, Any]]) -> str:
     """The table in Markdown. Local."""
     lines = [
-        "| learning | control | loss | cost, learned system | cost, true system | to best | s |",
+        "| learning | control | loss | cost, learned field | cost, true field | known field | s |",
         "|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {row['learning'].upper()} | {row['control'].upper()} | {row['loss']:.1e} | "
-        f"{row['learned_cost']:.1f} | {row['true_cost']:.1f} | {row['ratio']:.4f} | "
+        f"{row['learned_cost']:.2f} | {row['true_cost']:.2f} | {row['known_cost']:.2f} | "
         f"{row['seconds']:.0f} |"
         for row in rows
     ]
