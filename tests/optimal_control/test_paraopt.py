@@ -10,9 +10,9 @@ import scipy.integrate
 import scipy.linalg
 
 from nodepint_mpi.bench.paraopt import PARAOPT_CASES, format_paraopt, run_paraopt
+from nodepint_mpi.errors import LayoutError, NonFiniteError, ProblemError
 from nodepint_mpi.optimal_control.paraopt import solve_paraopt
 from nodepint_mpi.optimal_control.paraopt_options import ParaOpt, ParaOptStatus
-from nodepint_mpi.errors import LayoutError, NonFiniteError, ProblemError
 from nodepint_mpi.parallel.comms import alone, make_time_comm
 
 pytestmark = pytest.mark.timeout_s(240)

@@ -22,6 +22,7 @@ RULES = {
     "jump": nm.JumpTolerance(TOL),
     "freeze_end": nm.FreezeSlices(TOL),
     "freeze_start": nm.FreezeSlices(TOL, "start"),
+    "end_update": nm.EndUpdate(TOL, "max"),
 }
 ALONE, TWO = pytest.mark.mpi(1, 1), pytest.mark.mpi(2, 2)
 BASIS = nm.SharedBasis("identity")
@@ -66,6 +67,7 @@ def solve(comms, method, rule, n_bad, way):
         pytest.param("parareal", "jump", marks=TWO),
         pytest.param("parareal", "freeze_end", marks=ALONE),
         pytest.param("parareal", "freeze_start", marks=ALONE),
+        pytest.param("parareal", "end_update", marks=ALONE),
         pytest.param("picard", "freeze_end", marks=TWO),
         pytest.param("tangent", "jump", marks=TWO),
         pytest.param("serial", "jump", marks=ALONE),

@@ -126,8 +126,8 @@ def test_likelihood_of_a_gaussian():
     data = center + 0.4 * np.random.default_rng(0).standard_normal((3, 2))
     squares = np.sum((data - center) ** 2, axis=1) / DEVIATION**2
     exact = -squares / 2 - np.log(2 * np.pi * DEVIATION**2)
-    for n_probes in (None, 1):
-        options = nm.Sampling(n_steps=400, method="parareal", tol=1e-8)
+    for n_probes, method in ((None, "parareal"), (1, "parareal"), (None, "tangent")):
+        options = nm.Sampling(n_steps=400, method=method, tol=1e-8)
         args = jnp.asarray(center)
         found = nm.log_likelihood(field, data, options, args=args, n_probes=n_probes)
         assert np.allclose(found.values, exact, atol=0.06)
