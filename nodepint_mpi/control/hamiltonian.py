@@ -30,8 +30,8 @@ class Hamiltonian(eqx.Module):
     """lambda . f + l, its smallest value over the control, and the slopes there. Local.
 
     `n_newton` steps of Newton's method from zero find the control: one is exact where the
-    Hamiltonian is quadratic in it. Derivatives of the slopes are total: the control moves with state
-    and multiplier.
+    Hamiltonian is quadratic in it. Derivatives of the slopes are total: the control
+    moves with state and multiplier.
     """
 
     field: Callable[..., Any]
