@@ -30,8 +30,8 @@ class Hamiltonian(eqx.Module):
     """lambda . f + l, its smallest value over the control, and the slopes there. Local.
 
     `n_newton` steps of Newton's method from zero find the control: one is exact where the
-    Hamiltonian is quadratic in it. Derivatives go through these steps, so that those of the slopes
-    are total: the control moves with state and multiplier.
+    Hamiltonian is quadratic in it. Derivatives of the slopes are total: the control
+    moves with state and multiplier.
     """
 
     field: Callable[..., Any]
@@ -54,19 +54,24 @@ class Hamiltonian(eqx.Module):
     def control(
         self, t: Scalar, u: Float[Array, " state"], multiplier: Float[Array, " state"]
     ) -> Float[Array, " controls"]:
-        """Where the Hamiltonian is smallest."""
+        """Where the Hamiltonian is smallest.
+
+        Its derivative is that of the implicit function: the second derivative by the control is
+        taken as a constant, since differentiating it would cost as much as all else together.
+        """
 
         def of_control(control):
             return self(t, u, multiplier, control)
 
         def step(_, control):
-            hessian = jax.hessian(of_control)(control)
+            hessian = jax.lax.stop_gradient(jax.hessian(of_control)(control))
             return control - jnp.linalg.solve(hessian, jax.grad(of_control)(control))
 
         control = jnp.zeros(self.n_controls, u.dtype)
-        if self.n_newton == 1:
-            return step(0, control)
-        return jax.lax.fori_loop(0, self.n_newton, step, control)
+        if self.n_newton > 1:
+            control = jax.lax.fori_loop(0, self.n_newton - 1, step, control)
+        control = jax.lax.stop_gradient(step(0, control))
+        return step(0, control)
 
     def slopes(
         self, t: Scalar, u: Float[Array, " state"], multiplier: Float[Array, " state"]
