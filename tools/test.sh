@@ -60,8 +60,10 @@ export JAX_TRACEBACK_IN_LOCATIONS_LIMIT=0
 # XLA's older way of emitting loops compiles twice as fast (a gradient through diffrax: 0.9 s instead
 # of 2.0 s, an eager operation 15 ms instead of 27 ms), but recurses: thousands of operations that
 # XLA fuses into one end it by a segmentation fault. A newer jaxlib that has lost it says so and ends.
-# The test of jobs/smoke.sbatch runs as users do, without this and the line above.
-export XLA_FLAGS="${XLA_FLAGS:+$XLA_FLAGS }--xla_cpu_use_fusion_emitters=false"
+# And kernels are compiled as one module instead of many in parallel: a seventh of XLA's time.
+# The test of jobs/smoke.sbatch runs as users do, without these and the line above.
+XLA_FLAGS="${XLA_FLAGS:+$XLA_FLAGS }--xla_cpu_use_fusion_emitters=false"
+export XLA_FLAGS="$XLA_FLAGS --xla_cpu_parallel_codegen_split_count=1"
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" MPLBACKEND=Agg HF_HUB_OFFLINE=1
 # The stages compile much the same programs: keep those that hold no communicator from one stage to
 # the next.

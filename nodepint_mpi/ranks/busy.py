@@ -7,11 +7,13 @@ and each sample falls into a file that is mapped there, or into code that XLA ha
 
 import contextlib
 import ctypes
+import functools
 import math
 import mmap
 import signal
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +24,25 @@ ARITHMETIC = ("jaxlib", "nvidia", "libcuda", "libm.so", "libmvec", "scipy", "num
 _PAGE = 4096
 _SCALE = 65536 * 2 // _PAGE  # one counter for each page
 _REACH = 2**40  # below the highest library; memory and compiled code are mapped downward from there
-_PROFIL_FALLS_DUE_S = 0.02  # two ticks of the sampling clock
+_SAMPLE_FALLS_DUE_S = 0.02  # two ticks of the sampling clock
 _NO_RESERVE = 0x4000  # MAP_NORESERVE: counters that are never touched take no memory
+
+
+class _Counters(NamedTuple):
+    """A counter for each page of code from the address `first` on."""
+
+    first: int
+    counts: np.ndarray
+
+
+@functools.cache
+def _counters() -> _Counters:
+    """Those of this process, kept until it ends: the C library writes to them."""
+    top = max(end for _, end, name in _code() if name.startswith("/"))
+    first = max(0, top - _REACH) // _PAGE * _PAGE
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
+    memory = mmap.mmap(-1, 2 * ((top - first) // _PAGE), flags=flags)
+    return _Counters(first, np.frombuffer(memory, np.uint16))
 
 
 class Sampler:
@@ -31,8 +50,7 @@ class Sampler:
 
     def __init__(self) -> None:
         """Local; from any thread."""
-        self._counts: np.ndarray | None = None
-        self._first = 0
+        self._counters: _Counters | None = None
         with contextlib.suppress(OSError, AttributeError, ValueError):
             self._libc = ctypes.CDLL(None)
             self._libc.profil.argtypes = [
@@ -40,17 +58,12 @@ class Sampler:
             ]  # fmt: skip
             self._libc.signal.restype = ctypes.c_void_p
             self._libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
-            top = max(end for _, end, name in _code() if name.startswith("/"))
-            self._first = max(0, top - _REACH) // _PAGE * _PAGE
-            n_counts = (top - self._first) // _PAGE
-            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
-            self._memory = mmap.mmap(-1, 2 * n_counts, flags=flags)
-            self._counts = np.frombuffer(self._memory, np.uint16)
+            self._counters = _counters()
 
     @property
     def works(self) -> bool:
         """Whether it can be known here what this process does. Local."""
-        return self._counts is not None
+        return self._counters is not None
 
     def computes(self, seconds: float) -> bool | None:
         """Whether any of this process computes. Local; takes `seconds`, from any thread.
@@ -59,33 +72,40 @@ class Sampler:
             False if it waits in MPI, sleeps or runs Python code; None if that cannot be known here:
             no glibc, no `/proc`, or a profiler that uses the same signal.
         """
-        if self._counts is None:
+        if self._counters is None:
             return None
         # A sample that falls due after the end must find a handler: the default one is fatal.
         old = self._libc.signal(signal.SIGPROF, int(signal.SIG_IGN))
         if old not in (None, int(signal.SIG_DFL), int(signal.SIG_IGN)):
             self._libc.signal(signal.SIGPROF, old)
             return None
-        before = self._read()
-        address, size = self._counts.ctypes.data, self._counts.nbytes
-        if self._libc.profil(address, size, self._first, _SCALE) != 0:
+        before = self._read(self._counters)
+        first, counts = self._counters
+        if self._libc.profil(counts.ctypes.data, counts.nbytes, first, _SCALE) != 0:
             return None
         try:
             time.sleep(seconds)
         finally:
-            self._libc.profil(None, 0, 0, 0)
-            time.sleep(_PROFIL_FALLS_DUE_S)  # so that no handler still writes when this is freed
-        return any(count != before.get(place, 0) for place, count in self._read().items())
+            # Not by `profil(NULL)`: it forgets the counters while its handler is still there, and
+            # a sample in another thread then writes to address 0 (glibc 2.36: one segmentation
+            # fault in some ten thousand calls, six busy threads on two cores).
+            signal.setitimer(signal.ITIMER_PROF, 0.0)
+            time.sleep(_SAMPLE_FALLS_DUE_S)
+            self._libc.signal(signal.SIGPROF, int(signal.SIG_IGN))
+        after = self._read(self._counters)
+        return any(count != before.get(place, 0) for place, count in after.items())
 
-    def _read(self) -> dict[int, int]:
+    @staticmethod
+    def _read(counters: _Counters) -> dict[int, int]:
         """What has been counted in code that computes, by where it begins."""
-        assert self._counts is not None  # asked by the caller
         found = {}
         for start, end, name in _code():
-            if start < self._first or not _is_arithmetic(name):
+            if start < counters.first or not _is_arithmetic(name):
                 continue
-            pages = slice((start - self._first) // _PAGE, math.ceil((end - self._first) / _PAGE))
-            count = int(self._counts[pages].sum(dtype=np.int64))
+            pages = slice(
+                (start - counters.first) // _PAGE, math.ceil((end - counters.first) / _PAGE)
+            )
+            count = int(counters.counts[pages].sum(dtype=np.int64))
             if count:
                 found[start] = count
         return found

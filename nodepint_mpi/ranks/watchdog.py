@@ -230,8 +230,10 @@ class Watchdog:
                 )
         if self._rank != 0 and self._peers is not None:
             return None
+        # Silence for longer than a beat or two is judged above: a rank whose watchdog is starved of
+        # processor time is not accused of what it has not reported.
         reports = {
-            rank: report._replace(seconds=report.seconds + now - heard)
+            rank: report._replace(seconds=report.seconds + min(now - heard, 2 * BEAT_S))
             for rank, (heard, report) in self._reports.items()
         }
         return find_stuck({self._rank: self._clock.report(), **reports}, self._patience_s)

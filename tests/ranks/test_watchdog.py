@@ -60,6 +60,19 @@ def test_somebody_is_stuck(reports, rank, reason):
     assert reason in finding.reason
 
 
+@pytest.mark.mpi(max_size=1)
+def test_a_starved_watchdog_is_not_taken_for_a_rank_that_waits(comm):
+    watchdog = Watchdog(comm)  # not entered: nobody hears it
+    with watchdog.phase("training step", collective=True, limit_s=5.0):
+        watchdog._clock.now.start -= 100.0
+        now = time.monotonic()
+        watchdog._reports = {1: (now - 9.0, waits(2.5, 5.0))}  # silent for 9 s, and had computed
+        assert watchdog._judge(now) is None
+        watchdog._reports = {1: (now - 1.0, waits(4.5, 5.0))}
+        finding = watchdog._judge(now)
+        assert finding is not None and "no rank returned from 'training step'" in finding.reason
+
+
 def test_the_limit_of_a_collective_phase_follows_what_was_seen():
     clock = PhaseClock(1.0, 50.0, quiet_s=10.0)
     for _ in range(WARM_UP):
