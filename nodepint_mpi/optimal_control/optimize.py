@@ -5,6 +5,7 @@ L-BFGS runs on the first rank, which sends the others each point to evaluate; an
 optax is a compiled program of its own, in which no communicator takes part.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -208,6 +209,7 @@ def minimize_optax(
     return Minimum(variables, values, status, len(values)), state, carry
 
 
+@functools.lru_cache(maxsize=16)  # learning and control in turns compile once
 def _compiled_update(optimizer: optax.GradientTransformation) -> Callable:
     @eqx.filter_jit
     def update(gradient: PyTree, state: Any, variables: PyTree) -> tuple[PyTree, Any]:

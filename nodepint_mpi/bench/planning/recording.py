@@ -66,12 +66,8 @@ def without_steps(solver: Any) -> Any:
     return jax.tree.map(replaced, solver, is_leaf=lambda one: isinstance(one, AbstractIntegrator))
 
 
-def record_solve(
-    solver: TimeSolver, edges: np.ndarray, layout: Layout, state: Any = None
-) -> RecordedLine:
+def record_solve(solver: TimeSolver, edges: np.ndarray, layout: Layout) -> RecordedLine:
     """What all ranks of a line do in a forward solve alone. Local.
-
-    The `state` is an array or the shape of one, a single number unless given.
 
     Raises:
         LayoutError: for more ranks along time than slices.
@@ -80,8 +76,7 @@ def record_solve(
 
     def operations(rank: int) -> Operations:
         line = Line(imagined_line(layout, rank), own_slices(edges, layout.n_time, rank), ())
-        initial = jnp.zeros(1) if state is None else state
-        return traced(lambda initial: solve_interface(line, solver, initial), initial)
+        return traced(lambda initial: solve_interface(line, solver, initial), jnp.zeros(1))
 
     return record_line(len(edges) - 1, layout, operations)
 
