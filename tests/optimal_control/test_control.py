@@ -16,6 +16,7 @@ from nodepint_mpi.optimal_control.objective import Objective, Penalty, separate
 from nodepint_mpi.optimal_control.steered import state_control_problem
 
 pytestmark = pytest.mark.timeout_s(180)
+ALONE = pytest.mark.mpi(max_size=1)
 
 EDGES = np.linspace(0.0, 1.0, 5)
 START = (1.0, 0.5)
@@ -76,7 +77,10 @@ def plain_cost(control, n_steps):
     return end[2] + 0.5 * jnp.sum((end[:2] - 1) ** 2)
 
 
-@pytest.mark.parametrize("kind", ["linear", "bounded", "network", "feedback"])
+@pytest.mark.parametrize(
+    "kind",
+    ["linear", *(pytest.param(kind, marks=ALONE) for kind in ("bounded", "network", "feedback"))],
+)
 def test_value_and_gradient_are_those_of_plain_diffrax(kind):
     control = make_control(kind)
     value, gradient = gradient_of(control)
@@ -87,6 +91,7 @@ def test_value_and_gradient_are_those_of_plain_diffrax(kind):
     np.testing.assert_allclose(gradient, slope, rtol=0, atol=1e-10 * np.max(np.abs(slope)))
 
 
+@ALONE
 @pytest.mark.parametrize("gradient", ["dp", "dal"])
 def test_gradient_of_a_constant_control_is_that_of_differences(gradient):
     control = make_control("constant")
@@ -103,7 +108,7 @@ def test_gradient_of_a_constant_control_is_that_of_differences(gradient):
         assert abs(slope[index[0] * 2 + index[1]] - wanted) <= 2e-8
 
 
-@pytest.mark.mpi(max_size=2)
+@ALONE
 @pytest.mark.parametrize(("solver", "order"), [(diffrax.Euler(), 1), (nm.RK4(), 4)])
 @pytest.mark.parametrize("kind", ["constant", "network"])
 def test_both_gradients_differ_by_the_order_of_the_solver(kind, solver, order):
@@ -126,7 +131,7 @@ def riccati_cost(rate, weight, horizon):
     return 0.5 * weight * tanh / (root - rate * tanh)
 
 
-@pytest.mark.parametrize("rate", [-1.0, 0.7])
+@pytest.mark.parametrize("rate", [-1.0, pytest.param(0.7, marks=ALONE)])
 def test_linear_quadratic_cost_is_that_of_riccati(rate):
     nodes = np.linspace(0.0, 1.0, 33)
     told = []
@@ -147,7 +152,7 @@ def test_linear_quadratic_cost_is_that_of_riccati(rate):
         assert len(set(alike)) == 1
 
 
-@pytest.mark.mpi(max_size=2)
+@ALONE
 def test_target_is_reached_by_the_least_energy():
     matrix = jnp.array([[0.0, 1.0], [1.0, 0.0]])
 
@@ -177,12 +182,14 @@ def steer_line(**others):
     return nm.control(lambda t, u, c, args: c, jnp.zeros(1), EDGES, **given | others)
 
 
+@pytest.mark.mpi(max_size=2)
 def test_tracked_steps_of_optax_find_the_same_control():
     found = steer_line(optimizer=optax.adam(0.1), steps=150, tracking=True)
     assert abs(found.cost - 0.25) <= 1e-4
     assert len(found.costs) == 150 and set(found.sweeps) == {1}
 
 
+@pytest.mark.mpi(max_size=2)
 def test_a_control_is_the_mean_best_of_a_batch():
     starts = jnp.array([[-1.0], [1.0], [0.6]])  # of mean 0.2: the energy falls on the mean gap
     found = nm.control(
@@ -196,7 +203,7 @@ def test_a_control_is_the_mean_best_of_a_batch():
     assert found.states.shape == (5, 3, 1) and found.multipliers is None
 
 
-@pytest.mark.mpi(max_size=2)
+@ALONE
 def test_a_control_against_noise_takes_the_mean_over_paths():
     found = nm.control(
         lambda t, u, c, args: c, jnp.zeros(1), EDGES, coarse=COARSE,
@@ -225,9 +232,9 @@ def recorded():
     ("schedule", "gradients"),
     [
         pytest.param("alternating", ("dp", "dal"), marks=pytest.mark.mpi(max_size=2)),
-        pytest.param("alternating", ("dal", "dp"), marks=pytest.mark.mpi(max_size=1)),
-        pytest.param("joint", ("dp", "dp"), marks=pytest.mark.mpi(max_size=2)),
-        pytest.param("joint", ("dal", "dal"), marks=pytest.mark.mpi(max_size=1)),
+        pytest.param("alternating", ("dal", "dp"), marks=ALONE),
+        pytest.param("joint", ("dp", "dp"), marks=ALONE),
+        pytest.param("joint", ("dal", "dal"), marks=ALONE),
     ],
 )
 def test_a_field_is_learned_and_steered(schedule, gradients):
@@ -253,7 +260,7 @@ def test_a_field_is_learned_and_steered(schedule, gradients):
     assert len(found.losses) == 200
 
 
-@pytest.mark.mpi(max_size=2)
+@ALONE
 def test_learning_before_hands_a_converged_model_on():
     starts, times, states = recorded()
     loss = nm.trajectory_loss(
@@ -284,6 +291,7 @@ WRONG = {
 }  # fmt: skip
 
 
+@pytest.mark.mpi(max_size=2)
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_arguments_are_refused_on_all_ranks(name):
     others, message = WRONG[name]
@@ -311,6 +319,7 @@ def test_wrong_parts_are_refused(make, message):
         make()
 
 
+@pytest.mark.mpi(max_size=2)
 def test_a_start_that_is_not_finite_is_refused():
     def explode(t, u, c, args):
         return u**3 * 1e6 + c
@@ -323,7 +332,7 @@ def test_a_start_that_is_not_finite_is_refused():
         )  # fmt: skip
 
 
-@pytest.mark.mpi(max_size=2)
+@ALONE
 def test_a_trial_that_explodes_is_stepped_back_from():
     # du/dt = u^2 + c from 1 blows up at t = 1 without control, just behind the horizon.
     found = nm.control(
