@@ -9,6 +9,8 @@ from nodepint_mpi.cli.common import (
     checkpoint_option,
     finish,
     json_option,
+    parse_network,
+    parse_ranks,
     say,
     start_run,
     trust_option,
@@ -83,6 +85,14 @@ def _parse_classes(context: Any, option: Any, text: str | None) -> tuple[int, ..
 @click.option("--max-sweeps", type=click.IntRange(1), help="The most sweeps.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 @click.option("--compare", is_flag=True, help="Also sample serially; print the difference.")
+@click.option(
+    "--plan", "plan_ranks", default="", callback=parse_ranks, metavar="N,...",
+    help="With --compare on one rank: forecast the time on these numbers of ranks.",
+)  # fmt: skip
+@click.option(
+    "--network", default="2e-6,1e10", show_default=True, callback=parse_network,
+    metavar="SECONDS,BYTES/S", help="Latency and bandwidth that --plan assumes.",
+)  # fmt: skip
 @checkpoint_option
 @trust_option
 @json_option
@@ -105,6 +115,8 @@ def sample(
     max_sweeps: int | None,
     seed: int,
     compare: bool,
+    plan_ranks: tuple[int, ...],
+    network: tuple[float, float],
     checkpoint: str | None,
     trust: bool,
     json_file: Path | None,
@@ -124,6 +136,10 @@ def sample(
     from nodepint_mpi.training.generate import Wanted, format_samples, sample_run
 
     methods = methods or ("tangent",)
+    if plan_ranks and (not compare or comms.control.size > 1):
+        raise ConfigError(
+            "`--plan` takes the costs of one rank: leave mpirun out, and give `--compare`."
+        )
     if rank is not None and "tangent" not in methods:
         raise ConfigError("`--rank` belongs to `--method tangent`.")
     solvers = {"euler": diffrax.Euler, "heun": diffrax.Heun, "midpoint": diffrax.Midpoint}
@@ -143,4 +159,11 @@ def sample(
         checkpoint=checkpoint, trust=trust,
     )  # fmt: skip
     say(comms.control, format_samples(rows))
+    if plan_ranks:
+        from nodepint_mpi.bench.planning.network import Network
+        from nodepint_mpi.bench.sampling_plan import format_sampling_plan, plan_sampling
+
+        plan = plan_sampling(rows, options, plan_ranks, Network(*network))
+        say(comms.control, format_sampling_plan(plan))
+        rows = [*rows, *plan]
     finish(comms.control, rows, json_file)

@@ -224,7 +224,8 @@ def _summary(trained: TrainedRun, one: Sampling, drawn: Drawn, seconds: float) -
     return {
         "name": name, "step": trained.step, "method": one.method, "rank": one.rank,
         "sampler": one.sampler, "n_steps": one.n_steps, "n_slices": one.slices, "seed": one.seed,
-        "n_samples": len(drawn.numbers), "tolerance": one.tolerance, **drawn.counts._asdict(),
+        "n_samples": len(drawn.numbers), "shape": list(drawn.samples.shape),
+        "tolerance": one.tolerance, **drawn.counts._asdict(),
         "largest_jump": drawn.largest_jump, "status": drawn.solution.status.name.lower(),
         "seconds": seconds,
     }  # fmt: skip

@@ -66,8 +66,12 @@ def without_steps(solver: Any) -> Any:
     return jax.tree.map(replaced, solver, is_leaf=lambda one: isinstance(one, AbstractIntegrator))
 
 
-def record_solve(solver: TimeSolver, edges: np.ndarray, layout: Layout) -> RecordedLine:
+def record_solve(
+    solver: TimeSolver, edges: np.ndarray, layout: Layout, state: Any = None
+) -> RecordedLine:
     """What all ranks of a line do in a forward solve alone. Local.
+
+    The `state` is an array or the shape of one, a single number unless given.
 
     Raises:
         LayoutError: for more ranks along time than slices.
@@ -76,7 +80,8 @@ def record_solve(solver: TimeSolver, edges: np.ndarray, layout: Layout) -> Recor
 
     def operations(rank: int) -> Operations:
         line = Line(imagined_line(layout, rank), own_slices(edges, layout.n_time, rank), ())
-        return traced(lambda initial: solve_interface(line, solver, initial), jnp.zeros(1))
+        initial = jnp.zeros(1) if state is None else state
+        return traced(lambda initial: solve_interface(line, solver, initial), initial)
 
     return record_line(len(edges) - 1, layout, operations)
 
