@@ -88,7 +88,7 @@ class Sampler:
         finally:
             # Not by `profil(NULL)`: it forgets the counters while its handler is still there, and
             # a sample in another thread then writes to address 0 (glibc 2.36: one segmentation
-            # fault in some ten thousand calls, six busy threads on two cores).
+            # fault in some thousand starts and stops, six busy threads on two cores).
             signal.setitimer(signal.ITIMER_PROF, 0.0)
             time.sleep(_SAMPLE_FALLS_DUE_S)
             self._libc.signal(signal.SIGPROF, int(signal.SIG_IGN))
