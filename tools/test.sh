@@ -97,17 +97,18 @@ on_one_rank() {
     local status=0 named=() path pids=() pid
     local waiting=(tests/jobs tests/cli/test_failures.py tests/test_harness.py)
     local single=(tests/core tests/models tests/bench tests/build tests/rom)
-    for path in tests/cli tests/training tests/parallel "${single[@]}" "${waiting[@]}"; do
+    for path in tests/cli tests/training tests/parallel tests/optimal_control "${single[@]}" "${waiting[@]}"; do
         named+=("--ignore=$path")
     done
     part waiting 0 "${waiting[@]}"
     part commands 5 tests/cli --ignore=tests/cli/test_failures.py
     part parallel 5 tests/parallel
     part training 5 tests/training
+    part control 5 tests/optimal_control
     part single 5 "${single[@]}"
     part others 5 "${named[@]}"
     for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
-    cat "$scratch"/{waiting,commands,parallel,training,single,others}.log
+    cat "$scratch"/{waiting,commands,parallel,training,control,single,others}.log
     return $status
 }
 
