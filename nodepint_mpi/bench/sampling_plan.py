@@ -78,7 +78,8 @@ def _stay(_: Any, t: Any, u: Any, args: Any) -> Any:
 
 
 def _costs(row: dict[str, Any], one: Sampling, counts: dict[tuple[str, str], Any]) -> Costs:
-    """Of a slice, from the serial solution; of a tangent, from what this one took besides."""
+    """What makes up the seconds of one rank: shares of fine and coarse steps as in the serial
+    solution; of a tangent, what this one took besides."""
     fine_s = row["serial_seconds"] / one.slices
     coarse_s = fine_s * one.coarse_steps / one.steps_per_slice
     if isinstance(one.coarse_integrator(), Stay):
@@ -91,8 +92,11 @@ def _costs(row: dict[str, Any], one: Sampling, counts: dict[tuple[str, str], Any
         float(np.sum(n)) for (phase, name), n in counts.items()
         if phase == TANGENTS and name in ("tangent_passes", "reduced")
     )  # fmt: skip
-    rest_s = row["seconds"] - fine_s * total("fine") - coarse_s * total("coarse")
-    tangent_s = max(rest_s, 0.0) / n_tangents if n_tangents else 0.0
+    known_s = fine_s * total("fine") + coarse_s * total("coarse")
+    if not n_tangents:  # slices side by side may cost more than one after the other
+        each = row["seconds"] / known_s
+        return Costs(each * fine_s, 0.0, 0.0, each * coarse_s, 0.0, 0.0, 0.0, 0.0)
+    tangent_s = max(row["seconds"] - known_s, 0.0) / n_tangents
     return Costs(fine_s, 0.0, tangent_s, coarse_s, 0.0, 0.0, 0.0, 0.0)
 
 

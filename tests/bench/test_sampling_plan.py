@@ -24,9 +24,11 @@ def test_one_rank_takes_what_the_solve_has_counted():
     one = nm.Sampling(method="parareal", n_steps=64, n_slices=16)
     drawn = nm.sample(lambda t, u, args: -jnp.sin(3 * u) * (1 + t), 2, 3, one)
     work, sweeps = drawn.solution.work, drawn.counts.sweeps
-    alone, all_ranks = plan_sampling([row(one, sweeps)], [one], [1, 16], FREE)
     fine_s, coarse_s = SERIAL_S / 16, SERIAL_S / 64
     wanted = float(work.fine) * fine_s + float(work.coarse) * coarse_s
+    alone, all_ranks = plan_sampling([row(one, sweeps, wanted)], [one], [1, 16], FREE)
+    (slower,) = plan_sampling([row(one, sweeps, 2 * wanted)], [one], [16], FREE)
+    assert slower["seconds"] == pytest.approx(2 * all_ranks["seconds"])
     assert alone["seconds"] == pytest.approx(wanted, rel=1e-9)
     assert alone["gain"] == pytest.approx(SERIAL_S / wanted)
     # With a rank for each slice: a sweep ends with a sum over ranks, so coarse walks follow one
@@ -44,7 +46,7 @@ def test_one_rank_takes_what_was_measured_of_tangents():
 
 def test_messages_count_and_too_many_ranks_are_left_out():
     one = nm.Sampling(method="parareal", n_steps=64, n_slices=16)
-    rows = [row(one, 2)]
+    rows = [row(one, 2, 60.0)]
     slow = plan_sampling(rows, [one], [8, 32], Network(0.5, 1e9))
     assert [found["ranks"] for found in slow] == [8]
     (fast,) = plan_sampling(rows, [one], [8], FREE)
