@@ -25,7 +25,7 @@ def _check_nodes(times: Any, values: Any) -> tuple[tuple[float, ...], Array]:
     try:
         nodes = np.asarray(times, dtype=float)
     except (TypeError, ValueError) as error:
-        raise ProblemError(f"`times` of a control is no list of times: {error}.") from error
+        raise ProblemError(f"`times` of a control is not a list of times: {error}.") from error
     values = jnp.asarray(values)
     if nodes.ndim != 1 or not len(nodes) or not np.all(np.isfinite(nodes)):
         raise ProblemError(f"`times` of a control has shape {nodes.shape}; list finite times.")

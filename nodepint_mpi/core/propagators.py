@@ -113,8 +113,7 @@ class FixedSteps(AbstractIntegrator):
         def terms(of_step):
             return diffrax.ODETerm(field) if of_step is None else field.terms(of_step)  # type: ignore[attr-defined]
 
-        grid = t0 + (t1 - t0) * (jnp.arange(n_steps + 1, dtype=t0.dtype) / n_steps)
-        grid = step_ends(grid.at[-1].set(t1), params)
+        grid = self._step_ends(t0, t1, params)
         jumps = jumps_in(params)  # then no slope of the step before is used
         # With few times, the steps these fall in are taken again; else every step is kept.
         few = self.checkpoints is None and 4 * ts.size < n_steps
@@ -164,11 +163,14 @@ class FixedSteps(AbstractIntegrator):
             saves = jax.vmap(self._interpolate)(ts, grid[where], grid[where + 1], dense)
         return SliceResult(_or_nan(succeeded, saves), _or_nan(succeeded, end))
 
+    def _step_ends(self, t0, t1, params):
+        grid = t0 + (t1 - t0) * (jnp.arange(self.n_steps + 1, dtype=t0.dtype) / self.n_steps)
+        return step_ends(grid.at[-1].set(t1), params)
+
     def _step_by_step(self, field, params, start, t0, t1, ts):
         """With the adjoint equation solved step by step, from the state stored at each step's end:
         diffrax's adjoint of a whole slice would step over the jumps."""
-        grid = t0 + (t1 - t0) * (jnp.arange(self.n_steps + 1, dtype=t0.dtype) / self.n_steps)
-        grid = step_ends(grid.at[-1].set(t1), params)
+        grid = self._step_ends(t0, t1, params)
 
         def step(u, times):
             left, right = times

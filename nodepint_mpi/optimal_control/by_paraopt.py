@@ -1,4 +1,4 @@
-"""`nodepint_mpi.optimal_control` by ParaOpt: the problem as one of states and multipliers."""
+"""`nodepint_mpi.control` by ParaOpt: the problem as one of states and multipliers."""
 
 import logging
 from collections.abc import Callable

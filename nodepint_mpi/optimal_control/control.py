@@ -1,4 +1,4 @@
-"""Optimal control, parallel in time: the library call `nodepint_mpi.optimal_control`."""
+"""Optimal control, parallel in time: the library call `nodepint_mpi.control`."""
 
 import inspect
 import logging
@@ -141,6 +141,9 @@ def control(
     check_layout(len(edges) - 1, comm.size)
     given = {"field": field, "u0": u0, "edges": edges, "control": control, "cost": cost}
     given |= {"args": args, "steps": steps, "tol": tol, "tracking": tracking, "gradient": gradient}
+    given |= {"fine": fine, "method": options.get("method"), "constraint_tol": constraint_tol}
+    given["optimizer"] = "lbfgs" if plan.is_lbfgs else "optax"  # else ranks would wait for ever
+    given["learning"] = None if learning is None else learning.stated
     require_same_arguments(comm.control, given)
     options = options | {"fine": with_gradient(fine, gradient)}
     paraopt = _paraopt_of(options)
@@ -151,7 +154,7 @@ def control(
         found = steer_by_paraopt(problem, paraopt, control, args, _target(cost), report)
         if not has_failed(found):
             return _by_paraopt(problem, found, args)
-        before = f"ParaOpt {found.reason} Instead, by {gradient} and {optimizer}: "
+        before = f"ParaOpt {found.reason} Instead, by {given['optimizer']}: "
         if comm.rank == 0:
             _log.warning("%s", before.removesuffix(": ") + ".")
     problem.solve(control, args)  # says what else does not fit, and whether the start is finite

@@ -32,7 +32,7 @@ _GROWTH, _PROGRESS = 4.0, 0.25
 
 
 class Plan(NamedTuple):
-    """How a control is to be found; see `nodepint_mpi.optimal_control`."""
+    """How a control is to be found; see `nodepint_mpi.control`."""
 
     optimizer: Any
     steps: int
@@ -40,6 +40,11 @@ class Plan(NamedTuple):
     constraint_tol: float
     tracking: bool
     learning: Learning | None
+
+    @property
+    def is_lbfgs(self) -> bool:
+        """Whether the optimizer is L-BFGS. Local."""
+        return isinstance(self.optimizer, str)
 
     def check(self, options: dict[str, Any]) -> None:
         """Refuse what makes no sense. Local.
@@ -213,7 +218,7 @@ class Iterations:
     # ---- The model ------------------------------------------------------------------------------
 
     def _learn(self, args: PyTree, steps: int) -> PyTree:
-        """So many steps of learning the model. Collective."""
+        """Learn the model for `steps` optimizer steps. Collective."""
         learning = self.plan.learning
         assert learning is not None  # else there is no model to learn
         params, static = eqx.partition(args, eqx.is_inexact_array)

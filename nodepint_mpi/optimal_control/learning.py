@@ -41,6 +41,11 @@ class Learning:
     rounds: int = 1
     weight: float = 1.0
 
+    @property
+    def stated(self) -> tuple[int, str, int, float]:
+        """What ranks must agree on besides the loss. Local."""
+        return self.steps, self.schedule, self.rounds, self.weight
+
     def check(self) -> None:
         """Refuse what makes no sense. Local.
 
@@ -100,7 +105,7 @@ def trajectory_loss(
         fine: Steps of the fine propagator over one slice.
         control: That under which the trajectories were recorded; zero unless given.
         n_controls: Size of that zero.
-        gradient: "dp" or "dal", as of `nodepint_mpi.optimal_control`.
+        gradient: "dp" or "dal", as of `nodepint_mpi.control`.
         comm: A line of ranks; the whole world unless given.
         **options: Of `solve`: `coarse`, `method`, `stopping` and so on.
 

@@ -176,7 +176,7 @@ def minimize_optax(
     state: Any = None,
     report: Report | None = None,
 ) -> tuple[Minimum, Any, Any]:
-    """So many steps of an optax optimizer. Collective as `evaluate` is.
+    """Take `steps` steps of an optax optimizer. Collective as `evaluate` is.
 
     Args:
         evaluate: `(variables, carry) -> (value, gradient, carry)`.

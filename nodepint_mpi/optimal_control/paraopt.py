@@ -54,7 +54,7 @@ N_GROWING = 6
 """Sweeps in a row, each with a larger update than the last, after which the iteration diverges."""
 
 LARGEST_GROWTH = 1e6
-"""The same at once: an update so many times the first one."""
+"""An update larger than the first one by this factor ends the iteration at once."""
 
 ADVICE = (
     "Take more coarse steps (a `ratio` nearer to 1), more slices, or a start nearer to the "
@@ -87,7 +87,7 @@ def solve_paraopt(
     The control is eliminated: it is where  multiplier . field + running  is smallest, found by
     Newton's method from zero, which is exact where that is quadratic in the control.
 
-    Not reaching the tolerance is no error: see `status` and `reason` of what is returned.
+    Failing to reach the tolerance is not an error: see `status` and `reason` of what is returned.
 
     Args:
         field: Vector field of a state (state,) and a control (controls,).

@@ -86,8 +86,9 @@ class ParaOpt:
         n_coarse = Fraction(self.ratio).limit_denominator(10**6) * self.n_steps
         if n_coarse.denominator != 1:
             raise ProblemError(
-                f"`ratio` = {self.ratio} of {self.n_steps} fine steps is no whole number of coarse "
-                f"steps: choose 1/k where k divides {self.n_steps}, or give `coarse_steps`."
+                f"`ratio` = {self.ratio} of {self.n_steps} fine steps is not a whole number "
+                f"of coarse steps: choose 1/k where k divides {self.n_steps}, or give "
+                "`coarse_steps`."
             )
         return int(n_coarse)
 

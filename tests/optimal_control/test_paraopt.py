@@ -293,7 +293,7 @@ def test_too_few_sweeps_are_a_result(comms):
 @pytest.mark.parametrize(
     "options, words",
     [
-        (dict(n_steps=6, ratio=1 / 4), "no whole number of coarse steps"),
+        (dict(n_steps=6, ratio=1 / 4), "not a whole number of coarse steps"),
         (dict(n_steps=6, ratio=1.5), "above 0 and at most 1"),
         (dict(n_steps=6, coarse_steps=7), "from 1 to `n_steps` = 6"),
         (dict(n_steps=6, coarse_steps=2, ratio=0.5), "not both"),
