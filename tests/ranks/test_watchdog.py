@@ -1,5 +1,6 @@
 """Who counts as stuck, and what the ranks tell each other about it."""
 
+import inspect
 import socket
 import threading
 import time
@@ -8,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from nodepint_mpi.ranks import watchdog
 from nodepint_mpi.ranks.activity import UNNAMED, WARM_UP, Phase, PhaseClock, Report, find_stuck
 from nodepint_mpi.ranks.busy import Sampler
 from nodepint_mpi.ranks.heartbeat import connect
 from nodepint_mpi.ranks.watchdog import Watchdog
 
 PATIENCE_S = 900.0
+PROMISED_S = 20.0  # to the user: from a failure to the end of the job
 
 
 def waits(seconds, limit_s=15.0, phase="training step"):
@@ -61,6 +64,15 @@ def test_somebody_is_stuck(reports, rank, reason):
 
 
 @pytest.mark.mpi(max_size=1)
+def test_the_limits_add_up_to_less_than_was_promised():
+    """In sum: a job in tests/cli/test_failures.py takes as long as a busy machine lets it."""
+    limits = inspect.signature(Watchdog).parameters
+    silent_s = max(limits["limit_s"].default, limits["quiet_s"].default, watchdog.GONE_S)
+    noticed_s = silent_s + watchdog.BEAT_S + watchdog.POLL_S
+    assert noticed_s + watchdog.TURN_S + watchdog.DUMP_S < PROMISED_S
+    assert watchdog.DUMP_S + watchdog.TURN_S < watchdog.LAST_S  # no rank leaves before that
+
+
 def test_a_starved_watchdog_is_not_taken_for_a_rank_that_waits(comm):
     watchdog = Watchdog(comm)  # not entered: nobody hears it
     with watchdog.phase("training step", collective=True, limit_s=5.0):
