@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from nodepint_mpi.core.costs import Cost, Distance
+from nodepint_mpi.core.costs import Distance
 from nodepint_mpi.core.partition import check_edges, check_layout
 from nodepint_mpi.errors import ProblemError
 from nodepint_mpi.names import hint
@@ -22,8 +22,9 @@ from nodepint_mpi.optimal_control.by_paraopt import (
     steer_by_paraopt,
 )
 from nodepint_mpi.optimal_control.gradients import with_gradient
-from nodepint_mpi.optimal_control.iterations import Iterations, Plan
+from nodepint_mpi.optimal_control.iterations import After, Iterations, Plan
 from nodepint_mpi.optimal_control.paraopt_options import ParaOpt, ParaOptSolution
+from nodepint_mpi.optimal_control.progress import Progress
 from nodepint_mpi.optimal_control.steered import Steered, state_control_problem
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.ivp import solve
@@ -133,35 +134,116 @@ def control(
         Hinze, Pinnau, Ulbrich, Ulbrich (2009), Optimization with PDE Constraints, section 1.6; the
         augmented Lagrangian: Nocedal, Wright (2006), Numerical Optimization, section 17.3.
     """
+    task = prepare(
+        field, u0, edges, control=control, cost=cost, fine=fine, gradient=gradient,
+        plan=Plan(optimizer, steps, tol, constraint_tol, tracking, learning), args=args, comm=comm,
+        options=options,
+    )  # fmt: skip
+
+    def after(told: dict[str, Any], progress: Callable[[], Progress]) -> bool:
+        del progress
+        if report is not None:
+            report(told)
+        return False
+
+    return task.take(after)
+
+
+class Task(NamedTuple):
+    """A control problem, checked, with what it starts from and how it is solved."""
+
+    problem: Steered
+    plan: Plan
+    paraopt: ParaOpt | None
+    control: Any
+    args: PyTree
+
+    def start(self) -> Progress:
+        """What the first iteration begins with. Local."""
+        return Iterations(self.problem, self.plan, None).start(self.control, self.args)
+
+    def blank(self) -> Progress:
+        """Shapes of what a checkpoint holds. Local."""
+        return Iterations(self.problem, self.plan, None).blank(self.control, self.args)
+
+    def take(self, after: After | None, progress: Progress | None = None) -> Controlled:
+        """All iterations, or those that are left. Collective over the problem's line.
+
+        Args:
+            after: Called after each iteration.
+            progress: Where to go on; from the start unless given.
+        """
+        problem, plan, before = self.problem, self.plan, ""
+        if self.paraopt is not None and progress is None:
+
+            def swept(told: dict[str, Any]) -> None:
+                if after is not None:
+                    after(told, self.start)  # a sweep is not interrupted
+
+            found = steer_by_paraopt(
+                problem, self.paraopt, self.control, self.args, self._target(), swept
+            )
+            if not has_failed(found):
+                return _by_paraopt(problem, found, self.args)
+            name = "lbfgs" if plan.is_lbfgs else "optax"
+            before = f"ParaOpt {found.reason} Instead, by {name}: "
+            if problem.comm.rank == 0:
+                _log.warning("%s", before.removesuffix(": ") + ".")
+        if progress is None:
+            # This says what else does not fit, and whether the start is finite.
+            problem.solve(self.control, self.args)
+            progress = self.start()
+        run = Iterations(problem, plan, after)
+        control, model, status = run.take(progress)
+        solution = problem.solve(control, model, throw=False, check_ranks=False)
+        return _controlled(problem, run, control, model, before + status, solution)
+
+    def _target(self) -> Any:
+        """The state that a quadratic terminal cost asks for, if it does of all states."""
+        terminal = self.problem.cost.terminal
+        whole = isinstance(terminal, Distance) and terminal.of is None and len(terminal.target) > 1
+        return terminal.target if isinstance(terminal, Distance) and whole else None
+
+
+def prepare(
+    field: Callable,
+    u0: PyTree,
+    edges: Any,
+    *,
+    control: Any,
+    cost: Any,
+    fine: Any,
+    gradient: Any,
+    plan: Plan,
+    args: PyTree,
+    comm: TimeComm | None,
+    options: dict[str, Any],
+) -> Task:
+    """Check that arguments fit together and are equal on all ranks. Collective over `comm`.
+
+    Takes those of `control`, with its optimizer and what belongs to it as a `plan`.
+
+    Raises:
+        ProblemError, AgreementError: on all ranks, as `control` does.
+    """
     comm = check_comm(comm)
     _check_options(options)
-    plan = Plan(optimizer, steps, tol, constraint_tol, tracking, learning)
     plan.check(options)
     edges = check_edges(edges)
     check_layout(len(edges) - 1, comm.size)
     given = {"field": field, "u0": u0, "edges": edges, "control": control, "cost": cost}
-    given |= {"args": args, "steps": steps, "tol": tol, "tracking": tracking, "gradient": gradient}
-    given |= {"fine": fine, "method": options.get("method"), "constraint_tol": constraint_tol}
+    given |= {"args": args, "steps": plan.steps, "tol": plan.tol, "tracking": plan.tracking}
+    given |= {"gradient": gradient, "fine": fine, "method": options.get("method")}
+    given["constraint_tol"] = plan.constraint_tol
     given["optimizer"] = "lbfgs" if plan.is_lbfgs else "optax"  # else ranks would wait for ever
-    given["learning"] = None if learning is None else learning.stated
+    given["learning"] = None if plan.learning is None else plan.learning.stated
     require_same_arguments(comm.control, given)
     options = options | {"fine": with_gradient(fine, gradient)}
     paraopt = _paraopt_of(options)
     problem = state_control_problem(field, u0, edges, cost, control, args, options, comm)
-    before = ""
     if paraopt is not None:
         check_paraopt(problem, plan, control)
-        found = steer_by_paraopt(problem, paraopt, control, args, _target(cost), report)
-        if not has_failed(found):
-            return _by_paraopt(problem, found, args)
-        before = f"ParaOpt {found.reason} Instead, by {given['optimizer']}: "
-        if comm.rank == 0:
-            _log.warning("%s", before.removesuffix(": ") + ".")
-    problem.solve(control, args)  # says what else does not fit, and whether the start is finite
-    run = Iterations(problem, plan, report)
-    control, model, status = run.take(control, args)
-    solution = problem.solve(control, model, throw=False, check_ranks=False)
-    return _controlled(problem, run, control, model, before + status, solution)
+    return Task(problem, plan, paraopt, control, args)
 
 
 def _paraopt_of(options: dict[str, Any]) -> ParaOpt | None:
@@ -176,13 +258,6 @@ def _paraopt_of(options: dict[str, Any]) -> ParaOpt | None:
     if n_steps is None:
         raise ProblemError("ParaOpt needs `fine` with a fixed number of steps, `FixedSteps`.")
     return ParaOpt(n_steps)
-
-
-def _target(cost: Cost) -> Any:
-    """The state that a quadratic terminal cost asks for, if it does of all states."""
-    terminal = cost.terminal
-    whole = isinstance(terminal, Distance) and terminal.of is None and len(terminal.target) > 1
-    return terminal.target if isinstance(terminal, Distance) and whole else None
 
 
 def _by_paraopt(problem: Steered, found: ParaOptSolution, args: PyTree) -> Controlled:

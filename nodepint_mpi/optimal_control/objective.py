@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from nodepint_mpi.optimal_control.steered import Steered
-from nodepint_mpi.parallel.tracking import SolveCarry, value_and_grad
+from nodepint_mpi.parallel.methods.base import Carry, no_carry
+from nodepint_mpi.parallel.tracking import LentCarry, SolveCarry, value_and_grad
 
 
 class Variables(NamedTuple):
@@ -69,6 +70,15 @@ class Objective:
         if self._tracked is None:
             self._tracked = eqx.filter_jit(self._make_tracked)
         return self._tracked(variables, rest, penalty, carry)
+
+    def carry_like(self, variables: Variables, rest: Rest) -> Carry:
+        """Shapes of the carry that a tracked step leaves. Local."""
+        lent = LentCarry(no_carry(), None)
+        control, args = combine(variables, rest)
+        eqx.filter_eval_shape(
+            lambda: self.problem.solve(control, args, carry=lent, check_ranks=False).interface
+        )
+        return lent.found[0]
 
     def _make_converged(self, variables, rest, penalty, guess):
         def value(variables: Variables) -> tuple[Array, Found]:

@@ -22,20 +22,28 @@ from scipy.optimize import minimize
 
 Evaluate = Callable[[PyTree], tuple[Array, PyTree]]
 """Value and gradient of a tree of arrays; collective, equal on all ranks."""
-Report = Callable[[int, float], None]
-"""Told the number of an iteration and the value it found."""
+Report = Callable[[float, PyTree, Any, Any], bool]
+"""Told after each iteration, on every rank, the value it found and what the next one begins with:
+variables, and of optax the state and the carry. True, on all ranks alike, ends the iterations."""
+
+STOPPED = "stopped as asked to"
+"""The status of what a `Report` has ended."""
 
 _HISTORY = 20
 _TOO_HIGH = 1e3
 
 
 class Minimum(NamedTuple):
-    """What an optimizer ends with: the best variables, the value after each iteration, and why."""
+    """What an optimizer ends with: the best variables, the value after each iteration, and why.
+
+    `slope` is the largest entry of the first gradient, which L-BFGS compares later ones with.
+    """
 
     variables: PyTree
     values: list[float]
     status: str
     n_evaluations: int
+    slope: float = math.nan
 
 
 def minimize_lbfgs(
@@ -45,6 +53,7 @@ def minimize_lbfgs(
     steps: int,
     tol: float,
     comm: MPI.Intracomm,
+    slope: float = math.nan,
     report: Report | None = None,
 ) -> Minimum:
     """L-BFGS with a line search, by SciPy, in double precision. Collective over `comm`.
@@ -57,6 +66,8 @@ def minimize_lbfgs(
         steps: The most iterations.
         tol: Done when the largest entry of the gradient is so small relative to the first one.
         comm: The ranks that evaluate together, outside of jitted code.
+        slope: Largest entry of the first gradient of a minimization that goes on here, with a
+            history of gradients that begins anew; NaN for one that begins.
         report: Called on every rank after each iteration.
 
     Reference:
@@ -68,17 +79,21 @@ def minimize_lbfgs(
     values = [first]
     if not math.isfinite(first) or not np.all(np.isfinite(gradient)):
         return Minimum(start, values, "the cost is not finite at the start", 1)
-    largest = float(np.max(np.abs(gradient), initial=0.0))
-    if largest == 0:
-        return Minimum(start, values, "converged: the gradient is zero at the start", 1)
+    if math.isnan(slope):
+        slope = float(np.max(np.abs(gradient), initial=0.0))
+    if slope == 0:
+        return Minimum(start, values, "converged: the gradient is zero at the start", 1, slope)
+
+    def tell(value: float, x: np.ndarray) -> bool:
+        values.append(value)
+        return report is not None and report(value, unravel(jnp.asarray(x, flat.dtype)), None, None)
+
     if comm.rank == 0:
-        status = _lead(
-            asked, np.asarray(flat, np.float64), values, steps, tol * largest, comm, report
-        )
+        status = _lead(asked, np.asarray(flat, np.float64), tell, steps, tol * slope, comm)
     else:
-        status = _follow(asked, values, comm, report)
+        status = _follow(asked, tell, comm)
     best = unravel(jnp.asarray(asked.best_x, flat.dtype))
-    return Minimum(best, values, status, asked.n)
+    return Minimum(best, values, status, asked.n, slope)
 
 
 class _Asked:
@@ -106,11 +121,10 @@ class _Asked:
 def _lead(
     asked: _Asked,
     x: np.ndarray,
-    values: list[float],
+    tell: Callable[[float, np.ndarray], bool],
     steps: int,
     gtol: float,
     comm: MPI.Intracomm,
-    report: Report | None,
 ) -> str:
     """The first rank: run SciPy, and send each point before it is evaluated."""
 
@@ -120,11 +134,10 @@ def _lead(
         return asked(x)
 
     def callback(intermediate_result: Any) -> None:
-        value = float(intermediate_result.fun)
-        values.append(value)
-        comm.bcast(("iterated", value))
-        if report is not None:
-            report(len(values) - 1, value)
+        iterated = float(intermediate_result.fun), np.array(intermediate_result.x)
+        comm.bcast(("iterated", iterated))
+        if tell(*iterated):
+            raise StopIteration  # SciPy then ends
 
     options = {
         "maxiter": steps, "maxfun": 20 * steps + 20, "maxcor": _HISTORY, "gtol": gtol,
@@ -140,7 +153,7 @@ def _lead(
     return status
 
 
-def _follow(asked: _Asked, values: list[float], comm: MPI.Intracomm, report: Report | None) -> str:
+def _follow(asked: _Asked, tell: Callable[[float, np.ndarray], bool], comm: MPI.Intracomm) -> str:
     """Another rank: evaluate what the first one sends."""
     while True:
         jax.effects_barrier()
@@ -148,15 +161,15 @@ def _follow(asked: _Asked, values: list[float], comm: MPI.Intracomm, report: Rep
         if what == "done":
             return content
         if what == "iterated":
-            values.append(content)
-            if report is not None:
-                report(len(values) - 1, content)
+            tell(*content)  # if that is to end it, the first rank says so
         else:
             asked(content)
 
 
 def _words(found: Any) -> str:
     message = str(found.message)
+    if "CALLBACK" in message.upper() or "STOPITERATION" in message.upper():
+        return STOPPED
     if found.status == 1:
         return "not converged: the largest number of steps was taken"
     if "PROJECTED GRADIENT" in message or "PGTOL" in message:
@@ -185,7 +198,7 @@ def minimize_optax(
         steps: How many.
         carry: Handed from step to step.
         state: Of the optimizer, that of `optimizer.init` unless given.
-        report: Called after each step.
+        report: Called after each step, with variables, optimizer state and carry.
 
     Returns:
         The last variables, or those before the first step whose value or gradient was not finite;
@@ -204,8 +217,9 @@ def minimize_optax(
             break
         values.append(cost)
         variables, state = update(gradient, state, variables)
-        if report is not None:
-            report(step + 1, cost)
+        if report is not None and report(cost, variables, state, carry):
+            status = STOPPED
+            break
     return Minimum(variables, values, status, len(values)), state, carry
 
 
