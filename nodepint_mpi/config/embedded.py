@@ -26,6 +26,13 @@ _OWN = (
     ("optim", "groups", "schedule"),
     ("time", "method"),
     ("problem", "field"),
+    ("control", "kind"),
+    ("control", "initial"),
+    ("control", "cost", "name"),
+    ("control", "optim", "name"),
+    ("control", "optim", "schedule"),
+    ("control", "optim", "groups", "name"),
+    ("control", "optim", "groups", "schedule"),
     ("output", "callbacks"),
     *(("time", steps, "solver") for steps in ("fine", "coarse", "tangents")),
 )

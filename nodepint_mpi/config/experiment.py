@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from nodepint_mpi.config.control import ControlSection, check_control
 from nodepint_mpi.config.data import DataSection
 from nodepint_mpi.config.embedded import extract_config, is_python, name_home
 from nodepint_mpi.config.errors import explain_validation
@@ -61,16 +62,27 @@ class LossSection(Section):
 
 
 class ProblemSection(Section):
-    """One initial-value problem for `nodepint solve`: a known name, or the user's own field."""
+    """One initial-value problem for `nodepint solve` or `nodepint control`.
+
+    `field` is a known name or an import path, with a section `[control]` also "run:DIRECTORY", the
+    field that a training run has learned; `initial` may then hold several initial states, of which
+    the mean cost is taken.
+    """
 
     field: str
     args: dict[str, float] = {}
-    initial: list[float] | None = None
+    initial: list[float] | list[list[float]] | None = None
     box: list[list[float] | float] | None = Field(default=None, min_length=2, max_length=2)
+
+    @property
+    def several(self) -> bool:
+        """Whether there are several initial states."""
+        return bool(self.initial) and isinstance(self.initial[0], list)
 
 
 class Config(Section):
-    """A whole experiment. `train` needs data, network, loss and optim; `solve` needs problem."""
+    """A whole experiment. `train` needs data, network, loss and optim, `solve` problem, and
+    `control` problem and control."""
 
     run: RunSection
     time: Time
@@ -82,6 +94,7 @@ class Config(Section):
     optim: OptimSection = OptimSection()
     output: OutputSection = OutputSection()
     problem: ProblemSection | None = None
+    control: ControlSection | None = None
 
     @model_validator(mode="after")
     def _relaxation(self):
@@ -195,6 +208,14 @@ class Config(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _control(self):
+        if self.control is not None:
+            check_control(self)
+        elif self.problem is not None and self.problem.several:
+            raise ValueError("`problem.initial` holds several states: that is for `[control]`")
+        return self
+
     def network_at(self, step: int) -> DenseNetwork | ConvNetwork | UserNetwork | None:
         """The network that takes the optimizer step after `step` are done. Local."""
         if self.growth is None or self.network is None:
@@ -212,7 +233,8 @@ class Config(Section):
         Length, output, timeouts and where it runs may change, the number of ranks, and how they
         solve the coarse problem.
         """
-        identity = self.model_dump(mode="json", exclude={"output", "problem"})
+        left_out = {"output"} if self.control is not None else {"output", "problem", "control"}
+        identity = self.model_dump(mode="json", exclude=left_out)
         where = ("data_ranks", "share_gpus", "cuda_mpi")
         length = ("n_steps", "n_epochs", "validate_every", "patience", "min_delta")
         for key in ("name", "hang_timeout_s", "compare_every", *length, *where):

@@ -38,3 +38,14 @@ class Section(BaseModel):
     """A part of the config."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    def changed(self) -> set[str]:
+        """Keys whose values are not the default ones. Local.
+
+        A run's `config.toml` states all of them, so being given tells nothing.
+        """
+        fields = type(self).model_fields
+        return {
+            key for key, field in fields.items()
+            if field.is_required() or getattr(self, key) != field.default
+        }  # fmt: skip

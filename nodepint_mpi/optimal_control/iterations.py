@@ -24,6 +24,7 @@ from nodepint_mpi.optimal_control.objective import (
     separate,
 )
 from nodepint_mpi.optimal_control.optimize import (
+    NO_STEPS_LEFT,
     STOPPED,
     Minimum,
     minimize_lbfgs,
@@ -221,6 +222,8 @@ class Iterations:
 
     def _minimize(self, variables: Variables, rest: Rest, penalty: Penalty) -> Minimum:
         steps = self.plan.steps - self._now.place.done
+        if steps < 1:
+            return Minimum(variables, [], NO_STEPS_LEFT, 0)
 
         def report(value: float, point: Variables, state: Any, carry: Any) -> bool:
             self._now = self._now._replace(state=state)

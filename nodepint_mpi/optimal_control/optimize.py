@@ -29,6 +29,8 @@ variables, and of optax the state and the carry. True, on all ranks alike, ends 
 STOPPED = "stopped as asked to"
 """The status of what a `Report` has ended."""
 
+NO_STEPS_LEFT = "not converged: the largest number of steps was taken"
+
 _HISTORY = 20
 _TOO_HIGH = 1e3
 
@@ -171,7 +173,7 @@ def _words(found: Any) -> str:
     if "CALLBACK" in message.upper() or "STOPITERATION" in message.upper():
         return STOPPED
     if found.status == 1:
-        return "not converged: the largest number of steps was taken"
+        return NO_STEPS_LEFT
     if "PROJECTED GRADIENT" in message or "PGTOL" in message:
         return "converged: the gradient is small"
     if "REDUCTION" in message:

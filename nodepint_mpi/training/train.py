@@ -139,7 +139,7 @@ def train(
                         places=places,
                     )
                     log_to_file(folder)
-        records, scalars = _open_records(
+        records, scalars = open_records(
             comms,
             folder,
             start if resume is not None else None,
@@ -368,7 +368,7 @@ class Run:
         return self.watchdog.phase(name, collective=True, step=step, **limit)
 
 
-def _open_records(
+def open_records(
     comms: Comms,
     folder: Path,
     resume_step: int | None,
