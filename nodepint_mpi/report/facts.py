@@ -132,7 +132,7 @@ def final_numbers(facts: Facts) -> dict[str, Any]:
 
     `training_s` is of all starts where that was recorded, else of the last one.
     """
-    loss, spent = facts.column("loss"), seconds(facts)
+    loss, cost, spent = facts.column("loss"), facts.column("cost"), seconds(facts)
     if facts.done is not None:
         left_out = ("run_directory", "n_ranks")
         done = {name: value for name, value in facts.done.items() if name not in left_out}
@@ -141,6 +141,7 @@ def final_numbers(facts: Facts) -> dict[str, Any]:
         "status": "not finished",
         "step": int(facts.steps[-1]),
         "train_loss": None if loss is None else float(loss[-1]),
+        "cost": None if cost is None else float(cost[-1]),
         "training_s": None if spent is None else float(spent[0][-1]),
     }
 

@@ -12,6 +12,7 @@ from nodepint_mpi.pages.parts import Section
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.report import (
     classification,
+    control,
     energy,
     measures,
     paths,
@@ -30,6 +31,8 @@ PAGE = "report.html"
 # To add a section, write a function that returns it, or None where a run has nothing for it.
 FROM_RECORDS: tuple[Callable[[Facts], Section | None], ...] = (
     tables.summary,
+    control.cost,
+    control.trajectory,
     measures.loss,
     measures.sweeps,
     measures.jumps,
@@ -84,7 +87,7 @@ def make_report(
     check_page(page)
     sections = [make(facts) for make in FROM_RECORDS]
     scores = {}
-    if comms is not None:
+    if comms is not None and facts.config.control is None:
         with _without_model():
             model = look_at_model(folder, comms, rom_file, checkpoint=checkpoint, trust=trust)
         scores = model.scores
