@@ -76,7 +76,8 @@ class LearningSection(Section):
     `schedule`: "before", all `n_steps` of `[optim]` and then the control; "alternating", a share of
     them and the control in turns, `rounds` times; "joint", both in each iteration by the gradient
     of loss + `weight` * cost, as many as `run.n_steps`. `gradient` is that of learning: "dp", of
-    the discrete solve, or "dal", by the adjoint equation.
+    the discrete solve, or "dal", by the adjoint equation. The time of the trajectories is cut into
+    as many slices as that of the control, with steps of the same length.
     """
 
     n_steps: PositiveInt = 1000

@@ -1,5 +1,6 @@
 """The sections of a config to a control problem: field, control, cost, optimizer, learning."""
 
+import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -16,6 +17,7 @@ from nodepint_mpi.build.sections import ADJOINT_TOL, build_basis, build_problem,
 from nodepint_mpi.build.trained import load_model
 from nodepint_mpi.config.control import ControlSection, CostSection
 from nodepint_mpi.config.experiment import Config, ProblemSection
+from nodepint_mpi.config.time import StepsSection
 from nodepint_mpi.core.controlled import CONTROLLED, Additive, synchrony_cost
 from nodepint_mpi.core.controls import (
     Bounded,
@@ -324,17 +326,28 @@ def _learning(
     after = times > begin
     n_controls = section.n_controls or equation.n_controls
     assert n_controls is not None  # the control was made
+    share = (times[-1] - begin) / (time.horizon[1] - time.horizon[0])
+    coarse: dict[str, Any] = {}
+    if time.coarse is not None:
+        coarse["coarse"] = build_integrator(_as_long(time.coarse, share), "time.coarse")
     loss = trajectory_loss(
         equation.field, starts, times[after], states[:, after],
         edges=np.linspace(begin, times[-1], time.n_slices + 1), n_controls=n_controls,
-        fine=build_integrator(time.fine, "time.fine"), gradient=stated.gradient, comm=comms.time,
-        method="serial" if time.coarse is None else "parareal", **_coarse(config),
+        fine=build_integrator(_as_long(time.fine, share), "time.fine"), gradient=stated.gradient,
+        method="serial" if time.coarse is None else "parareal", comm=comms.time, **coarse,
         stopping=build_stopping(time.stopping, config.run.precision),
     )  # fmt: skip
     optimizer = build_optimizer(config.optim, eqx.filter(equation.args, eqx.is_inexact_array))
     n_steps = config.run.n_steps if stated.schedule == "joint" else stated.n_steps
     assert n_steps is not None  # the config says so
     return Learning(loss, optimizer, n_steps, stated.schedule, stated.rounds, stated.weight)
+
+
+def _as_long(steps: StepsSection, share: float) -> StepsSection:
+    """As many steps as keep their length, in slices of a `share` of the length."""
+    if steps.n_steps is None:
+        return steps
+    return steps.model_copy(update={"n_steps": max(1, math.ceil(share * steps.n_steps - 1e-9))})
 
 
 def _coarse(config: Config) -> dict[str, Any]:
