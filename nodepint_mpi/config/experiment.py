@@ -7,12 +7,14 @@ that contradict each other are a `ConfigError` that names the key and the neares
 import copy
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     Field,
     PositiveFloat,
     ValidationError,
@@ -61,6 +63,20 @@ class LossSection(Section):
     terms: list[LossTerm] = []
 
 
+def _check_initial(given: list[Any]) -> list[Any]:
+    """Numbers, or rows of them."""
+    rows = given if given and all(isinstance(row, list) for row in given) else [given]
+    numbers = [number for row in rows for number in row]
+    if not numbers or len({len(row) for row in rows}) > 1:
+        raise ValueError("is one state, a list of numbers, or several of equal length")
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise ValueError(f"holds {number!r}; expected numbers")
+        if not math.isfinite(number):
+            raise ValueError(f"holds {number!r}; expected finite numbers")
+    return [[float(x) for x in row] for row in rows] if rows is given else [float(x) for x in given]
+
+
 class ProblemSection(Section):
     """One initial-value problem for `nodepint solve` or `nodepint control`.
 
@@ -71,7 +87,7 @@ class ProblemSection(Section):
 
     field: str
     args: dict[str, float] = {}
-    initial: list[float] | list[list[float]] | None = None
+    initial: Annotated[list[Any], AfterValidator(_check_initial)] | None = None
     box: list[list[float] | float] | None = Field(default=None, min_length=2, max_length=2)
 
     @property

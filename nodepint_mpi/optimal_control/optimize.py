@@ -29,6 +29,7 @@ variables, and of optax the state and the carry. True, on all ranks alike, ends 
 STOPPED = "stopped as asked to"
 """The status of what a `Report` has ended."""
 
+NOT_FINITE = "ended: cost or gradient were not finite"
 NO_STEPS_LEFT = "not converged: the largest number of steps was taken"
 
 _HISTORY = 20
@@ -215,7 +216,7 @@ def minimize_optax(
         cost = float(value)
         finite = math.isfinite(cost) and bool(_all_finite(gradient))
         if not finite:
-            status = f"ended: cost or gradient were not finite in step {step + 1}"
+            status = f"{NOT_FINITE} in step {step + 1}"
             break
         values.append(cost)
         variables, state = update(gradient, state, variables)

@@ -23,7 +23,7 @@ from nodepint_mpi.build.user_code import load_code
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.core.controls import PiecewiseConstant
 from nodepint_mpi.core.propagators import FixedSteps
-from nodepint_mpi.errors import CheckpointError, OutputError
+from nodepint_mpi.errors import CheckpointError, NonFiniteError, OutputError
 from nodepint_mpi.io.checkpoint import load_checkpoint, save_checkpoint
 from nodepint_mpi.io.directory import (
     CHECKPOINTS,
@@ -41,6 +41,7 @@ from nodepint_mpi.io.leaves import list_nonfinite, take_leaves
 from nodepint_mpi.io.records import Records
 from nodepint_mpi.optimal_control.control import Controlled, Task
 from nodepint_mpi.optimal_control.from_config import build_task
+from nodepint_mpi.optimal_control.optimize import NOT_FINITE
 from nodepint_mpi.optimal_control.progress import Progress
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.profiling.timers import Seconds
@@ -133,6 +134,11 @@ def steer_run(
         with watchdog.phase("saving a checkpoint", collective=True, limit_s=600.0):
             run.save_last()
         result = run.result(found)
+        if NOT_FINITE in found.status:
+            raise NonFiniteError(
+                f"Iteration {run.n_total + 1}: {found.status}. The control before it is in the "
+                "newest checkpoint; lower `control.optim.learning_rate`, or take shorter steps."
+            )
         with watchdog.phase("writing results", limit_s=120.0), together(control):
             if records is not None and trajectory is not None:
                 _write_trajectory(folder / TRAJECTORY, trajectory)

@@ -1,5 +1,6 @@
 """Sections of a control problem: cost of every iteration, states, controls, multipliers."""
 
+import io
 import zipfile
 
 import numpy as np
@@ -73,7 +74,8 @@ def trajectory(facts: Facts) -> Section | None:
 def _read(facts: Facts) -> Sampled:
     path = facts.folder / TRAJECTORY
     try:
-        with np.load(path, allow_pickle=False) as file:
+        content = io.BytesIO(path.read_bytes())  # NumPy leaves a damaged file open
+        with np.load(content, allow_pickle=False) as file:
             sampled = {name: np.asarray(file[name]) for name in file.files}
         for name, at in (("states", "times"), ("controls", "control_times")):
             if sampled[name].ndim < 2 or len(sampled[name]) != len(sampled[at]):

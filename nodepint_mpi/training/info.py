@@ -40,6 +40,11 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
     Raises:
         NodepintError: for anything that would also stop the run.
     """
+    if config.control is not None:
+        raise ConfigError(
+            "`nodepint info` says what training and solving use; the config has a section "
+            "`[control]`, for `nodepint control`."
+        )
     section = config.time
     n_groups = config.run.data_ranks
     if n_ranks % n_groups:

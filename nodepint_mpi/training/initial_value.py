@@ -46,6 +46,8 @@ def solve_problem(
         raise ConfigError(
             '`nodepint solve` needs a section `[problem]`, such as `field = "lorenz"`.'
         )
+    if config.control is not None:
+        raise ConfigError("The config has a section `[control]`: start it by `nodepint control`.")
     section = config.time
     with Watchdog(comms.control, limit_s=config.run.hang_timeout_s) as watchdog:
         with watchdog.phase("setting up", limit_s=120.0), together(comms.control):

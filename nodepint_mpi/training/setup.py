@@ -35,7 +35,7 @@ from nodepint_mpi.data.samples import (
     count_outputs,
     open_splits,
 )
-from nodepint_mpi.errors import ProblemError
+from nodepint_mpi.errors import ConfigError, ProblemError
 from nodepint_mpi.models.networks import EncodeProcessDecode, FlatLinear
 from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.dealing import own_part
@@ -148,6 +148,8 @@ def set_up(config: Config, comms: Comms) -> Experiment:
         NodepintError: on all ranks, for anything in the config that does not fit, and if code, data
             or model differ between ranks.
     """
+    if config.control is not None:
+        raise ConfigError("The config has a section `[control]`: start it by `nodepint control`.")
     check_layout(config.time.n_slices, comms.time.size)
     require_same_code(comms.control, load_code(config))
     train, valid, test = open_splits(comms.control, config)
