@@ -76,6 +76,7 @@ def read(folder):
         return {name: file[name] for name in file.files}
 
 
+@pytest.mark.mpi(max_size=2)
 @pytest.mark.standard_promotion
 def test_a_run_finds_the_least_energy_and_leaves_it_in_files(comms, shared_tmp_path):
     result = steer(comms, shared_tmp_path / "run")
@@ -96,7 +97,7 @@ def test_a_run_finds_the_least_energy_and_leaves_it_in_files(comms, shared_tmp_p
 
 
 @pytest.mark.standard_promotion
-@pytest.mark.parametrize("tracked", [False, True])
+@pytest.mark.parametrize("tracked", [pytest.param(False, marks=ALONE), True])
 def test_a_stopped_run_goes_on_to_the_same_bits(comms, shared_tmp_path, tracked):
     changes = ADAM | ({"time.tracking": {}} if tracked else {})
     whole = steer(comms, shared_tmp_path / "whole", changes)
@@ -128,20 +129,23 @@ def test_lbfgs_goes_on_in_the_round_of_the_constraint_where_it_stopped(comms, tm
     assert again["cost"] == pytest.approx(result["cost"], rel=1e-6)
 
 
-@pytest.mark.mpi(max_size=2)
 @pytest.mark.standard_promotion
-@pytest.mark.parametrize("schedule", ["before", "alternating", "joint"])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        pytest.param("alternating", marks=pytest.mark.mpi(max_size=2)),
+        pytest.param("joint", marks=ALONE),
+    ],
+)
 def test_a_field_is_learned_and_steered_and_goes_on_after_a_stop(
     comms, source, shared_tmp_path, schedule
 ):
     learning = {"schedule": schedule}
-    learning |= {"before": {"n_steps": 6}, "alternating": {"n_steps": 6, "rounds": 2}}.get(
-        schedule, {}
-    )
+    if schedule == "alternating":
+        learning |= {"n_steps": 6, "rounds": 2}
     data = {"source": str(source), "input": "u", "target": "u", "times": "t"}
     changes = {"control.learning": learning, "data": data}
-    if schedule != "before":
-        changes["control.optim"] = {"learning_rate": 0.1}
+    changes["control.optim"] = {"learning_rate": 0.1}
     whole = steer(comms, shared_tmp_path / "whole", changes, text=LEARNING)
     rows = records(shared_tmp_path / "whole")
     losses = [row["loss"] for row in rows if "loss" in row]
