@@ -12,7 +12,9 @@ from typing import Any
 import xxhash
 
 from nodepint_mpi.build.objects import find_object, is_object
+from nodepint_mpi.config.control import RUN, ControlSection
 from nodepint_mpi.config.experiment import Config
+from nodepint_mpi.config.optim import OptimSection
 from nodepint_mpi.errors import ConfigError
 
 _log = logging.getLogger(__name__)
@@ -30,10 +32,7 @@ def named_code(config: Config) -> dict[str, str]:
     """
     found = dict(_solvers(config.time.model_dump(), "time"))
     found["time.method"] = config.time.method
-    found |= {"optim.name": config.optim.name, "optim.schedule": config.optim.schedule}
-    for i, group in enumerate(config.optim.groups):
-        own = {"name": group.name, "schedule": group.schedule}
-        found |= {f"optim.groups[{i}].{key}": path for key, path in own.items() if path is not None}
+    found |= dict(_of_optim(config.optim, "optim"))
     if config.network is not None:
         found["network.name"] = config.network.name
     if config.loss is not None:
@@ -42,10 +41,30 @@ def named_code(config: Config) -> dict[str, str]:
         found |= {f"loss.terms[{i}].name": one.name for i, one in enumerate(config.loss.terms)}
     if config.data is not None and config.data.is_made:
         found["data.source"] = config.data.source
-    if config.problem is not None:
+    if config.problem is not None and not config.problem.field.startswith(RUN):
         found["problem.field"] = config.problem.field
+    if config.control is not None:
+        found |= dict(_of_control(config.control))
     found |= {f"output.callbacks[{i}]": path for i, path in enumerate(config.output.callbacks)}
     return {k: path for k, path in found.items() if is_import_path(path) and not is_object(path)}
+
+
+def _of_optim(section: OptimSection, key: str) -> Iterator[tuple[str, str]]:
+    yield f"{key}.name", section.name
+    yield f"{key}.schedule", section.schedule
+    for i, group in enumerate(section.groups):
+        for name, path in (("name", group.name), ("schedule", group.schedule)):
+            if path is not None:
+                yield f"{key}.groups[{i}].{name}", path
+
+
+def _of_control(section: ControlSection) -> Iterator[tuple[str, str]]:
+    yield "control.kind", section.kind
+    yield "control.cost.name", section.cost.name
+    if isinstance(section.initial, str):
+        yield "control.initial", section.initial
+    if section.optim is not None:
+        yield from _of_optim(section.optim, "control.optim")
 
 
 def require_trust(config: Config, folder: Path, *, trust: bool) -> None:

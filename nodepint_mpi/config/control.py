@@ -7,6 +7,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from nodepint_mpi.config.optim import OptimSection
 from nodepint_mpi.config.section import NonNegativeFloat, Section
 
+RUN = "run:"
+"""`problem.field = "run:DIRECTORY"` is the field that a training run has learned."""
 OWN = ":"
 """In what names code of the user's own, `file.py:function`."""
 

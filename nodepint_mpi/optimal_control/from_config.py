@@ -15,7 +15,7 @@ from nodepint_mpi.build.noise import build_path_noise
 from nodepint_mpi.build.optimizers import build_optimizer
 from nodepint_mpi.build.sections import ADJOINT_TOL, build_basis, build_problem, build_stopping
 from nodepint_mpi.build.trained import load_model
-from nodepint_mpi.config.control import ControlSection, CostSection
+from nodepint_mpi.config.control import RUN, ControlSection, CostSection
 from nodepint_mpi.config.experiment import Config, ProblemSection
 from nodepint_mpi.config.time import StepsSection
 from nodepint_mpi.core.controlled import CONTROLLED, Additive, synchrony_cost
@@ -39,9 +39,6 @@ from nodepint_mpi.optimal_control.learning import Learning, trajectory_loss
 from nodepint_mpi.optimal_control.paraopt_options import ParaOpt
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.ranks.agreement import together
-
-RUN = "run:"
-"""`problem.field = "run:DIRECTORY"` is the field that a training run has learned."""
 
 
 class Equation(NamedTuple):

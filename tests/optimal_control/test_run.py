@@ -2,15 +2,20 @@
 
 import json
 
+import diffrax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import nodepint_mpi as nm
+from nodepint_mpi.build.trained import load_model
 from nodepint_mpi.config.experiment import parse_config
 from nodepint_mpi.errors import ConfigError, DataError, NodepintError
 from nodepint_mpi.io.directory import config_text
 from nodepint_mpi.optimal_control.run import steer_run
 from nodepint_mpi.ranks.signals import StopFlag
 from nodepint_mpi.training.callbacks import Callback
+from nodepint_mpi.training.train import train
 
 pytestmark = pytest.mark.timeout_s(240)
 ALONE = pytest.mark.mpi(max_size=1)
@@ -155,6 +160,29 @@ def test_a_field_is_learned_and_steered_and_goes_on_after_a_stop(
     steer(comms, shared_tmp_path / "run", changes, text=LEARNING, stop_at=4)
     result = steer(comms, shared_tmp_path / "run", changes, text=LEARNING, resume="auto")
     assert result["cost"] == pytest.approx(whole["cost"], rel=1e-9)
+
+
+@ALONE
+@pytest.mark.standard_promotion
+def test_the_field_that_a_run_has_learned_is_steered(comms, source, tmp_path):
+    """The same as with that field given by hand."""
+    lines = LEARNING.splitlines()
+    training = [line for line in lines if not line.startswith(("control", "problem"))]
+    data = {"source": str(source), "input": "u", "target": "u", "times": "t"}
+    changes = {"data": data, "loss": {"name": "mean_squared_error"}}
+    train(parse_config("\n".join(training), changes), tmp_path / "trained", comms, StopFlag())
+    steering = [line for line in lines if not line.startswith(("network", "optim"))]
+    changes = {"problem.field": f"run:{tmp_path / 'trained'}", "run.n_steps": 20}
+    result = steer(comms, tmp_path / "run", changes, text="\n".join(steering))
+    model = load_model(tmp_path / "trained")
+    found = nm.control(
+        lambda t, u, c, model: model(t, u, None) + jnp.concatenate([c, jnp.zeros(1)]),
+        jnp.array([1.0, 0.5]), np.linspace(0, 2, 5),
+        control=nm.PiecewiseConstant([0.0, 0.5, 1.0, 1.5], jnp.zeros((4, 1))),
+        cost=nm.quadratic_cost(terminal=1.0, energy=0.1), args=model.processor,
+        fine=nm.FixedSteps(diffrax.Heun(), 4), method="serial", steps=20, comm=comms.time,
+    )  # fmt: skip
+    assert result["cost"] == pytest.approx(found.cost, rel=1e-6)
 
 
 @pytest.mark.mpi(max_size=2)
