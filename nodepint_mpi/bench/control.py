@@ -16,9 +16,17 @@ from nodepint_mpi.bench.control_cases import (
     ControlCase,
     predator_prey,
 )
+from nodepint_mpi.bench.control_contestant import TimedCase
+from nodepint_mpi.bench.control_plan import (
+    format_control_plan,
+    measure_slices,
+    plan_control_time,
+)
+from nodepint_mpi.bench.control_time import format_control_time, run_control_time
 from nodepint_mpi.bench.laplace import format_laplace, run_laplace
 from nodepint_mpi.bench.learn_and_steer import format_learning, run_learning
 from nodepint_mpi.bench.paraopt import format_paraopt, run_paraopt
+from nodepint_mpi.bench.planning.advice import ASSUMED
 from nodepint_mpi.core.controls import NetworkControl, PiecewiseConstant, PiecewiseLinear
 from nodepint_mpi.core.costs import quadratic_cost
 from nodepint_mpi.core.propagators import FixedSteps
@@ -32,18 +40,21 @@ from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.ivp import solve
 
 Report = Callable[[str], None]
-TABLES = "gradients", "costs", "paraopt", "laplace", "learning"
+TABLES = "gradients", "costs", "paraopt", "laplace", "learning", "time"
 SOLVERS = {"Euler": diffrax.Euler(), "Midpoint": diffrax.Midpoint(), "RK4": RK4()}
 LEVELS = 4, 8, 16
 
 
-def run_control(comms: Comms, tables: Sequence[str], *, report: Report) -> dict[str, Any]:
+def run_control(
+    comms: Comms, tables: Sequence[str], *, report: Report, plan: Sequence[int] = ()
+) -> dict[str, Any]:
     """The tables asked for. Collective over `comms`; equal on all ranks but for times; needs x64.
 
     Args:
         comms: The run's communicators.
-        tables: Of `TABLES`; all if empty.
+        tables: Of `TABLES`; all but "time", which starts jobs of its own, if empty.
         report: Told about each row as it ends.
+        plan: Numbers of ranks to forecast the times on.
     """
     made: dict[str, Callable[[], Any]] = {
         "gradients": lambda: run_gradients(comms, report),
@@ -51,8 +62,9 @@ def run_control(comms: Comms, tables: Sequence[str], *, report: Report) -> dict[
         "paraopt": lambda: run_paraopt(comms, (), report=report),
         "laplace": lambda: run_laplace(report),
         "learning": lambda: run_learning(comms, report),
+        "time": lambda: run_time(report, plan),
     }
-    return {name: made[name]() for name in tables or TABLES}
+    return {name: made[name]() for name in tables or TABLES if tables or name != "time"}
 
 
 def format_control(result: dict[str, Any]) -> str:
@@ -63,8 +75,33 @@ def format_control(result: dict[str, Any]) -> str:
         "paraopt": format_paraopt,
         "laplace": format_laplace,
         "learning": format_learning,
+        "time": format_time,
     }
     return "\n\n".join(shown[name](rows) for name, rows in result.items())
+
+
+def run_time(report: Report, plan: Sequence[int]) -> dict[str, Any]:
+    """Seconds to 1 % of the least cost, and a forecast of them. Local; not in a job."""
+    case = TimedCase()
+    rows = run_control_time(case, report=report)
+    if not plan:
+        return {"rows": rows, "plan": []}
+    serial = min(
+        (row for row in rows if row["kind"] == "diffrax" and row["evaluations"]),
+        key=lambda row: row["evaluations"] * row["step_s"],
+    )
+    tracked = next(row for row in rows if "quasi-Newton with tracking" in row["name"])
+    found = plan_control_time(
+        case, measure_slices(case, plan), ASSUMED, n_iterations=tracked["evaluations"],
+        serial_s=serial["evaluations"] * serial["step_s"],
+    )  # fmt: skip
+    return {"rows": rows, "plan": found}
+
+
+def format_time(result: dict[str, Any]) -> str:
+    """Both tables. Local."""
+    shown = format_control_time(result["rows"])
+    return shown if not result["plan"] else f"{shown}\n\n{format_control_plan(result['plan'])}"
 
 
 # ---- DP against DAL ------------------------------------------------------------------------------

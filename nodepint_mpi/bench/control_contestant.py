@@ -8,7 +8,6 @@ rank, and one thread.
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,31 +34,27 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         request: `case`, fields of `TimedCase`; `kind`: "diffrax" or "ours"; `optimizer`: "lbfgs",
-            or "adam", which with "ours" tracks; `steps`, the most iterations; `network`, whether
-            messages are timed.
+            or "adam" or "quasi-newton", which with "ours" track; `steps`, the most iterations. Or
+            `kind` "costs": those of a slice, with each of `widths` slices at once.
     """
     import jax
     import jax.numpy as jnp
 
     from nodepint_mpi.bench.control_oscillators import Oscillators
-    from nodepint_mpi.bench.planning.network import measure_network
     from nodepint_mpi.parallel.comms import make_comms, world
 
     jax.config.update("jax_enable_x64", True)
     comms = make_comms(world())
     case = TimedCase(**request["case"])
     problem = Oscillators(case, comms.time)
+    if request["kind"] == "costs":
+        return {str(width): problem.costs(width) for width in request["widths"]}
     run = problem.plain if request["kind"] == "diffrax" else problem.ours
-    began = time.perf_counter()
     seconds, points, sweeps, compiled_s = run(request["optimizer"], request["steps"])
-    whole_s = time.perf_counter() - began
     costs = [float(problem.cost_of(jnp.asarray(point))) for point in points]
-    timed = None
-    if request.get("network") and comms.time.size > 1:
-        timed = list(measure_network(comms))
     return {
         "seconds": seconds, "costs": costs, "sweeps": sweeps, "compiled_s": compiled_s,
-        "whole_s": whole_s, "network": timed, "ranks": comms.time.size,
+        "ranks": comms.time.size,
     }  # fmt: skip
 
 
@@ -70,10 +65,10 @@ def main() -> None:
         cores = [int(core) for core in sys.argv[2].split(",")]
         os.sched_setaffinity(0, {cores[(local_rank(os.environ) or 0) % len(cores)]})
         os.environ["OMP_NUM_THREADS"] = "1"
-    from mpi4py import MPI
-
     found = contend(request)
-    if MPI.COMM_WORLD.Get_rank() == 0:
+    from nodepint_mpi.parallel.comms import world
+
+    if world().Get_rank() == 0:
         print(json.dumps(found))
 
 

@@ -7,6 +7,7 @@ oscillators are pushed so that all follow a pace. Written with two products by K
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import diffrax
@@ -20,11 +21,11 @@ from jaxtyping import Array, PyTree
 from nodepint_mpi.bench.control_contestant import TimedCase
 from nodepint_mpi.core.controls import PiecewiseLinear
 from nodepint_mpi.core.costs import Cost
-from nodepint_mpi.core.propagators import FixedSteps
+from nodepint_mpi.core.propagators import FixedSteps, Propagator
 from nodepint_mpi.core.runge_kutta import RK4
 from nodepint_mpi.core.stopping import JumpTolerance
 from nodepint_mpi.optimal_control.gradients import with_gradient
-from nodepint_mpi.optimal_control.objective import Objective, Penalty, separate
+from nodepint_mpi.optimal_control.objective import Objective, Penalty, combine, separate
 from nodepint_mpi.optimal_control.optimize import minimize_lbfgs, minimize_optax
 from nodepint_mpi.optimal_control.steered import Steered, state_control_problem
 from nodepint_mpi.parallel.comms import TimeComm
@@ -33,6 +34,7 @@ from nodepint_mpi.parallel.tracking import SolveCarry
 Timed = tuple[list[float], list[np.ndarray], list[int], float]
 """Seconds when each point was evaluated, the points, sweeps of each, and seconds of compiling."""
 
+N_CALLS = 9
 COUPLING, PACE, ENERGY = 1.5, 1.0, 0.02
 
 
@@ -43,11 +45,11 @@ def oscillators(case: TimedCase) -> tuple[Callable, np.ndarray]:
     own = draw.normal(PACE, 0.4, case.d)
     groups = np.eye(case.n_controls)[np.arange(case.d) % case.n_controls]
 
-    def field(t: Array, u: Array, c: Array, args: Any) -> Array:
+    def field(t: Any, u: Array, c: Array, args: Any) -> Array:
         del t, args
         sines, cosines = jnp.sin(u), jnp.cos(u)
         pulls = cosines * (coupling @ sines) - sines * (coupling @ cosines)
-        return own + pulls + groups @ c
+        return jnp.asarray(own) + pulls + jnp.asarray(groups) @ c
 
     return field, draw.uniform(-2.0, 2.0, case.d)
 
@@ -78,7 +80,7 @@ class Oscillators:
         case, cost = self.case, pacing_cost(self.case)
         assert cost.running is not None
 
-        def field(t: Array, state: Array, values: Array) -> Array:
+        def field(t: Any, state: Array, values: Array) -> Array:
             c = PiecewiseLinear(self.nodes, values)(t, state)
             along = cost.running(t, state[:-1], c)  # type: ignore[misc]
             return jnp.append(self.field(t, state[:-1], c, None), along)
@@ -103,7 +105,7 @@ class Oscillators:
         return self._run(evaluate, optimizer, steps)
 
     def ours(self, optimizer: str, steps: int) -> Timed:
-        """By converged solves with L-BFGS, tracked ones with Adam. Collective."""
+        """By converged solves with L-BFGS, else by tracked ones. Collective."""
         objective = Objective(self.steered(optimizer != "lbfgs"))
         none = Penalty(jnp.zeros(0), jnp.zeros(()))
 
@@ -134,6 +136,44 @@ class Oscillators:
             self.comm,
         )  # fmt: skip
 
+    def costs(self, width: int) -> dict[str, float]:
+        """Least seconds of a slice on this core, `width` of them at once. Local.
+
+        Of pull-backs with the forward steps before them. The coarse ones follow each other.
+        """
+        problem = self.steered(True)
+        fine = Propagator(problem.field, problem.options["fine"])
+        coarse = Propagator(problem.field, problem.options["coarse"])
+        length, empty = jnp.asarray(self.case.horizon / self.case.n_slices), jnp.zeros(0)
+        starts = jnp.tile(problem.initial, (width, 1))
+
+        def all_ends(propagator: Propagator, control: Any, starts: Array) -> Array:
+            times = length * jnp.arange(width)
+            return jax.vmap(
+                lambda u, t: propagator((control, None), u, t, length, empty).end
+            )(starts, times)  # fmt: skip
+
+        def walked(control: Any, starts: Array) -> Array:
+            def advance(u: Array, t: Array) -> tuple[Array, None]:
+                return coarse((control, None), u, t, length, empty).end, None
+
+            return jax.lax.scan(advance, starts[0], length * jnp.arange(width))[0]
+
+        def pulled(ends: Callable) -> Callable:
+            def back(control: Any, starts: Array) -> Any:
+                found, pull_back = jax.vjp(ends, control, starts)
+                return pull_back(jnp.ones_like(found))
+
+            return back
+
+        fine_ends = partial(all_ends, fine)
+        wanted = {
+            "fine_s": fine_ends, "pulled_s": pulled(fine_ends), "coarse_s": walked,
+            "copulled_s": pulled(walked),
+        }  # fmt: skip
+        control = combine(self.variables, self.rest)[0]
+        return {name: _least_s(of, control, starts) / width for name, of in wanted.items()}
+
     def _like(self, values: Array) -> PyTree:
         _, unravel = ravel_pytree(self.variables)
         return unravel(jnp.ravel(values))
@@ -158,11 +198,14 @@ class Oscillators:
             value, slope, memory = watched(point, memory)
             return value, slope
 
-        adam = optax.adam(self.case.rate, b1=0.9, b2=0.99)
+        rules = {
+            "adam": optax.adam(self.case.rate, b1=0.9, b2=0.99),
+            "quasi-newton": optax.chain(optax.scale_by_lbfgs(10), optax.scale(-1.0)),
+        }
 
         def minimize(steps: int) -> None:
-            if optimizer == "adam":
-                minimize_optax(watched, self.variables, adam, steps=steps)
+            if optimizer in rules:
+                minimize_optax(watched, self.variables, rules[optimizer], steps=steps)
             else:
                 minimize_lbfgs(
                     remembered, self.variables, steps=steps, tol=1e-7, comm=self.comm.control
@@ -176,3 +219,14 @@ class Oscillators:
         began, memory = time.perf_counter(), None
         minimize(steps)
         return seconds, [np.asarray(point) for point in points], sweeps, compiled_s
+
+
+def _least_s(of: Callable, *arguments: Any) -> float:
+    """The least seconds of some calls, for the machine may be busy with others. Local."""
+    compiled, found = jax.jit(of), []
+    jax.block_until_ready(compiled(*arguments))
+    for _ in range(N_CALLS):
+        began = time.perf_counter()
+        jax.block_until_ready(compiled(*arguments))
+        found.append(time.perf_counter() - began)
+    return min(found)
