@@ -27,7 +27,12 @@ from nodepint_mpi.bench.laplace import format_laplace, run_laplace
 from nodepint_mpi.bench.learn_and_steer import format_learning, run_learning
 from nodepint_mpi.bench.paraopt import format_paraopt, run_paraopt
 from nodepint_mpi.bench.planning.advice import ASSUMED
-from nodepint_mpi.core.controls import NetworkControl, PiecewiseConstant, PiecewiseLinear
+from nodepint_mpi.core.controls import (
+    NetworkControl,
+    PiecewiseConstant,
+    PiecewiseLinear,
+    roughened,
+)
 from nodepint_mpi.core.costs import quadratic_cost
 from nodepint_mpi.core.propagators import FixedSteps
 from nodepint_mpi.core.runge_kutta import RK4
@@ -161,9 +166,13 @@ def _controls_of(case: ControlCase) -> dict[str, Any]:
     nodes = np.linspace(0.0, case.horizon, n_nodes)
     first = np.broadcast_to(case.first(nodes)[:, None], (n_nodes, case.n_controls))
     network = NetworkControl(
-        (0.0, case.horizon), case.n_controls, width=32, depth=2, key=jax.random.key(0)
-    )
-    return {"nodes": PiecewiseLinear(nodes, first), "network": network}
+        (0.0, case.horizon), case.n_controls, width=32, depth=2, pace=case.pace,
+        key=jax.random.key(0),
+    )  # fmt: skip
+    at_nodes: Any = PiecewiseLinear(nodes, first)
+    if case.roughness:
+        at_nodes = roughened(at_nodes, case.roughness, jax.random.key(0))
+    return {"nodes": at_nodes, "network": network}
 
 
 def run_costs(comms: Comms, report: Report) -> list[dict[str, Any]]:

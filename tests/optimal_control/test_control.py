@@ -342,3 +342,24 @@ def test_a_trial_that_explodes_is_stepped_back_from():
         fine=nm.FixedSteps(nm.RK4(), 16), coarse=COARSE,
     )  # fmt: skip
     assert np.isfinite(found.cost) and found.cost < 1e-2 * found.costs[0]
+
+
+@ALONE
+def test_other_starts_are_rougher_or_faster_and_otherwise_the_same():
+    nodes = np.linspace(0.0, 1.0, 2001)
+    smooth = nm.PiecewiseLinear(nodes, np.ones((2001, 1)))
+    rough = nm.roughened(smooth, 0.3, jax.random.key(0))
+    assert rough.times == smooth.times
+    noise = np.asarray(rough.values - smooth.values)
+    assert abs(noise.mean()) < 0.03 and abs(noise.std() - 0.3) < 0.03
+    again = nm.roughened(smooth, 0.3, jax.random.key(0))
+    np.testing.assert_array_equal(again.values, rough.values)
+    with pytest.raises(ProblemError, match="above zero"):
+        nm.roughened(smooth, 0.0, jax.random.key(0))
+    slow, fast = (
+        nm.NetworkControl((0, 1), 1, width=4, pace=pace, key=jax.random.key(1))
+        for pace in (1.0, 5.0)
+    )
+    for one, five in zip(jax.tree.leaves(slow), jax.tree.leaves(fast), strict=True):
+        first = one is slow.mlp.layers[0].weight or one is slow.mlp.layers[0].bias
+        np.testing.assert_array_equal(five, (5.0 if first else 1.0) * one)
