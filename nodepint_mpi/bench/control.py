@@ -183,7 +183,7 @@ def run_costs(comms: Comms, report: Report) -> list[dict[str, Any]]:
             began = time.perf_counter()
             found = control(
                 case.field, jnp.asarray(case.start), np.linspace(0, case.horizon, N_SLICES + 1),
-                control=module, cost=case.cost, fine=case.fine, coarse=case.coarse, steps=2500,
+                control=module, cost=case.cost, fine=case.fine, coarse=case.coarse, steps=5000,
                 stopping=JumpTolerance(1e-10), comm=comms.time,
             )  # fmt: skip
             seconds = time.perf_counter() - began

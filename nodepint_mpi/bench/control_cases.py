@@ -98,12 +98,12 @@ CONTROL_CASES: dict[str, ControlCase] = {
     "cubed force, w = 1": ControlCase(
         cubed_force, (-4.0, 0.0), 8.0, _cubed_cost(1.0, 8.0), 1,
         FixedSteps(diffrax.Heun(), 50), FixedSteps(diffrax.Heun(), 5), 11.657,
-        _braking, _mean_costs(1.0), 0.3, 20.0,
+        _braking, _mean_costs(1.0), 0.3, 10.0,
     ),
     "cubed force, w = 0.1": ControlCase(
         cubed_force, (-4.0, 0.0), 8.0, _cubed_cost(0.1, 8.0), 1,
         FixedSteps(diffrax.Heun(), 50), FixedSteps(diffrax.Heun(), 5), 11.420,
-        _braking, _mean_costs(0.1), 0.3, 20.0,
+        _braking, _mean_costs(0.1), 0.3, 10.0,
     ),
 }  # fmt: skip
 """Problems by name; `best` is exact, or the best cost known with one value for each step."""
