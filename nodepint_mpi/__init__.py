@@ -58,6 +58,7 @@ _HOMES = {
     "PiecewiseLinear": "core.controls",
     "NetworkControl": "core.controls",
     "Bounded": "core.controls",
+    "roughened": "core.controls",
     "Learning": "optimal_control.learning",
     "trajectory_loss": "optimal_control.learning",
     "path_statistics": "parallel.path_statistics",

@@ -16,10 +16,23 @@ from nodepint_mpi.bench.control_cases import (
     ControlCase,
     predator_prey,
 )
+from nodepint_mpi.bench.control_contestant import TimedCase
+from nodepint_mpi.bench.control_plan import (
+    format_control_plan,
+    measure_slices,
+    plan_control_time,
+)
+from nodepint_mpi.bench.control_time import format_control_time, run_control_time
 from nodepint_mpi.bench.laplace import format_laplace, run_laplace
 from nodepint_mpi.bench.learn_and_steer import format_learning, run_learning
 from nodepint_mpi.bench.paraopt import format_paraopt, run_paraopt
-from nodepint_mpi.core.controls import NetworkControl, PiecewiseConstant, PiecewiseLinear
+from nodepint_mpi.bench.planning.advice import ASSUMED
+from nodepint_mpi.core.controls import (
+    NetworkControl,
+    PiecewiseConstant,
+    PiecewiseLinear,
+    roughened,
+)
 from nodepint_mpi.core.costs import quadratic_cost
 from nodepint_mpi.core.propagators import FixedSteps
 from nodepint_mpi.core.runge_kutta import RK4
@@ -32,18 +45,23 @@ from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.ivp import solve
 
 Report = Callable[[str], None]
-TABLES = "gradients", "costs", "paraopt", "laplace", "learning"
+TABLES = "gradients", "costs", "paraopt", "laplace", "learning", "time"
 SOLVERS = {"Euler": diffrax.Euler(), "Midpoint": diffrax.Midpoint(), "RK4": RK4()}
 LEVELS = 4, 8, 16
+N_ROUGH = 4
+"""Starts at random, where a case has them."""
 
 
-def run_control(comms: Comms, tables: Sequence[str], *, report: Report) -> dict[str, Any]:
+def run_control(
+    comms: Comms, tables: Sequence[str], *, report: Report, plan: Sequence[int] = ()
+) -> dict[str, Any]:
     """The tables asked for. Collective over `comms`; equal on all ranks but for times; needs x64.
 
     Args:
         comms: The run's communicators.
-        tables: Of `TABLES`; all if empty.
+        tables: Of `TABLES`; all but "time", which starts jobs of its own, if empty.
         report: Told about each row as it ends.
+        plan: Numbers of ranks to forecast the times on.
     """
     made: dict[str, Callable[[], Any]] = {
         "gradients": lambda: run_gradients(comms, report),
@@ -51,8 +69,9 @@ def run_control(comms: Comms, tables: Sequence[str], *, report: Report) -> dict[
         "paraopt": lambda: run_paraopt(comms, (), report=report),
         "laplace": lambda: run_laplace(report),
         "learning": lambda: run_learning(comms, report),
+        "time": lambda: run_time(report, plan),
     }
-    return {name: made[name]() for name in tables or TABLES}
+    return {name: made[name]() for name in tables or TABLES if tables or name != "time"}
 
 
 def format_control(result: dict[str, Any]) -> str:
@@ -63,8 +82,33 @@ def format_control(result: dict[str, Any]) -> str:
         "paraopt": format_paraopt,
         "laplace": format_laplace,
         "learning": format_learning,
+        "time": format_time,
     }
     return "\n\n".join(shown[name](rows) for name, rows in result.items())
+
+
+def run_time(report: Report, plan: Sequence[int]) -> dict[str, Any]:
+    """Seconds to 1 % of the least cost, and a forecast of them. Local; not in a job."""
+    case = TimedCase()
+    rows = run_control_time(case, report=report)
+    if not plan:
+        return {"rows": rows, "plan": []}
+    serial = min(
+        (row for row in rows if row["kind"] == "diffrax" and row["evaluations"]),
+        key=lambda row: row["evaluations"] * row["step_s"],
+    )
+    tracked = next(row for row in rows if "quasi-Newton with tracking" in row["name"])
+    found = plan_control_time(
+        case, measure_slices(case, plan), ASSUMED, n_iterations=tracked["evaluations"],
+        serial_s=serial["evaluations"] * serial["step_s"],
+    )  # fmt: skip
+    return {"rows": rows, "plan": found}
+
+
+def format_time(result: dict[str, Any]) -> str:
+    """Both tables. Local."""
+    shown = format_control_time(result["rows"])
+    return shown if not result["plan"] else f"{shown}\n\n{format_control_plan(result['plan'])}"
 
 
 # ---- DP against DAL ------------------------------------------------------------------------------
@@ -119,27 +163,39 @@ def format_gradients(rows: list[dict[str, Any]]) -> str:
 # ---- Known costs ---------------------------------------------------------------------------------
 
 
-def _controls_of(case: ControlCase) -> dict[str, Any]:
+def _controls_of(case: ControlCase) -> dict[str, list[Any]]:
+    """Controls to start from, of which the one that ends cheapest counts."""
     n_nodes = case.fine.n_steps * N_SLICES + 1  # type: ignore[attr-defined]
     nodes = np.linspace(0.0, case.horizon, n_nodes)
     first = np.broadcast_to(case.first(nodes)[:, None], (n_nodes, case.n_controls))
     network = NetworkControl(
-        (0.0, case.horizon), case.n_controls, width=32, depth=2, key=jax.random.key(0)
-    )
-    return {"nodes": PiecewiseLinear(nodes, first), "network": network}
+        (0.0, case.horizon), case.n_controls, width=32, depth=2, pace=case.pace,
+        key=jax.random.key(0),
+    )  # fmt: skip
+    smooth = PiecewiseLinear(nodes, first)
+    rough = [
+        roughened(smooth, case.roughness, jax.random.key(number))
+        for number in range(N_ROUGH if case.roughness else 0)
+    ]
+    return {"nodes": rough or [smooth], "network": [network]}
 
 
 def run_costs(comms: Comms, report: Report) -> list[dict[str, Any]]:
     """Costs found by L-BFGS from DP, against the best known. Collective over `comms`."""
     rows = []
     for name, case in CONTROL_CASES.items():
-        for kind, module in _controls_of(case).items():
+        for kind, starts in _controls_of(case).items():
             began = time.perf_counter()
-            found = control(
-                case.field, jnp.asarray(case.start), np.linspace(0, case.horizon, N_SLICES + 1),
-                control=module, cost=case.cost, fine=case.fine, coarse=case.coarse, steps=2500,
-                stopping=JumpTolerance(1e-10), comm=comms.time,
-            )  # fmt: skip
+            every = [
+                control(
+                    case.field, jnp.asarray(case.start),
+                    np.linspace(0, case.horizon, N_SLICES + 1), control=start, cost=case.cost,
+                    fine=case.fine, coarse=case.coarse, steps=5000, stopping=JumpTolerance(1e-10),
+                    comm=comms.time,
+                )
+                for start in starts
+            ]  # fmt: skip
+            found = min(every, key=lambda one: one.cost)
             seconds = time.perf_counter() - began
             value = _reported(comms, case, found)
             gap = float(jnp.max(jnp.abs(found.gap), initial=0.0))
@@ -147,7 +203,7 @@ def run_costs(comms: Comms, report: Report) -> list[dict[str, Any]]:
                 {
                     "problem": name, "control": kind, "cost": value, "best": case.best,
                     "ratio": value / case.best, "gap": gap, "iterations": len(found.costs) - 1,
-                    "evaluations": found.n_evaluations, "status": found.status,
+                    "evaluations": sum(one.n_evaluations for one in every), "status": found.status,
                     "seconds": seconds,
                 }
             )  # fmt: skip

@@ -18,7 +18,8 @@ class ControlCase(NamedTuple):
 
     `first` gives values at nodes to start from: where the control enters by its cube, zero is a
     stationary point. `reported` gives the published cost from states and controls at the step ends
-    where that is not the cost that is minimized, the integral.
+    where that is not the cost that is minimized, the integral. `roughness` is the noise on the
+    first values at nodes, and `pace` that of a network.
     """
 
     field: Callable
@@ -31,6 +32,8 @@ class ControlCase(NamedTuple):
     best: float
     first: Callable[[np.ndarray], np.ndarray] = np.zeros_like
     reported: Callable[[np.ndarray, np.ndarray], float] | None = None
+    roughness: float = 0.0
+    pace: float = 1.0
 
 
 N_SLICES = 16
@@ -95,12 +98,12 @@ CONTROL_CASES: dict[str, ControlCase] = {
     "cubed force, w = 1": ControlCase(
         cubed_force, (-4.0, 0.0), 8.0, _cubed_cost(1.0, 8.0), 1,
         FixedSteps(diffrax.Heun(), 50), FixedSteps(diffrax.Heun(), 5), 11.657,
-        _braking, _mean_costs(1.0),
+        _braking, _mean_costs(1.0), 0.3, 10.0,
     ),
     "cubed force, w = 0.1": ControlCase(
         cubed_force, (-4.0, 0.0), 8.0, _cubed_cost(0.1, 8.0), 1,
         FixedSteps(diffrax.Heun(), 50), FixedSteps(diffrax.Heun(), 5), 11.420,
-        _braking, _mean_costs(0.1),
+        _braking, _mean_costs(0.1), 0.3, 10.0,
     ),
 }  # fmt: skip
 """Problems by name; `best` is exact, or the best cost known with one value for each step."""

@@ -137,6 +137,7 @@ class NetworkControl(eqx.Module):
         width: int = 32,
         depth: int = 2,
         activation: Callable = jnp.tanh,
+        pace: float = 1.0,
         key: PRNGKeyArray,
     ):
         """A network at random.
@@ -148,11 +149,16 @@ class NetworkControl(eqx.Module):
             width: Of the hidden layers.
             depth: Number of hidden layers.
             activation: Of the hidden layers.
+            pace: Factor of the first layer's initial weights and biases: above one, the network
+                varies faster to begin with, and finds controls of short pushes.
             key: Of JAX, for the initial weights.
         """
         self.span, self.feedback = (float(span[0]), float(span[1])), n_states is not None
         size = 1 + (n_states or 0)
-        self.mlp = eqx.nn.MLP(size, n_controls, width, depth, activation, key=key)
+        mlp = eqx.nn.MLP(size, n_controls, width, depth, activation, key=key)
+        first = mlp.layers[0]
+        faster = jax.tree.map(lambda x: pace * x if eqx.is_inexact_array(x) else x, first)
+        self.mlp = eqx.tree_at(lambda m: m.layers[0], mlp, faster)
 
     def __call__(self, t: Real[Array, ""], u: Any) -> Float[Array, " controls"]:
         begin, end = self.span
@@ -200,3 +206,29 @@ class Bounded(eqx.Module):
             for side in (np.squeeze(self.low), np.squeeze(self.high))
         )
         return low + (high - low) * jax.nn.sigmoid(inner)
+
+
+def roughened(control: Control, scale: float, key: PRNGKeyArray) -> Control:
+    """The control with noise on all its numbers: another start for an optimizer. Local.
+
+    Where short strong pushes are cheaper than long ones, as of a force that is a power of the
+    control, there are many local minima, and that next to a smooth start is not the best.
+
+    Args:
+        control: A module.
+        scale: Standard deviation of the noise, in the control's unit for values at nodes.
+        key: Of JAX, for the noise.
+
+    Raises:
+        ProblemError: if `scale` is not a number above zero.
+    """
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not scale > 0:
+        raise ProblemError(f"`scale` of the noise is {scale!r}; expected a number above zero.")
+    numbers, rest = eqx.partition(control, eqx.is_inexact_array)
+    leaves, structure = jax.tree.flatten(numbers)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    noisy = [
+        leaf + scale * jax.random.normal(one, leaf.shape, leaf.dtype)
+        for leaf, one in zip(leaves, keys, strict=False)
+    ]
+    return eqx.combine(jax.tree.unflatten(structure, noisy), rest)

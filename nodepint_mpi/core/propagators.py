@@ -14,7 +14,8 @@ from jaxtyping import Array, Bool, Inexact, Int, Real
 
 from nodepint_mpi.core.exogenous import hold, jumps_in, place_jumps, step_ends
 from nodepint_mpi.core.noise import Increments
-from nodepint_mpi.core.stochastic import StochasticField, is_stochastic, through
+from nodepint_mpi.core.solvers import borrows_tolerances, check_solver, with_stage_loop
+from nodepint_mpi.core.stochastic import StochasticField, through
 from nodepint_mpi.core.terms import as_function
 from nodepint_mpi.core.types import Field, Params, State
 from nodepint_mpi.errors import ProblemError
@@ -77,8 +78,7 @@ class FixedSteps(AbstractIntegrator):
         check_solver(self.solver, stochastic=True)
         _check_count("n_steps", self.n_steps)
         _check_adjoint(self.adjoint, self.checkpoints)
-        finder = getattr(self.solver, "root_finder", None)
-        if any(_is_borrowed(getattr(finder, name, None)) for name in ("rtol", "atol")):
+        if borrows_tolerances(self.solver):
             raise ProblemError(
                 f"The root finder of {type(self.solver).__name__} takes its tolerances from error "
                 "control, which fixed steps do not have: give it its own, for instance "
@@ -87,14 +87,14 @@ class FixedSteps(AbstractIntegrator):
 
     def for_tangents(self):
         # diffrax's default loop over the stages has a custom reverse rule and no forward one.
-        return FixedSteps(_with_stage_loop(self.solver, "lax"), self.n_steps, "forward")
+        return FixedSteps(with_stage_loop(self.solver, "lax"), self.n_steps, "forward")
 
     def for_single_samples(self):
         if self.adjoint != "discrete":
             return self
         # The custom reverse rule, mapped over samples, makes a gradient with respect to all
         # parameters for each sample before it adds them up (measured: four times slower).
-        solver = _with_stage_loop(self.solver, "bounded")
+        solver = with_stage_loop(self.solver, "bounded")
         return FixedSteps(solver, self.n_steps, self.adjoint, self.checkpoints)
 
     def integrate(self, field, params, start, t0, t1, ts, increments=None):
@@ -360,35 +360,6 @@ def _without_traced(field: Field, params: Params, start: State, t0: Array) -> tu
     return given, (traced, params)
 
 
-def _with_stage_loop(solver: diffrax.AbstractSolver, kind: str) -> diffrax.AbstractSolver:
-    """A Runge-Kutta solver of diffrax with another loop over its stages, unless one was chosen."""
-    if getattr(solver, "scan_kind", "none to set") is not None:
-        return solver
-    return eqx.tree_at(lambda s: s.scan_kind, solver, kind, is_leaf=lambda leaf: leaf is None)
-
-
-def check_solver(solver: Any, *, stochastic: bool = False) -> None:
-    """Refuse what cannot step an ODE, or neither an ODE nor a stochastic equation. Local.
-
-    Raises:
-        ProblemError: with what it is and what was expected.
-    """
-    if isinstance(solver, type):
-        raise ProblemError(f"`solver` is the class {solver.__name__}; call it to make a solver.")
-    if not isinstance(solver, diffrax.AbstractSolver):
-        kind = type(solver).__name__
-        raise ProblemError(f"`solver` is a {kind}; expected a diffrax solver such as Tsit5().")
-    if stochastic and is_stochastic(solver):
-        return
-    if solver.term_structure not in (diffrax.AbstractTerm, diffrax.ODETerm):
-        kind = type(solver).__name__
-        raise ProblemError(
-            f"{kind} is a solver for stochastic equations or for fields in several parts, and the "
-            "field is that of one ordinary differential equation: take another, such as "
-            "`Tsit5()`, or `Kvaerno5()` for a stiff field."
-        )
-
-
 def _check_count(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ProblemError(f"`{name}` is {value!r}; expected a whole number of at least one.")
@@ -400,11 +371,6 @@ def _check_adjoint(adjoint: Any, checkpoints: Any) -> None:
         raise ProblemError(f"`adjoint` is {adjoint!r}; choose from {known}.")
     if checkpoints is not None:
         _check_count("checkpoints", checkpoints)
-
-
-def _is_borrowed(tolerance: Any) -> bool:
-    """Whether diffrax would take a root finder's tolerance from a step size controller."""
-    return tolerance is not None and not isinstance(tolerance, (int, float, np.number, Array))
 
 
 def _or_nan(succeeded: Bool[Array, ""], states: Array) -> Array:

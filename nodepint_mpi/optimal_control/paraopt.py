@@ -49,6 +49,7 @@ from nodepint_mpi.optimal_control.schemes import make_scheme
 from nodepint_mpi.optimal_control.two_point import Trajectory
 from nodepint_mpi.parallel.comms import TimeComm, world_time_comm
 from nodepint_mpi.parallel.programs import static_key
+from nodepint_mpi.parallel.same_arguments import require_same_arguments
 
 N_GROWING = 6
 """Sweeps in a row, each with a larger update than the last, after which the iteration diverges."""
@@ -108,11 +109,15 @@ def solve_paraopt(
             and the cost of the states before it.
 
     Raises:
+        AgreementError: on all ranks, if they do not pass equal arguments.
         ProblemError: on all ranks, if shapes, options and costs do not fit together.
         LayoutError: on all ranks, if there are more ranks than slices.
         NonFiniteError: on all ranks, if `u0`, `target` or `guess` holds NaN or infinity.
     """
     comm = world_time_comm() if comm is None else comm
+    given = {"field": field, "u0": u0, "edges": edges, "running": running, "terminal": terminal}
+    given |= {"n_controls": n_controls, "options": vars(options), "args": args, "target": target}
+    require_same_arguments(comm.control, given | {"guess": guess})
     edges = check_edges(edges)
     own = own_slices(edges, comm.size, comm.rank)
     hamiltonian = Hamiltonian(field, running, args, n_controls)

@@ -9,7 +9,8 @@ from jaxtyping import PyTree
 from mpi4py import MPI
 
 from nodepint_mpi.core.each_sample import EachSample, SampleField
-from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator, check_solver
+from nodepint_mpi.core.propagators import AbstractIntegrator, Propagator
+from nodepint_mpi.core.solvers import check_solver
 from nodepint_mpi.core.stochastic import StochasticField
 from nodepint_mpi.core.stopping import AbstractStopping, JumpTolerance
 from nodepint_mpi.core.types import Field

@@ -342,3 +342,24 @@ def test_a_trial_that_explodes_is_stepped_back_from():
         fine=nm.FixedSteps(nm.RK4(), 16), coarse=COARSE,
     )  # fmt: skip
     assert np.isfinite(found.cost) and found.cost < 1e-2 * found.costs[0]
+
+
+@ALONE
+def test_other_starts_are_rougher_or_faster_and_otherwise_the_same():
+    nodes = np.linspace(0.0, 1.0, 2001)
+    smooth = nm.PiecewiseLinear(nodes, np.ones((2001, 1)))
+    rough = nm.roughened(smooth, 0.3, jax.random.key(0))
+    assert rough.times == smooth.times
+    noise = np.asarray(rough.values - smooth.values)
+    assert abs(noise.mean()) < 0.03 and abs(noise.std() - 0.3) < 0.03
+    again = nm.roughened(smooth, 0.3, jax.random.key(0))
+    np.testing.assert_array_equal(again.values, rough.values)
+    with pytest.raises(ProblemError, match="above zero"):
+        nm.roughened(smooth, 0.0, jax.random.key(0))
+    slow, fast = (
+        nm.NetworkControl((0, 1), 1, width=4, pace=pace, key=jax.random.key(1))
+        for pace in (1.0, 5.0)
+    )
+    slow, fast = (jax.tree.leaves(eqx.filter(one, eqx.is_array)) for one in (slow, fast))
+    for number, (one, five) in enumerate(zip(slow, fast, strict=True)):
+        np.testing.assert_array_equal(five, (5.0 if number < 2 else 1.0) * one)

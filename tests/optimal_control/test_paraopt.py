@@ -10,7 +10,7 @@ import scipy.integrate
 import scipy.linalg
 
 from nodepint_mpi.bench.paraopt import PARAOPT_CASES, format_paraopt, run_paraopt
-from nodepint_mpi.errors import LayoutError, NonFiniteError, ProblemError
+from nodepint_mpi.errors import AgreementError, LayoutError, NonFiniteError, ProblemError
 from nodepint_mpi.optimal_control.paraopt import solve_paraopt
 from nodepint_mpi.optimal_control.paraopt_options import ParaOpt, ParaOptStatus
 from nodepint_mpi.parallel.comms import alone, make_time_comm
@@ -347,6 +347,23 @@ def test_a_field_that_fails_is_a_reason_and_not_a_number_in_silence():
     assert found.status is ParaOptStatus.DIVERGED and np.isnan(found.cost)
     assert "slice 1 (t from 0.4 to 1)" in found.reason
     assert np.all(np.isfinite(found.states)) and np.all(np.isfinite(found.node_states))
+
+
+@pytest.mark.mpi(2, 2)
+@pytest.mark.parametrize("name", ["guess", "options", "target"])
+def test_what_differs_between_ranks_is_refused_on_all(comms, name):
+    def different(of, value):
+        return value + 0.5 * comms.time.rank * (of == name)
+
+    at_edges = np.ones((5, 1))
+    with pytest.raises(AgreementError, match=f"`{name}"):
+        solve_paraopt(
+            lambda t, u, c, args: c - u, np.ones(1), np.linspace(0.0, 1.0, 5),
+            running=lambda t, u, c: jnp.sum(c**2), terminal=lambda u: jnp.sum(u**2), n_controls=1,
+            options=ParaOpt(4, 0.25 + 0.75 * comms.time.rank * (name == "options")),
+            target=different("target", np.zeros(1)),
+            guess=(different("guess", at_edges), at_edges), comm=comms.time,
+        )  # fmt: skip
 
 
 @pytest.mark.mpi(min_size=3)
