@@ -49,6 +49,7 @@ limit_s="${TEST_LIMIT_S:-2400}"
 
 tools/setup.sh
 
+n_cores="$(nproc)" # before the variable below, which nproc would take for an answer
 # Several ranks on a few cores: one thread each for the libraries that would take all cores, and a
 # rank that waits lets another one work (4 ranks on 2 cores: 1.6 s, else more than a minute).
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
@@ -68,13 +69,8 @@ export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" MPLBACKEND=Agg HF_HUB_OFFLINE=1
 # The stages compile much the same programs: keep those that hold no communicator from one stage to
 # the next.
 scratch="$(mktemp -d)"
-# A job is a shell and what that runs.
-end_jobs() {
-    local pid
-    for pid in $(jobs -p); do pkill -P "$pid" || true; done
-    kill $(jobs -p) || true
-}
-trap 'end_jobs 2>/dev/null; rm -rf -- "$scratch"' EXIT
+# A job is a shell, which ends when the command does that it waits for.
+trap 'for pid in $(jobs -p); do pkill -P "$pid" || true; done; rm -rf -- "$scratch"' EXIT
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$scratch}"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 
@@ -143,6 +139,7 @@ job() {
     started[$name]="$SECONDS"
     (
         trap - EXIT
+        trap : TERM # it may get that too, as one of its group; it has to be found by the trap above
         renice -n "$niceness" -p "$BASHPID" >/dev/null 2>&1 || true
         status=0
         "$@" || status=$?
@@ -184,7 +181,7 @@ all_beside() {
     for n in "$@"; do names+=("ranks-$n"); done
     job waiting 0 part waiting
     while :; do
-        while [ $next_part -lt ${#parts[@]} ] && [ "$(n_running "${parts[@]}")" -lt "$(nproc)" ]; do
+        while [ $next_part -lt ${#parts[@]} ] && [ "$(n_running "${parts[@]}")" -lt "$n_cores" ]; do
             job "${parts[next_part]}" 5 part "${parts[next_part]}"
             next_part=$((next_part + 1))
         done
