@@ -12,7 +12,7 @@
 # Tests in tests/cli and tests/jobs start jobs of their own; tests/core and tests/models know no
 # ranks: they run only on 1 rank. If no pytest arguments are given, the tests on 1 rank are run in
 # parts, one for each core at a time, and beside them those that mostly wait (for a failed job to
-# end, for SLURM) and the tests on several ranks; what they print is shown when all are done.
+# end, for SLURM); what they print is shown when all are done.
 # TEST_LIMIT_S is the time each part and each number of ranks may take, default 2400. Every stage
 # runs, whatever the others gave; the exit status is 0 if all of them passed.
 set -euo pipefail
@@ -173,28 +173,20 @@ finished() {
     record "$stage" "$status" $((last - first))
 }
 
-# all_beside N...: the parts, as many at a time as there are cores, and beside them those tests that
-# wait and the tests on N ranks, for one N at a time: ranks leave their cores idle while they wait
-# for each other. Those that wait go first when they wake.
-all_beside() {
-    local n names=() next_part=0 next_ranks=0
-    for n in "$@"; do names+=("ranks-$n"); done
+# in_parts: the parts, as many at a time as there are cores, and beside them those tests that wait.
+# These go first when they wake.
+in_parts() {
+    local next=0
     job waiting 0 part waiting
     while :; do
-        while [ $next_part -lt ${#parts[@]} ] && [ "$(n_running "${parts[@]}")" -lt "$n_cores" ]; do
-            job "${parts[next_part]}" 5 part "${parts[next_part]}"
-            next_part=$((next_part + 1))
+        while [ $next -lt ${#parts[@]} ] && [ "$(n_running "${parts[@]}")" -lt "$n_cores" ]; do
+            job "${parts[next]}" 5 part "${parts[next]}"
+            next=$((next + 1))
         done
-        if [ $next_ranks -lt $# ] && [ "$(n_running "${names[@]}")" = 0 ]; then
-            n="${*:next_ranks+1:1}"
-            job "ranks-$n" 5 several_ranks "$n"
-            next_ranks=$((next_ranks + 1))
-        fi
-        [ "$(n_running waiting "${parts[@]}" ${names[@]+"${names[@]}"})" != 0 ] || break
+        [ "$(n_running waiting "${parts[@]}")" != 0 ] || break
         sleep 1
     done
     finished "tests on 1 rank" waiting "${parts[@]}"
-    for n in "$@"; do finished "tests on $n ranks" "ranks-$n"; done
 }
 
 if [ $static = yes ]; then
@@ -204,19 +196,15 @@ if [ $static = yes ]; then
     job types 0 basedpyright
     job docs 0 tools/docs.sh
 fi
-if [ $# = 0 ] && [[ " ${ranks[*]-} " == *" 1 "* ]]; then
-    several=()
-    for n in "${ranks[@]}"; do [ "$n" = 1 ] || several+=("$n"); done
-    all_beside ${several[@]+"${several[@]}"}
-else
-    for n in ${ranks[@]+"${ranks[@]}"}; do
-        if [ "$n" = 1 ]; then
-            stage "tests on 1 rank" one_rank "$@"
-        else
-            stage "tests on $n ranks" several_ranks "$n" "$@"
-        fi
-    done
-fi
+for n in ${ranks[@]+"${ranks[@]}"}; do
+    if [ "$n" = 1 ] && [ $# = 0 ]; then
+        in_parts
+    elif [ "$n" = 1 ]; then
+        stage "tests on 1 rank" one_rank "$@"
+    else
+        stage "tests on $n ranks" several_ranks "$n" "$@"
+    fi
+done
 if [ $static = yes ]; then
     wait "${pids[types]}" "${pids[docs]}" || true
     finished types types

@@ -1,6 +1,5 @@
 """The command line. Numerics are imported inside the commands, so that `--help` stays quick."""
 
-import gc
 import importlib
 import json
 import logging
@@ -294,9 +293,6 @@ for command in (bench, plan, sample, scaling, sweep, report, compare):
 
 def main() -> None:
     """Run the command line; an error on any rank ends the whole job."""
-    # Imports and tracing make many objects that stay: looking through them again and again took
-    # 0.6 of the 6.9 s that the processor needs to train the tests' smallest config.
-    gc.set_threshold(200_000, 20, 100)
     sys.exit(run_guarded(_run))
 
 
