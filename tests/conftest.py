@@ -61,7 +61,7 @@ if MPI is not None and MPI.COMM_WORLD.Get_rank() > 0:
     os.makedirs(os.environ["PYTEST_DEBUG_TEMPROOT"], mode=0o700, exist_ok=True)
 
 LAUNCHED = not {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"}.isdisjoint(os.environ)
-DEFAULT_TIMEOUT_S = 60.0
+DEFAULT_TIMEOUT_S = 120.0
 COLLECT_TIMEOUT_S = 300.0
 GRACE_S = 4.0  # between the stacks and the kill, for the other ranks to dump theirs
 

@@ -10,11 +10,11 @@
 #   tools/test.sh 1 -- -k adjoint -x       any pytest arguments
 #
 # Tests in tests/cli and tests/jobs start jobs of their own; tests/core and tests/models know no
-# ranks: they run only on 1 rank. If no pytest arguments are given, the tests there are run in parts,
-# one for each core at a time, and beside them those that mostly wait (for a failed job to end, for
-# SLURM).
-# TEST_LIMIT_S is the time each stage with tests may take, default 2400. Every stage runs, whatever
-# the others gave; the exit status is 0 if all of them passed.
+# ranks: they run only on 1 rank. If no pytest arguments are given, the tests on 1 rank are run in
+# parts, one for each core at a time, and beside them those that mostly wait (for a failed job to
+# end, for SLURM); what they print is shown when all are done.
+# TEST_LIMIT_S is the time each part and each number of ranks may take, default 2400. Every stage
+# runs, whatever the others gave; the exit status is 0 if all of them passed.
 set -euo pipefail
 # shellcheck source=tools/env.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
@@ -49,6 +49,7 @@ limit_s="${TEST_LIMIT_S:-2400}"
 
 tools/setup.sh
 
+n_cores="$(nproc)" # before the variable below, which nproc would take for an answer
 # Several ranks on a few cores: one thread each for the libraries that would take all cores, and a
 # rank that waits lets another one work (4 ranks on 2 cores: 1.6 s, else more than a minute).
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
@@ -68,12 +69,24 @@ export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" MPLBACKEND=Agg HF_HUB_OFFLINE=1
 # The stages compile much the same programs: keep those that hold no communicator from one stage to
 # the next.
 scratch="$(mktemp -d)"
-trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf -- "$scratch"' EXIT
+# A job is a shell, which ends when the command does that it waits for.
+trap 'for pid in $(jobs -p); do pkill -P "$pid" || true; done; rm -rf -- "$scratch"' EXIT
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$scratch}"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 
 summary=()
 failed=0
+
+# record NAME STATUS SECONDS: a line of the summary
+record() {
+    [ "$2" != 124 ] || echo "$1: not finished after its time limit"
+    if [ "$2" = 0 ]; then
+        summary+=("$(printf 'passed  %5d s  %s' "$3" "$1")")
+    else
+        summary+=("$(printf 'FAILED  %5d s  %s (exit status %d)' "$3" "$1" "$2")")
+        failed=$((failed + 1))
+    fi
+}
 
 # stage NAME COMMAND [ARGUMENT...]
 stage() {
@@ -81,64 +94,122 @@ stage() {
     shift
     printf '\n=== %s: %s\n' "$name" "$*"
     "$@" || status=$?
-    [ $status != 124 ] || echo "$name: not finished after its time limit"
-    if [ $status = 0 ]; then
-        summary+=("$(printf 'passed  %5d s  %s' $((SECONDS - started)) "$name")")
-    else
-        summary+=("$(printf 'FAILED  %5d s  %s (exit status %d)' $((SECONDS - started)) "$name" $status)")
-        failed=$((failed + 1))
-    fi
+    record "$name" "$status" $((SECONDS - started))
+}
+
+one_rank() { timeout -k 10 "$limit_s" python -m pytest -rs --durations=8 "$@" </dev/null; }
+
+# several_ranks N [PYTEST_ARGUMENT...]
+several_ranks() {
+    local n="$1"
+    shift
+    run_ranks "$n" "$limit_s" python -m mpi4py -m pytest -rs --durations=8 \
+        --ignore=tests/cli --ignore=tests/jobs --ignore=tests/core --ignore=tests/models "$@"
 }
 
 # Every test is in exactly one part: the last takes what the others do not name. The longest come
-# first, so that no core is left with one of them at the end. Those that wait go first when they wake:
-# some of them hold us to the 20 s in which a failed job has to end.
-on_one_rank() {
-    local status=0 named=() path pids=() pid
-    local waiting=(tests/jobs tests/cli/test_failures.py tests/test_harness.py)
-    local single=(tests/core tests/models tests/bench tests/build tests/rom)
-    for path in tests/cli tests/training tests/parallel tests/optimal_control "${single[@]}" "${waiting[@]}"; do
-        named+=("--ignore=$path")
-    done
-    part waiting 0 "${waiting[@]}"
-    part commands 5 tests/cli --ignore=tests/cli/test_failures.py
-    part parallel 5 tests/parallel
-    part training 5 tests/training
-    part control 5 tests/optimal_control
-    part single 5 "${single[@]}"
-    part others 5 "${named[@]}"
-    for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
-    cat "$scratch"/{waiting,commands,parallel,training,control,single,others}.log
-    return $status
+# first, so that no core is left with one of them at the end.
+waiting=(tests/jobs tests/cli/test_failures.py tests/test_harness.py)
+single=(tests/core tests/models tests/bench tests/build tests/rom)
+parts=(commands parallel training control single others)
+part() {
+    local named=() path
+    case "$1" in
+    waiting) one_rank "${waiting[@]}" ;;
+    commands) one_rank tests/cli --ignore=tests/cli/test_failures.py ;;
+    parallel) one_rank tests/parallel ;;
+    training) one_rank tests/training ;;
+    control) one_rank tests/optimal_control ;;
+    single) one_rank "${single[@]}" ;;
+    others)
+        for path in tests/{cli,parallel,training,optimal_control} "${single[@]}" "${waiting[@]}"; do
+            named+=("--ignore=$path")
+        done
+        one_rank "${named[@]}"
+        ;;
+    esac
 }
 
-# part NAME NICENESS PYTEST_ARGUMENT...: starts when a core is free, or only those that wait are
-# there; what it prints is shown when all is done
-part() {
-    local log="$scratch/$1.log" niceness="$2"
+# job NAME NICENESS COMMAND [ARGUMENT...]: in the background; what it prints, its status and the
+# time when it ended are kept
+declare -A pids started
+job() {
+    local name="$1" niceness="$2"
     shift 2
-    while [ "$(jobs -rp | wc -l)" -gt "$(nproc)" ]; do sleep 1; done
-    nice -n "$niceness" timeout -k 10 "$limit_s" python -m pytest -rs --durations=8 "$@" </dev/null >"$log" 2>&1 &
-    pids+=($!)
+    started[$name]="$SECONDS"
+    (
+        trap - EXIT
+        trap : TERM # it may get that too, as one of its group; it has to be found by the trap above
+        renice -n "$niceness" -p "$BASHPID" >/dev/null 2>&1 || true
+        status=0
+        "$@" || status=$?
+        echo "$status $SECONDS" >"$scratch/$name.end"
+    ) >"$scratch/$name.log" 2>&1 &
+    pids[$name]=$!
+}
+
+# n_running NAME...: how many of these jobs
+n_running() {
+    local name count=0
+    for name in "$@"; do
+        if [ -n "${pids[$name]:-}" ] && kill -0 "${pids[$name]}" 2>/dev/null; then count=$((count + 1)); fi
+    done
+    echo $count
+}
+
+# finished STAGE NAME...: the output of these jobs, and the first bad one of their statuses
+finished() {
+    local stage="$1" name status=0 first="${started[$2]}" last=0 end at
+    shift
+    printf '\n=== %s\n' "$stage"
+    for name in "$@"; do
+        cat "$scratch/$name.log"
+        # One that was killed has left no status.
+        read -r end at <"$scratch/$name.end" || { end=137 at="$SECONDS"; } 2>/dev/null
+        printf '%s: exit status %d after %d s\n' "$name" "$end" $((at - started[$name]))
+        [ "$status" != 0 ] || status="$end"
+        [ "$at" -le "$last" ] || last="$at"
+    done
+    record "$stage" "$status" $((last - first))
+}
+
+# in_parts: the parts, as many at a time as there are cores, and beside them those tests that wait.
+# These go first when they wake.
+in_parts() {
+    local next=0
+    job waiting 0 part waiting
+    while :; do
+        while [ $next -lt ${#parts[@]} ] && [ "$(n_running "${parts[@]}")" -lt "$n_cores" ]; do
+            job "${parts[next]}" 5 part "${parts[next]}"
+            next=$((next + 1))
+        done
+        [ "$(n_running waiting "${parts[@]}")" != 0 ] || break
+        sleep 1
+    done
+    finished "tests on 1 rank" waiting "${parts[@]}"
 }
 
 if [ $static = yes ]; then
     stage format ruff format --check
     stage lint ruff check
-    stage types basedpyright
     stage layers python tools/layers.py
-    stage docs tools/docs.sh
+    job types 0 basedpyright
+    job docs 0 tools/docs.sh
 fi
 for n in ${ranks[@]+"${ranks[@]}"}; do
     if [ "$n" = 1 ] && [ $# = 0 ]; then
-        stage "tests on 1 rank" on_one_rank
+        in_parts
     elif [ "$n" = 1 ]; then
-        stage "tests on 1 rank" timeout -k 10 "$limit_s" python -m pytest -rs --durations=8 "$@" </dev/null
+        stage "tests on 1 rank" one_rank "$@"
     else
-        stage "tests on $n ranks" run_ranks "$n" "$limit_s" python -m mpi4py -m pytest -rs --durations=8 \
-            --ignore=tests/cli --ignore=tests/jobs --ignore=tests/core --ignore=tests/models "$@"
+        stage "tests on $n ranks" several_ranks "$n" "$@"
     fi
 done
+if [ $static = yes ]; then
+    wait "${pids[types]}" "${pids[docs]}" || true
+    finished types types
+    finished docs docs
+fi
 
 printf '\n=== summary\n'
 printf '%s\n' "${summary[@]}"

@@ -44,14 +44,14 @@ def test_directions_and_energies_are_those_of_the_svd(comms):
     assert float(orthonormality_defect(vectors)) < 1e-14
 
 
-def test_all_ranks_have_the_same_bits_and_the_layout_does_not_matter(comms):
+def test_all_ranks_have_the_same_bits_and_the_layout_does_not_matter(comms, on_one_rank):
     from nodepint_mpi.parallel.comms import alone, make_time_comm
 
     values = snapshots()
     (vectors, _), _ = find(comms.time, values, 4)
     bits = np.asarray(vectors).tobytes()
     assert comms.control.allgather(bits) == [bits] * comms.control.size
-    (emulated, _), _ = find(make_time_comm(alone()), values, 4)
+    emulated = on_one_rank(lambda: np.asarray(find(make_time_comm(alone()), values, 4)[0][0]))
     np.testing.assert_allclose(vectors, emulated, atol=1e-9)
 
 

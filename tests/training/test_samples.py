@@ -38,12 +38,12 @@ CASES = {
     "mask, weights, linear inputs": ("common", 'mask = "m"\nweights = "w"\n' + INPUTS, ""),
 }
 # With times of their own on two ranks, with masks on three; all where samples are dealt.
-MOST_RANKS = {"own times, tangent": 2, "mask, weights, linear inputs": 3}
+SIZES = {"own times, tangent": (1, 2), "mask, weights, linear inputs": (1, 3)}
 
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(name, marks=pytest.mark.mpi(1, MOST_RANKS.get(name, 1))) for name in CASES],
+    [pytest.param(name, marks=pytest.mark.mpi(sizes=SIZES.get(name, (1,)))) for name in CASES],
 )
 def test_loss_and_gradient_are_those_of_a_solve_for_each_sample(
     comms, on_one_rank, shared_tmp_path, case
