@@ -168,16 +168,19 @@ def _controls_of(case: ControlCase) -> dict[str, list[Any]]:
     n_nodes = case.fine.n_steps * N_SLICES + 1  # type: ignore[attr-defined]
     nodes = np.linspace(0.0, case.horizon, n_nodes)
     first = np.broadcast_to(case.first(nodes)[:, None], (n_nodes, case.n_controls))
-    network = NetworkControl(
-        (0.0, case.horizon), case.n_controls, width=32, depth=2, pace=case.pace,
-        key=jax.random.key(0),
-    )  # fmt: skip
+    networks = [
+        NetworkControl(
+            (0.0, case.horizon), case.n_controls, width=32, depth=2, pace=case.pace,
+            key=jax.random.key(number),
+        )
+        for number in range(N_ROUGH if case.pace > 1 else 1)
+    ]  # fmt: skip
     smooth = PiecewiseLinear(nodes, first)
     rough = [
         roughened(smooth, case.roughness, jax.random.key(number))
         for number in range(N_ROUGH if case.roughness else 0)
     ]
-    return {"nodes": rough or [smooth], "network": [network]}
+    return {"nodes": rough or [smooth], "network": networks}
 
 
 def run_costs(comms: Comms, report: Report) -> list[dict[str, Any]]:

@@ -15,8 +15,8 @@ from nodepint_mpi.ranks.launcher import local_rank
 
 
 class TimedCase(NamedTuple):
-    """Oscillators to be steered: `d` of them, in slices of fine steps of RK4, and as many coarse
-    ones of Heun's method; the control has `n_nodes` nodes."""
+    """Oscillators to be steered: `d` of them, in slices of fine steps of RK4, with one coarse
+    step of Euler's method each; the control has `n_nodes` nodes."""
 
     d: int = 128
     n_slices: int = 64

@@ -126,7 +126,7 @@ class Oscillators:
         first = PiecewiseLinear(self.nodes, np.zeros((case.n_nodes, case.n_controls)))
         options: dict[str, Any] = {
             "fine": with_gradient(FixedSteps(RK4(), case.fine_steps), "dp"),
-            "coarse": FixedSteps(diffrax.Heun(), 1), "method": "parareal",
+            "coarse": FixedSteps(diffrax.Euler(), 1), "method": "parareal",
         }  # fmt: skip
         if not tracking:
             options |= {"stopping": JumpTolerance(1e-5), "adjoint_tol": 1e-4}

@@ -109,7 +109,9 @@ class ControlSection(Section):
     state, `depth` hidden layers of `width`; or an import path of a function `(key, span=,
     n_controls=, n_states=)` that makes an Equinox module. `initial` are the first values at nodes,
     one number or one for each control, a list of them for each node, or an import path of a
-    function of the time. `low` and `high` are bounds.
+    function of the time; `roughness` is the standard deviation of noise on them, drawn by
+    `run.seed`, and `pace` how much faster than the horizon a network begins to vary: other starts
+    where there are several minima. `low` and `high` are bounds.
 
     With a `matrix` B the field is that of `[problem]` plus B c, and `n_controls` its number of
     columns; without, the field takes the control, `field(t, u, c, args)`.
@@ -125,9 +127,11 @@ class ControlSection(Section):
     n_controls: PositiveInt | None = None
     n_nodes: PositiveInt | None = None
     initial: float | list[float] | list[list[float]] | str = 0.0
+    roughness: NonNegativeFloat = 0.0
     width: PositiveInt = 32
     depth: PositiveInt = 2
     feedback: bool = False
+    pace: PositiveFloat = 1.0
     low: float | list[float] | None = None
     high: float | list[float] | None = None
     matrix: list[list[float]] | None = Field(default=None, min_length=1)
@@ -142,7 +146,8 @@ class ControlSection(Section):
     @model_validator(mode="after")
     def _keys_of_the_kind(self):
         given = self.changed()
-        nodes, network = {"n_nodes", "initial"}, {"width", "depth", "feedback"}
+        nodes = {"n_nodes", "initial", "roughness"}
+        network = {"width", "depth", "feedback", "pace"}
         known = {"constant": nodes, "linear": nodes, "network": network}
         if OWN not in self.kind and self.kind not in known:
             raise ValueError(

@@ -25,6 +25,7 @@ from nodepint_mpi.core.controls import (
     NetworkControl,
     PiecewiseConstant,
     PiecewiseLinear,
+    roughened,
 )
 from nodepint_mpi.core.costs import Cost, quadratic_cost
 from nodepint_mpi.core.problems import PROBLEMS
@@ -186,10 +187,12 @@ def build_control(section: ControlSection, config: Config, equation: Equation) -
         case "network":
             control: Any = NetworkControl(
                 span, n_controls, n_states=n_states if section.feedback else None,
-                width=section.width, depth=section.depth, key=key,
+                width=section.width, depth=section.depth, pace=section.pace, key=key,
             )  # fmt: skip
         case "constant" | "linear":
             control = _nodes(section, config, n_controls)
+            if section.roughness:
+                control = roughened(control, section.roughness, key)
         case own:
             make = import_function(own, "control.kind")
             try:
