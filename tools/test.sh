@@ -111,7 +111,7 @@ several_ranks() {
 # first, so that no core is left with one of them at the end.
 waiting=(tests/jobs tests/cli/test_failures.py tests/test_harness.py)
 single=(tests/core tests/models tests/bench tests/build tests/rom)
-parts=(commands parallel training control single others)
+parts=(commands parallel control training single others)
 part() {
     local named=() path
     case "$1" in

@@ -61,6 +61,9 @@ from nodepint_mpi.training.train import IMPORT_PATIENCE, open_records
 TRAJECTORY = "trajectory.npz"
 """Times, states, controls and multipliers of the best control, in the run directory."""
 MANY_TIMES = 1025
+CHECKPOINT_EVERY = 10
+"""Iterations between checkpoints where the config does not say; they are fewer and longer than
+training steps."""
 
 _log = logging.getLogger(__name__)
 
@@ -189,7 +192,7 @@ class Run:
             self.records.append(self.n_total, **numbers, step_s=self.seconds.steps[-1])
         self.is_stopped = self.flag.requested_anywhere(control) and not of_paraopt
         compare = self.config.run.compare_every
-        due = is_due(control, every, self.n_total, self.seconds)
+        due = is_due(control, every, self.n_total, self.seconds, usual=CHECKPOINT_EVERY)
         if due or self.is_stopped:
             self.save()
         elif compare and self.n_total % compare == 0:

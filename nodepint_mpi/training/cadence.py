@@ -10,15 +10,17 @@ MOST = 0.03
 """Share of the time for training that saving may then take."""
 
 
-def is_due(control: MPI.Intracomm, every: int | None, step: int, seconds: Seconds) -> bool:
+def is_due(
+    control: MPI.Intracomm, every: int | None, step: int, seconds: Seconds, *, usual: int = EVERY
+) -> bool:
     """Whether to save after so many steps.
 
     Collective over `control`; equal on all ranks. As often as the config says. Where it does not,
-    every `EVERY` steps, but not before one more checkpoint as dear as the last leaves saving at no
+    every `usual` steps, but not before one more checkpoint as dear as the last leaves saving at no
     more than `MOST` of the time by rank 0's clock. The first is not put off: its price is unknown.
     What is computed depends on none of this.
     """
-    if step % (every or EVERY) != 0:
+    if step % (every or usual) != 0:
         return False
     if every is not None:
         return True

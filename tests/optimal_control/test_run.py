@@ -266,6 +266,61 @@ def test_a_config_that_contradicts_itself_is_refused(changes, message):
         parse_config(TEXT, changes)
 
 
+NOISY = """
+import jax.numpy as jnp
+
+class Drift:
+    def __call__(self, t, u, c, args):
+        return -u + c
+
+    def diffusion(self, t, u, args):
+        return args["sigma"] * jnp.ones_like(u)
+
+field = Drift()
+"""
+
+
+@pytest.mark.mpi(max_size=2)
+def test_the_mean_cost_of_paths_is_that_of_the_closed_form(comms, shared_tmp_path):
+    """The noise is additive: its share of E[x^2] does not depend on an open-loop control."""
+    if comms.control.rank == 0:
+        (shared_tmp_path / "noisy.py").write_text(NOISY)
+    comms.control.Barrier()
+    noise = {"n_paths": 64, "additive": True}
+    changes = {
+        "problem": {
+            "field": f"{shared_tmp_path}/noisy.py:field", "initial": [1.0], "args": {"sigma": 0.5},
+        },
+        "control": {"n_controls": 1, "n_nodes": 5, "cost": {"terminal": 1.0, "energy": 0.5}},
+        "noise": noise, "time.fine": {"solver": "euler", "n_steps": 16},
+        "time.coarse": {"solver": "euler", "n_steps": 1}, "run.n_steps": 30,
+    }  # fmt: skip
+    result = steer(comms, shared_tmp_path / "run", changes)
+    run = read(shared_tmp_path / "run")
+    assert run["states"].shape[1:] == (64, 1)
+    # Each path as it would be without noise, apart: the control changes the mean alone.
+    ends = run["states"][-1, :, 0]
+    still = steer(
+        comms, shared_tmp_path / "still",
+        changes | {"problem.args": {"sigma": 0.0}, "noise": {"n_paths": 2, "additive": True}},
+    )  # fmt: skip
+    quiet = read(shared_tmp_path / "still")["states"][-1, 0, 0]
+    away = ends - quiet
+    assert 0.1 < np.std(away) < 0.6  # sigma sqrt((1 - exp(-2)) / 2) = 0.33
+    # With the mean m of the noise at the end, min (a + m)^2 / 2 + energy is (1 + m / x0)^2 of that
+    # without: it is linear-quadratic, and x(1) = exp(-1) x0 without a control.
+    spread = 0.5 * np.mean((away - np.mean(away)) ** 2)
+    lowest = still["cost"] * ((np.exp(-1) + _mean_of_noise(ends, run)) / np.exp(-1)) ** 2
+    assert result["cost"] == pytest.approx(lowest + spread, rel=0.05)
+
+
+def _mean_of_noise(ends, run):
+    """The mean end of the paths less what the control makes of 1 by x' = -x + c."""
+    times, controls = run["control_times"], run["controls"][:, 0, 0]
+    made = np.exp(-1) + np.trapezoid(np.exp(times - 1) * controls, times)
+    return np.mean(ends) - made
+
+
 @ALONE
 def test_the_resolved_config_reads_back_as_the_same_experiment():
     for text, changes in ((TEXT, {}), (TEXT, ADAM), (TEXT, {"control.kind": "constant"})):
