@@ -141,9 +141,8 @@ def final_numbers(facts: Facts) -> dict[str, Any]:
         "status": "not finished",
         "step": int(facts.steps[-1]),
         "train_loss": None if loss is None else float(loss[-1]),
-        "cost": None if cost is None else float(cost[-1]),
         "training_s": None if spent is None else float(spent[0][-1]),
-    }
+    } | ({} if cost is None else {"cost": float(cost[-1])})
 
 
 def rank_counts(facts: Facts) -> str:
