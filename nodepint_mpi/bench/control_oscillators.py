@@ -76,7 +76,7 @@ class Oscillators:
         self.cost_of = jax.jit(self._plain_cost)
 
     def _plain_cost(self, values: Array) -> Array:
-        """J of values at the nodes by one solve of diffrax, which knows no slices."""
+        """The cost of values at the nodes, by one serial diffrax solve over the horizon."""
         case, cost = self.case, pacing_cost(self.case)
         assert cost.running is not None
 

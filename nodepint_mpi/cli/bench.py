@@ -347,7 +347,7 @@ def sampling(steps: tuple[int, ...], n_samples: int, json_file: Path | None) -> 
 )  # fmt: skip
 @click.option(
     "--plan", default="", metavar="RANKS", callback=parse_ranks,
-    help="With `time`: forecast on so many ranks, such as 2,8,32.",
+    help="With `time`: forecast these numbers of ranks, such as 2,8,32.",
 )  # fmt: skip
 @json_option
 def control(tables: tuple[str, ...], plan: tuple[int, ...], json_file: Path | None) -> None:

@@ -42,7 +42,7 @@ class Section(BaseModel):
     def changed(self) -> set[str]:
         """Keys whose values are not the default ones. Local.
 
-        A run's `config.toml` states all of them, so being given tells nothing.
+        A run's `config.toml` states every key, so `model_fields_set` cannot tell which were given.
         """
         fields = type(self).model_fields
         return {

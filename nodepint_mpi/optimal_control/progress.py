@@ -51,7 +51,7 @@ class Progress(NamedTuple):
     n_evaluations: int = 0
 
     def meta(self) -> dict[str, Any]:
-        """The part that is no array. Local."""
+        """What is not an array, for the metadata of a checkpoint. Local."""
         return {
             "place": list(self.place),
             "known": [name for name in _MAY_LACK if getattr(self, name) is not None],

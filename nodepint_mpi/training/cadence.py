@@ -16,7 +16,7 @@ def is_due(
     """Whether to save after so many steps.
 
     Collective over `control`; equal on all ranks. As often as the config says. Where it does not,
-    every `usual` steps, but not before one more checkpoint as dear as the last leaves saving at no
+    every `usual` steps, but only once another checkpoint as long as the last keeps saving at no
     more than `MOST` of the time by rank 0's clock. The first is not put off: its price is unknown.
     What is computed depends on none of this.
     """

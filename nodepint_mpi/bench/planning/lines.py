@@ -60,7 +60,7 @@ class _Imagined(MPI.Intracomm):
     def Get_size(self) -> int:
         return self._size
 
-    def __eq__(self, other: object) -> bool:  # beneath it is no communicator: MPI's null
+    def __eq__(self, other: object) -> bool:  # it wraps MPI's null communicator
         return self is other
 
     def __hash__(self) -> int:
