@@ -40,7 +40,7 @@ def make_library_step(experiment: Experiment) -> tuple[Any, list[Any]]:
     solver, edges = experiment.train_problem.solver, experiment.train_problem.observations.owned
     method: Any = solver.method  # parareal
     read = experiment.train.times > edges.all_edges[0]  # the initial state is given
-    optimizer = experiment.optimizer
+    optimizer = experiment.update.optimizer
 
     def field(t, u, processor):
         whole = eqx.combine(processor, static.processor)

@@ -53,7 +53,7 @@ from nodepint_mpi.parallel.line import Line
 from nodepint_mpi.parallel.methods.base import AbstractMethod
 from nodepint_mpi.parallel.methods.serial import walk_linearized
 from nodepint_mpi.training.batch_model import split_model
-from nodepint_mpi.training.step import loss_and_gradient
+from nodepint_mpi.training.step import gradient_part, summed
 
 TIGHT = 1e-13  # Kuramoto makes errors 1e4 times larger on the way
 ADJOINT_TIGHT = 1e-12
@@ -245,7 +245,7 @@ def gradient_error(comms: Comms, case: GradientCase) -> dict[str, float]:
     model, inputs, targets = make_model_and_data(TIMES[case.loss])
     params, static = split_model(model)
     problem = make_gradient_case(comms, case, static)
-    ours, report = jax.jit(lambda batch: loss_and_gradient(problem, params, batch))(
+    ours, report = jax.jit(lambda batch: summed(comms.time, gradient_part(problem, params, batch)))(
         SampleBatch(inputs, targets)
     )
     loss, wanted = _serial_gradient(case.loss, case.steps)

@@ -17,7 +17,7 @@ from nodepint_mpi.ranks.machine import peak_bytes
 if TYPE_CHECKING:
     from nodepint_mpi.training.error_control import Stepper
     from nodepint_mpi.training.setup import Experiment
-    from nodepint_mpi.training.step import TrainState
+    from nodepint_mpi.training.update import TrainState
 
 COMPILED_STEPS = 3
 """The first steps compile: they count as the median step."""
@@ -76,7 +76,8 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
         sweeps.append([int(report.sweeps), int(report.adjoint_sweeps)])
         n_serial += taken.serial
         if wanted is not None:
-            errors.append(relative_error(taken.gradient, wanted))
+            ours_whole = experiment.update.whole_params(taken.gradient)
+            errors.append(relative_error(ours_whole, wanted))
     peaks = comms.control.allgather(peak or peak_bytes())
     shares, counts = _profiled(experiment, stepper, state, n_steps) if ours else (None, None)
     return {

@@ -24,7 +24,8 @@ from nodepint_mpi.parallel.iterate import TimeSolver
 from nodepint_mpi.parallel.methods.serial import Serial
 from nodepint_mpi.training.batch_model import BatchedField, split_model
 from nodepint_mpi.training.line_problem import LineProblem
-from nodepint_mpi.training.step import TrainState, make_train_step
+from nodepint_mpi.training.step import make_train_step
+from nodepint_mpi.training.update import TrainState, Update
 
 HORIZON, N_STEPS, SAMPLES, STEPS_PER_REPEAT = 5.0, 128, 32, 10
 
@@ -49,7 +50,7 @@ def run_overhead(comms: Comms, repeats: int) -> dict[str, Any]:
     optimizer = optax.adam(1e-3)
     params, static = split_model(model)
     contenders = {
-        "nodepint_mpi": _our_step(comms, static, optimizer),
+        "nodepint_mpi": _our_step(comms, params, static, optimizer),
         "diffrax, default checkpoints": _plain_step(static, optimizer, None),
         "diffrax, a checkpoint per step": _plain_step(static, optimizer, N_STEPS),
     }
@@ -84,12 +85,14 @@ def format_overhead(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _our_step(comms: Comms, static: Any, optimizer: optax.GradientTransformation) -> Callable:
+def _our_step(
+    comms: Comms, params: Any, static: Any, optimizer: optax.GradientTransformation
+) -> Callable:
     fine = Propagator(BatchedField(static.processor), FixedSteps(diffrax.Tsit5(), N_STEPS))
     solver = TimeSolver(fine, Serial(), JumpTolerance(1e-6), adjoint_tol=1e-6)
     observations = place_observations(np.array([HORIZON]), np.array([0.0, HORIZON]), 1, 0)
     problem = LineProblem(comms.time, static, solver, observations, mean_squared_error, {})
-    take_step = make_train_step(problem, optimizer)
+    take_step = make_train_step(problem, Update(comms.time, optimizer, params))
 
     def step(params, opt_state, inputs, targets):
         stepped = take_step(TrainState(params, opt_state), SampleBatch(inputs, targets), None)

@@ -15,7 +15,7 @@ from nodepint_mpi.config.network import DenseNetwork
 if TYPE_CHECKING:
     from nodepint_mpi.training.error_control import Taken
     from nodepint_mpi.training.setup import Batch, Experiment
-    from nodepint_mpi.training.step import TrainState
+    from nodepint_mpi.training.update import TrainState
 
 
 def can_torchdiffeq(config: Config) -> bool:
@@ -49,7 +49,7 @@ class Torch:
 
         self._torch = torch = importlib.import_module("torch")
         self._odeint = importlib.import_module("torchdiffeq").odeint
-        config, optimizer = experiment.config, experiment.optimizer
+        config, optimizer = experiment.config, experiment.update.optimizer
         assert config.time.fine.n_steps is not None  # `can_torchdiffeq` has looked
         left, right = config.time.horizon
         self._step_size = (right - left) / (config.time.n_slices * config.time.fine.n_steps)
@@ -73,7 +73,7 @@ class Torch:
         from nodepint_mpi.parallel.counters import Tally
         from nodepint_mpi.training.error_control import Taken
         from nodepint_mpi.training.plain import plain_report
-        from nodepint_mpi.training.step import TrainState
+        from nodepint_mpi.training.update import TrainState
 
         del step
         leaves, tree = jax.tree.flatten(state.params)

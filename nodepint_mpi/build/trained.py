@@ -1,19 +1,28 @@
 """Load the trained model of a run. Imports no MPI."""
 
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 
 from nodepint_mpi.build.imports import require_trust
 from nodepint_mpi.build.model import Given, build_model
 from nodepint_mpi.build.objects import model_of_run, objects_given
 from nodepint_mpi.build.optimizers import averaged_prefix
+from nodepint_mpi.core.pieces import Deal
 from nodepint_mpi.errors import CheckpointError
-from nodepint_mpi.io.checkpoint_file import DamagedError, Head, read_head, read_leaves
+from nodepint_mpi.io.checkpoint_file import (
+    DamagedError,
+    Head,
+    read_head,
+    read_leaves,
+    read_whole_rows,
+)
 from nodepint_mpi.io.checkpoint_folder import find_checkpoints
 from nodepint_mpi.io.directory import Which, find_place, read_run
 from nodepint_mpi.io.leaves import (
@@ -78,15 +87,13 @@ def load_model(
             config, input_shape=shape, output_size=size, given=given, step=head.step - 1
         )
     params, static = eqx.partition(fresh, eqx.is_inexact_array)
-    where = (averaged_prefix(config.optim) if averaged else None) or PARAMS
-    specs = {n: spec for n, spec in head.replicated.items() if n.startswith(where)}
-    stored = {PARAMS + n.removeprefix(where): spec for n, spec in specs.items()}
     expected = describe_leaves({"params": params})
+    where = averaged_prefix(config.optim) if averaged else None
+    leaves = _read_averages(path, head, where, expected) if where else _read_params(path, head)
+    stored = {name: LeafSpec(leaf.shape, leaf.dtype) for name, leaf in leaves.items()}
     differences = list_differences(_in_precision(stored, expected), expected)
     if differences:
         raise CheckpointError(f"{path} does not fit this model: {differences}")
-    leaves = read_leaves(path, specs)
-    leaves = {PARAMS + n.removeprefix(where): leaf for n, leaf in leaves.items()}
     wrong = list_nonfinite(leaves)
     if wrong:
         raise CheckpointError(
@@ -95,6 +102,26 @@ def load_model(
     leaves = {name: leaf.astype(expected[name].dtype) for name, leaf in leaves.items()}
     filled = fill_leaves({"params": params}, leaves)["params"]
     return eqx.combine(jax.tree.map(jax.numpy.asarray, filled), static)
+
+
+def _read_params(path: Path, head: Head) -> dict[str, np.ndarray]:
+    """The parameters by name, as they are stored."""
+    return read_leaves(path, {n: s for n, s in head.replicated.items() if n.startswith(PARAMS)})
+
+
+def _read_averages(
+    path: Path, head: Head, where: str, expected: dict[str, LeafSpec]
+) -> dict[str, np.ndarray]:
+    """Their averages, which are stored in rows, whole: of the expected shapes where they fit."""
+    specs = {n: s for n, s in head.rows.items() if n.startswith(where)}
+    found = {}
+    for name, rows in read_whole_rows(path, specs).items():
+        name = PARAMS + name.removeprefix(where)
+        shape = expected[name].shape if name in expected else rows.shape
+        size = math.prod(shape)
+        fits = rows.shape == (Deal(shape).n_rows, Deal(shape).width)
+        found[name] = rows.reshape(-1)[:size].reshape(shape) if fits else rows
+    return found
 
 
 def _first_good(place: Path, fingerprint: str) -> tuple[Path, Head]:

@@ -5,7 +5,6 @@ given its name, so at any moment the one before it can be loaded.
 """
 
 import logging
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +14,9 @@ from jaxtyping import Array, PyTree
 from mpi4py import MPI
 
 from nodepint_mpi.errors import CheckpointError, NodepintError, OutputError
+from nodepint_mpi.io.checkpoint_choice import check_belongs, check_format, list_candidates
 from nodepint_mpi.io.checkpoint_file import (
     DamagedError,
-    Head,
     Place,
     lay_out,
     read_head,
@@ -25,7 +24,6 @@ from nodepint_mpi.io.checkpoint_file import (
 )
 from nodepint_mpi.io.checkpoint_folder import (
     checkpoint_path,
-    find_checkpoints,
     flush_file,
     partial_path,
     prune,
@@ -34,13 +32,12 @@ from nodepint_mpi.io.checkpoint_folder import (
     remove_partials,
 )
 from nodepint_mpi.io.checkpoint_rows import (
-    describe_rows,
+    Rows,
+    describe_all,
     read_all_rows,
     read_back,
-    sum_rows,
     write_all_rows,
 )
-from nodepint_mpi.io.difference import describe_difference
 from nodepint_mpi.io.errno_text import error_text
 from nodepint_mpi.io.leaves import (
     LeafSpec,
@@ -48,17 +45,16 @@ from nodepint_mpi.io.leaves import (
     fill_leaves,
     list_differences,
     list_nonfinite,
+    sum_rows,
     take_array,
     take_leaves,
 )
 from nodepint_mpi.io.seal import (
-    FORMAT,
     Seal,
     Span,
     choose_apart,
     digest_file,
     find_damage,
-    read_format,
     write_seal,
 )
 from nodepint_mpi.ranks.agreement import together
@@ -68,13 +64,18 @@ _BCAST_BYTES = 2**30  # MPI counts are 32 bit
 
 
 class Checkpoint(NamedTuple):
-    """What was loaded. `rows` are this rank's; all else is equal on all ranks."""
+    """What was loaded. `rows` and `dealt` are this rank's; all else is equal on all ranks."""
 
     step: int
     replicated: PyTree
     rows: dict[str, np.ndarray]
+    dealt: dict[str, np.ndarray]
     meta: dict[str, Any]
     path: Path
+
+
+Dealt = Mapping[str, tuple[LeafSpec, range]]
+"""Arrays that are dealt in ways of their own: shapes, whole, and the rows of this rank."""
 
 
 def save_checkpoint(
@@ -88,6 +89,7 @@ def save_checkpoint(
     n_rows: int,
     meta: Mapping[str, Any],
     keep: int | None,
+    dealt: Mapping[str, Rows] = {},
 ) -> Path:
     """Save a checkpoint and remove the oldest ones.
 
@@ -107,6 +109,7 @@ def save_checkpoint(
             experiment, seeds, data cursor; "config" (TOML text) explains a wrong fingerprint.
         keep: How many checkpoints up to this step stay, this one among them; at least 1.
             None for all.
+        dealt: This rank's rows of other arrays, by names that are none of those of `rows`.
 
     Returns:
         The checkpoint's path, on all ranks.
@@ -119,9 +122,10 @@ def save_checkpoint(
     partial = partial_path(path)
     with together(control):
         leaves = take_leaves(replicated)
-        blocks = {name: take_array(name, rows[name]) for name in sorted(rows)}
-        sums = {name: sum_rows(block, name) for name, block in blocks.items()}
-    specs = describe_rows(control, blocks, row_start=row_start, n_rows=n_rows)
+        held = {n: Rows(take_array(n, rows[n]), row_start, n_rows) for n in sorted(rows)}
+        held |= {n: dealt[n]._replace(block=take_array(n, dealt[n].block)) for n in sorted(dealt)}
+        sums = {name: sum_rows(one.block, name) for name, one in held.items()}
+    specs = describe_all(control, held)
     try:
         places = {}
         with together(control):
@@ -138,9 +142,9 @@ def save_checkpoint(
                 )
         places: dict[str, Place] = control.bcast(places)
         if specs:
-            write_all_rows(control, partial, blocks, sums, row_start=row_start)
+            write_all_rows(control, partial, held, sums)
         with together(control):
-            _check_written(partial, places, specs, sums, row_start=row_start)
+            _check_written(partial, places, specs, sums, held)
             if control.rank == 0:
                 _check_leaves(partial)
         seal = _make_seal(control, partial, places, specs)
@@ -169,6 +173,7 @@ def load_checkpoint(
     n_owned_rows: int,
     fingerprint: str | None,
     config: str | None = None,
+    dealt_at: Callable[[int], Dealt] = lambda step: {},
 ) -> Checkpoint:
     """Load a checkpoint, saved on this or any other number of ranks.
 
@@ -184,13 +189,14 @@ def load_checkpoint(
         n_owned_rows: Number of its rows. If no rank asks for rows, none are read.
         fingerprint: Of the experiment it must belong to; None takes any.
         config: The experiment's config (TOML text), to say in what another one differs.
+        dealt_at: Gives, for the same step, the arrays to load that were saved as `dealt`.
 
     Raises:
         CheckpointError: on all ranks, if there is none, the one asked for is damaged, or it
             belongs to another experiment or another model.
     """
     with together(control):
-        listed = _candidates(where) if control.rank == 0 else None
+        listed = list_candidates(where) if control.rank == 0 else None
     candidates, is_folder = control.bcast(listed)
     tried = []
     for path in candidates:
@@ -202,6 +208,7 @@ def load_checkpoint(
             n_owned=n_owned_rows,
             fingerprint=fingerprint,
             config=config,
+            dealt_at=dealt_at,
         )
         if isinstance(loaded, Checkpoint):
             return loaded
@@ -224,16 +231,16 @@ def require_fingerprint(control: MPI.Intracomm, where: Path, fingerprint: str) -
         CheckpointError: on all ranks, if there is none or it belongs to another experiment.
     """
     with together(control):
-        listed = _candidates(where)[0] if control.rank == 0 else None
+        listed = list_candidates(where)[0] if control.rank == 0 else None
     for path in control.bcast(listed):
         with together(control):
             if control.rank == 0:
-                _check_format(path)
+                check_format(path)
         damage = find_damage(control, path)
         with together(control):
             if control.rank == 0 and not damage:
                 try:
-                    _check_belongs(path, read_head(path), fingerprint=fingerprint, config=None)
+                    check_belongs(path, read_head(path), fingerprint=fingerprint, config=None)
                 except DamagedError as error:
                     damage = str(error)
         if not control.bcast(damage):
@@ -259,12 +266,11 @@ def _check_written(
     places: Mapping[str, Place],
     specs: Mapping[str, LeafSpec],
     sums: Mapping[str, np.ndarray],
-    *,
-    row_start: int,
+    rows: Mapping[str, Rows],
 ) -> None:
     """Compare this rank's rows in the file with the checksums they had in memory. Local."""
     try:
-        damage = read_back(path, places, specs, sums, row_start=row_start)
+        damage = read_back(path, places, specs, sums, rows)
     except OSError as error:
         raise OutputError(f"cannot read back {path}: {error_text(error)}") from error
     if damage:
@@ -304,15 +310,6 @@ def _write_seal(path: Path, seal: Seal) -> None:
         raise OutputError(f"cannot write {path}: {error_text(error)}") from error
 
 
-def _candidates(where: Path) -> tuple[list[Path], bool]:
-    """Files to try in order, and whether they were found in a folder."""
-    if os.path.isdir(where):
-        return find_checkpoints(where), True
-    if not os.path.exists(where):
-        raise CheckpointError(f"no checkpoint at {where}: there is no such file or folder")
-    return [where], False
-
-
 def _load_one(
     control: MPI.Intracomm,
     path: Path,
@@ -322,11 +319,12 @@ def _load_one(
     n_owned: int,
     fingerprint: str | None,
     config: str | None,
+    dealt_at: Callable[[int], Dealt],
 ) -> Checkpoint | str:
     """Load a file, or say what is damaged; the same on all ranks."""
     with together(control):
         if control.rank == 0:
-            _check_format(path)
+            check_format(path)
     damage = find_damage(control, path)
     if damage:
         return damage
@@ -335,15 +333,18 @@ def _load_one(
         if control.rank == 0:
             try:
                 head = read_head(path)
-                _check_belongs(path, head, fingerprint=fingerprint, config=config)
+                check_belongs(path, head, fingerprint=fingerprint, config=config)
             except DamagedError as error:
                 damage = str(error)
     head, damage = control.bcast((head, damage))
     if damage:
         return damage
     with together(control):
-        like = like_at(head.step)
+        like, asked = like_at(head.step), dealt_at(head.step)
+        dealt = {name: spec for name, (spec, _) in asked.items()}
+        stored = {name: spec for name, spec in head.rows.items() if name in dealt}
         differences = list_differences(head.replicated, describe_leaves(like))
+        differences = differences or list_differences(stored, dealt)
         if differences:
             raise CheckpointError(f"{path} does not fit this model: {differences}")
         if control.rank == 0:
@@ -355,35 +356,27 @@ def _load_one(
     if damage:
         return damage
     leaves = _broadcast(control, leaves, head.replicated)
-    rows = {}
+    over_slices = {name: spec for name, spec in head.rows.items() if name not in dealt}
+    specs, owned = dict(stored), {name: rows for name, (_, rows) in asked.items()}
     end = control.allreduce(row_start + n_owned if n_owned else 0, op=MPI.MAX)
-    if head.rows and end:
+    if over_slices and end:
+        odd = [name for name, spec in over_slices.items() if spec.shape[0] != head.n_rows]
+        if odd:
+            return f"rows/{odd[0]} does not have {head.n_rows} rows"
         if end != head.n_rows:
             raise CheckpointError(f"{path} holds {head.n_rows} slices, expected {end}")
-        rows, damage = read_all_rows(control, path, head.rows, row_start=row_start, n_owned=n_owned)
+        specs |= over_slices
+        owned |= dict.fromkeys(over_slices, range(row_start, row_start + n_owned))
+    rows: dict[str, np.ndarray] = {}
+    if specs:
+        rows, damage = read_all_rows(control, path, specs, owned)
         damages = [why for why in control.allgather(damage) if why]
         if damages:
             return damages[0]
-    return Checkpoint(head.step, fill_leaves(like, leaves), rows, head.meta, path)
-
-
-def _check_format(path: Path) -> None:
-    found = read_format(path)
-    if found != FORMAT:
-        raise CheckpointError(
-            f"{path} has format {found}, this program reads format {FORMAT}; resume with the "
-            "version of nodepint_mpi that wrote it"
-        )
-
-
-def _check_belongs(path: Path, head: Head, *, fingerprint: str | None, config: str | None) -> None:
-    """Check that it is a checkpoint of this experiment."""
-    if fingerprint is not None and head.fingerprint != fingerprint:
-        how = describe_difference(head.meta.get("config"), config)
-        raise CheckpointError(
-            f"{path} belongs to another experiment (fingerprint {head.fingerprint}, expected "
-            f"{fingerprint}){how}; resume with the config it was saved with, or start a new run"
-        )
+    owned_rows = {name: rows[name] for name in over_slices if name in rows}
+    owned_dealt = {name: rows[name] for name in dealt}
+    whole = fill_leaves(like, leaves)
+    return Checkpoint(head.step, whole, owned_rows, owned_dealt, head.meta, path)
 
 
 def _broadcast(

@@ -3,7 +3,8 @@
     /                 attributes: format, step, fingerprint, n_ranks, n_rows
     /meta             JSON text
     /replicated/...   one dataset for each leaf, named by its path, with its checksum
-    /rows/...         arrays over all slices, split over the ranks along their first axis
+    /rows/...         arrays over all slices, and the optimizer's over parameters, dealt over the
+                      ranks along their first axis
     /row_xxh3/...     a checksum for each row of each of them
 
 Rank 0 lays the file out and stores what all ranks hold alike; then every rank adds its rows
@@ -39,6 +40,7 @@ from nodepint_mpi.io.leaves import (
     LeafSpec,
     checksum,
     describe_leaves,
+    find_wrong_row,
     storable_dtype,
     to_storable,
 )
@@ -68,7 +70,7 @@ class Head(NamedTuple):
 class Place(NamedTuple):
     """Where in the file, in bytes from its start, an array over all slices lies and its checksums.
 
-    Both are one piece each, row after row.
+    Both are one piece each, row after row. So are arrays over parameters.
     """
 
     rows: int
@@ -120,7 +122,7 @@ def lay_out(
             kind = storable_dtype(spec.dtype)
             dataset = create_rows(group, name, shape=spec.shape, dtype=kind)
             dataset.attrs["dtype"] = np.bytes_(spec.dtype.name.encode())
-            summed = create_rows(sums, name, shape=(n_rows,), dtype=_SUM)
+            summed = create_rows(sums, name, shape=spec.shape[:1], dtype=_SUM)
             if spec.n_bytes:
                 places[name] = Place(dataset.id.get_offset(), summed.id.get_offset())
     return places
@@ -151,8 +153,8 @@ def read_head(path: Path) -> Head:
             raise DamagedError(f"it is named {path.name} and holds step {head.step}")
         for name, spec in head.rows.items():
             sums = find_dataset(file, f"row_xxh3/{name}")
-            if spec.shape[:1] != (head.n_rows,) or sums.shape != (head.n_rows,):
-                raise DamagedError(f"rows/{name} does not have {head.n_rows} rows with checksums")
+            if not spec.shape or sums.shape != spec.shape[:1]:
+                raise DamagedError(f"rows/{name} does not have a checksum for each of its rows")
             if sums.dtype != _SUM:
                 raise DamagedError(f"row_xxh3/{name} is {sums.dtype}, expected {_SUM}")
         return head
@@ -169,6 +171,19 @@ def read_leaves(path: Path, specs: Mapping[str, LeafSpec]) -> dict[str, np.ndarr
                 raise DamagedError(f"replicated/{name} does not match its checksum")
             leaves[name] = leaf
     return leaves
+
+
+def read_whole_rows(path: Path, specs: Mapping[str, LeafSpec]) -> dict[str, np.ndarray]:
+    """Read arrays that were dealt, whole. Local. Raises DamagedError."""
+    blocks = {}
+    with _reading(path) as file:
+        for name, spec in specs.items():
+            block = np.asarray(file["rows"][name][()]).view(spec.dtype)
+            damage = find_wrong_row(name, block, file["row_xxh3"][name][()], 0)
+            if damage:
+                raise DamagedError(damage)
+            blocks[name] = block
+    return blocks
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""The rows of a checkpoint: arrays over all slices, of which every rank holds a part."""
+"""The rows of a checkpoint: arrays of which every rank holds a part, each dealt in its own way."""
 
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -11,15 +12,45 @@ from mpi4py import MPI
 from nodepint_mpi.errors import LayoutError
 from nodepint_mpi.io.checkpoint_file import Place
 from nodepint_mpi.io.hdf5 import open_parallel, read_rows, write_rows
-from nodepint_mpi.io.leaves import LeafSpec, checksum, to_storable
+from nodepint_mpi.io.leaves import LeafSpec, find_wrong_row, to_storable, wrong_row
 
 _BUFFER_BYTES = 2**19  # fits in a core's cache, where the checksum then finds it
+
+
+class Rows(NamedTuple):
+    """A rank's rows of an array of which all ranks together have `n_rows`, none of them twice.
+
+    They are consecutive, possibly none; `start` is the global index of the first.
+    """
+
+    block: np.ndarray
+    start: int
+    n_rows: int
+
+
+def describe_all(control: MPI.Intracomm, rows: Mapping[str, Rows]) -> dict[str, LeafSpec]:
+    """Shapes of the whole arrays, by name. Collective over `control`.
+
+    Raises:
+        LayoutError: on all ranks, if the ranks' rows of an array, in whatever order, do not make
+            the whole of it.
+    """
+    totals = sorted({one.n_rows for one in rows.values()} or {0})
+    if len({tuple(each) for each in control.allgather(totals)}) > 1:
+        raise LayoutError("the ranks hold rows of arrays of different lengths")
+    specs: dict[str, LeafSpec] = {}
+    for total in totals:
+        alike = {name: one for name, one in rows.items() if one.n_rows == total}
+        start = next((one.start for one in alike.values()), 0)
+        blocks = {name: one.block for name, one in alike.items()}
+        specs |= describe_rows(control, blocks, row_start=start, n_rows=total)
+    return {name: specs[name] for name in rows}
 
 
 def describe_rows(
     control: MPI.Intracomm, rows: Mapping[str, np.ndarray], *, row_start: int, n_rows: int
 ) -> dict[str, LeafSpec]:
-    """Shapes of the whole arrays of which every rank holds some rows.
+    """Shapes of the whole arrays of which every rank holds some rows, all dealt alike.
 
     Collective over `control`.
 
@@ -53,27 +84,20 @@ def _first_and_count(part) -> tuple[int, int]:
     return start, max((shape[0] for shape, _ in shapes.values() if shape), default=0)
 
 
-def sum_rows(block: np.ndarray, name: str) -> np.ndarray:
-    """A checksum for each row of the array of this name. Local."""
-    return np.array([checksum(block[n : n + 1], name) for n in range(len(block))], np.uint64)
-
-
 def write_all_rows(
     control: MPI.Intracomm,
     path: Path,
-    rows: Mapping[str, np.ndarray],
+    rows: Mapping[str, Rows],
     sums: Mapping[str, np.ndarray],
-    *,
-    row_start: int,
 ) -> None:
     """Add every rank's rows, and their checksums, to a file that has been laid out.
 
     Collective over `control`.
     """
     with open_parallel(control, path, "r+") as file:
-        for name, block in rows.items():
-            write_rows(control, file["rows"][name], to_storable(block), row_start=row_start)
-            write_rows(control, file["row_xxh3"][name], sums[name], row_start=row_start)
+        for name, (block, start, _) in rows.items():
+            write_rows(control, file["rows"][name], to_storable(block), row_start=start)
+            write_rows(control, file["row_xxh3"][name], sums[name], row_start=start)
 
 
 def read_back(
@@ -81,8 +105,7 @@ def read_back(
     places: Mapping[str, Place],
     specs: Mapping[str, LeafSpec],
     sums: Mapping[str, np.ndarray],
-    *,
-    row_start: int,
+    rows: Mapping[str, Rows],
 ) -> str:
     """Read this rank's rows and look whether they match their checksums. Local. Raises OSError.
 
@@ -94,11 +117,11 @@ def read_back(
     buffer = memoryview(bytearray(_BUFFER_BYTES))
     with io.BufferedReader(io.FileIO(path), _BUFFER_BYTES) as file:
         for name, place in places.items():
-            row_bytes = specs[name].n_bytes // specs[name].shape[0]
+            row_start, row_bytes = rows[name].start, specs[name].n_bytes // specs[name].shape[0]
             file.seek(place.rows + row_start * row_bytes)
             for row, expected in enumerate(sums[name].tolist(), start=row_start):
                 if _sum_next(file, name, row_bytes, buffer) != expected:
-                    return _mismatch(name, row)
+                    return wrong_row(name, row)
             file.seek(place.sums + row_start * sums[name].itemsize)
             if file.read(sums[name].nbytes) != sums[name].tobytes():
                 return f"row_xxh3/{name} is not what was written"
@@ -106,14 +129,9 @@ def read_back(
 
 
 def read_all_rows(
-    control: MPI.Intracomm,
-    path: Path,
-    specs: Mapping[str, LeafSpec],
-    *,
-    row_start: int,
-    n_owned: int,
+    control: MPI.Intracomm, path: Path, specs: Mapping[str, LeafSpec], owned: Mapping[str, range]
 ) -> tuple[dict[str, np.ndarray], str]:
-    """Read the rows a rank owns.
+    """Read the rows a rank owns of each of the arrays of these shapes.
 
     Collective over `control`.
 
@@ -124,10 +142,11 @@ def read_all_rows(
     with open_parallel(control, path, "r") as file:
         for name, spec in specs.items():
             stored, summed = file["rows"][name], file["row_xxh3"][name]
-            block = read_rows(control, stored, row_start=row_start, n_owned=n_owned)
-            sums = read_rows(control, summed, row_start=row_start, n_owned=n_owned)
+            start, n_owned = owned[name].start, len(owned[name])
+            block = read_rows(control, stored, row_start=start, n_owned=n_owned)
+            sums = read_rows(control, summed, row_start=start, n_owned=n_owned)
             block = block.view(spec.dtype)
-            damage = damage or _find_damage(name, block, sums, row_start)
+            damage = damage or find_wrong_row(name, block, sums, start)
             rows[name] = block
     return rows, damage
 
@@ -142,12 +161,3 @@ def _sum_next(file: io.BufferedIOBase, name: str, n_bytes: int, buffer: memoryvi
         digest.update(buffer[:n_read])
         n_bytes -= n_read
     return digest.intdigest()
-
-
-def _find_damage(name: str, block: np.ndarray, sums: np.ndarray, row_start: int) -> str:
-    wrong = np.flatnonzero(sums != sum_rows(block, name))
-    return _mismatch(name, row_start + int(wrong[0])) if wrong.size else ""
-
-
-def _mismatch(name: str, row: int) -> str:
-    return f"rows/{name}: row {row} does not match its checksum"

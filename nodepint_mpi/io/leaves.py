@@ -107,6 +107,22 @@ def checksum(array: np.ndarray, name: str) -> int:
     return digest.intdigest()
 
 
+def sum_rows(block: np.ndarray, name: str) -> np.ndarray:
+    """A checksum for each row of the array of this name. Local."""
+    return np.array([checksum(block[n : n + 1], name) for n in range(len(block))], np.uint64)
+
+
+def find_wrong_row(name: str, block: np.ndarray, sums: np.ndarray, row_start: int) -> str:
+    """The first row that does not match its checksum, in words; empty if all do. Local."""
+    wrong = np.flatnonzero(sums != sum_rows(block, name))
+    return wrong_row(name, row_start + int(wrong[0])) if wrong.size else ""
+
+
+def wrong_row(name: str, row: int) -> str:
+    """Of the array of this name in a checkpoint. Local."""
+    return f"rows/{name}: row {row} does not match its checksum"
+
+
 def to_storable(array: np.ndarray) -> np.ndarray:
     """The same bytes in a type HDF5 knows: itself, or unsigned integers (bfloat16). Local."""
     return array if array.dtype.kind in "biufc" else array.view(storable_dtype(array.dtype))

@@ -24,7 +24,7 @@ from nodepint_mpi.io.hdf5 import USERBLOCK_BYTES
 if TYPE_CHECKING:  # trained models also load without MPI
     from mpi4py import MPI
 
-FORMAT = 3
+FORMAT = 4
 """Version of the files' layout; a reader refuses any other."""
 
 _MAGIC = b"nodepint checkpoint\n"

@@ -42,6 +42,16 @@ class TimeComm:
     """What `solve` has compiled for this line: it goes when the line goes."""
 
     @property
+    def n_grid(self) -> int:
+        """Ranks of all lines. Local."""
+        return self.size * self.n_groups
+
+    @property
+    def grid_rank(self) -> int:
+        """This rank among those of all lines. Local."""
+        return self.group * self.size + self.rank
+
+    @property
     def is_free(self) -> bool:
         """Whether the line has been given back. Local."""
         return self.control == MPI.COMM_NULL

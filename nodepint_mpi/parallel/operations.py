@@ -18,6 +18,8 @@ RECV_RIGHT, SEND_LEFT = "recv_right", "send_left"
 SHIFT_RIGHT, SHIFT_LEFT = "shift_right", "shift_left"
 REDUCE_ALL, FROM_ONE = "reduce_all", "from_one"
 TO_FIRST, FROM_FIRST, TO_ALL = "to_first", "from_first", "to_all"
+REDUCE_SCATTER, GATHER_SHARDS = "reduce_scatter", "gather_shards"
+ON_FIRST, TO_GRID = "on_first", "to_grid"
 
 
 class FromFront(NamedTuple):
@@ -47,9 +49,11 @@ class Work(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A function of `exchange` that all ranks call; `n_bytes` is what this one has to send.
+    """A function of `exchange` or `shards` that all ranks call; `n_bytes` is what this one has to
+    send.
 
-    Of receiving, what it gets; of a gather or scatter, the part of one rank.
+    Of receiving, what it gets; of a gather or scatter, the part of one rank; of `REDUCE_SCATTER`,
+    all that is summed.
     """
 
     kind: str

@@ -13,8 +13,9 @@ from nodepint_mpi.models.growth import enlarge, sample_directions
 from nodepint_mpi.models.networks import LinearMap
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.ranks.agreement import together
-from nodepint_mpi.training.setup import Experiment, at_step, fresh_state
-from nodepint_mpi.training.step import TrainState
+from nodepint_mpi.training.batch_model import split_model
+from nodepint_mpi.training.setup import Experiment, at_step
+from nodepint_mpi.training.update import TrainState
 
 _log = logging.getLogger(__name__)
 
@@ -34,12 +35,13 @@ def grow(
         ConfigError: on all ranks, if the optimizer keeps arrays of other shapes than parameters.
     """
     control = comms.control
+    opt_state = experiment.update.whole(state.opt_state)
     with together(control):
         grown = at_step(experiment, step)
-        fresh = fresh_state(grown)
+        fresh, _ = split_model(grown.model)
         old, directions = state.params, None
         if isinstance(old.encoder, LinearMap):
-            n_new = fresh.params.encoder.matrix.shape[0] - old.encoder.matrix.shape[0]
+            n_new = fresh.encoder.matrix.shape[0] - old.encoder.matrix.shape[0]
             if control.rank == 0:  # one factorization, so that all ranks have the same bits
                 rows = np.asarray(old.encoder.matrix, float)
                 batch = experiment.train.take(samples)
@@ -51,25 +53,24 @@ def grow(
     directions = control.bcast(directions)
     with together(control):
         new = None if directions is None else jnp.asarray(directions)
-        params, places = enlarge(old, fresh.params, new)
+        params, places = enlarge(old, fresh, new)
         moments = optax.tree.map_params(
-            experiment.optimizer,
+            experiment.update.optimizer,
             lambda leaf, place: leaf if _is_masked(leaf) else place.place(leaf),
-            state.opt_state,
+            opt_state,
             places,
             is_leaf=_is_masked,
         )
-        shapes = [jax.tree.map(jnp.shape, tree) for tree in (moments, fresh.opt_state)]
-        if jax.tree.leaves(shapes[0]) != jax.tree.leaves(shapes[1]):
+        wanted = grown.update.shapes()["opt_state"]
+        shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (moments, wanted)]
+        if shapes[0] != shapes[1]:
             raise ConfigError(
                 f'`optim.name = "{experiment.config.optim.name}"` keeps arrays of other shapes '
                 "than the parameters, which `[growth]` cannot carry over: take another, such as "
                 "adam."
             )
-        opt_state = jax.tree.unflatten(
-            jax.tree.structure(fresh.opt_state), jax.tree.leaves(moments)
-        )
-        opt_state = restart_average(opt_state, params)
+        opt_state = jax.tree.unflatten(jax.tree.structure(wanted), jax.tree.leaves(moments))
+        opt_state = grown.update.cut(restart_average(opt_state, params))
     if control.rank == 0:
         sizes = [tree.shape[-1] for tree in (experiment.state, grown.state)]
         _log.info("step %d: the state grows from %d to %d", step, *sizes)

@@ -19,15 +19,14 @@ from nodepint_mpi.config.time import RelaxationSection, TrackingSection
 from nodepint_mpi.parallel.counters import Tally
 from nodepint_mpi.parallel.methods.base import no_carry
 from nodepint_mpi.parallel.methods.serial import Serial
-from nodepint_mpi.training.setup import Batch, Experiment, fresh_state
+from nodepint_mpi.training.setup import Batch, Experiment
 from nodepint_mpi.training.step import (
     Stepped,
     StepReport,
-    Tracked,
-    TrainState,
     make_tracked_step,
     make_train_step,
 )
+from nodepint_mpi.training.update import TrainState
 from nodepint_mpi.training.warm_starts import WarmStarts
 
 SAFETY = 1.5
@@ -109,12 +108,13 @@ class Tracker:
     """Steps that start from what the last ones left; see `parallel.warm_start`."""
 
     def __init__(self, experiment: Experiment, section: TrackingSection):
-        problem, optimizer = experiment.train_problem, experiment.optimizer
+        problem, update = experiment.train_problem, experiment.update
         serial = eqx.tree_at(lambda solver: solver.method, problem.solver, Serial())
         self._section, self._relaxation = section, experiment.config.time.relaxation
-        self._sweep: Any = make_tracked_step(problem, optimizer)
-        self._serial = make_train_step(problem._replace(solver=serial), optimizer)
+        self._sweep: Any = make_tracked_step(problem, update)
+        self._serial = make_train_step(problem._replace(solver=serial), update)
         self._store = WarmStarts(experiment, section)
+        self._update = update
         self._control = _Control.first()
 
     def take(self, state: TrainState, batch: Batch, step: int) -> Taken:
@@ -144,7 +144,7 @@ class Tracker:
             self._control = self._control._replace(missed=np.array(0))
             return Taken(swept.state, report, swept.gradient, tally, estimate)
         exact = self._serial(state, data, weight)
-        error = relative_error(swept.gradient, exact.gradient)
+        error = self._error(swept.gradient, exact.gradient)
         if np.isfinite(error) and magnified > 0:
             ratios = np.append(self._control.ratios[1:], error / magnified)
             self._control = self._control._replace(ratios=ratios)
@@ -164,6 +164,10 @@ class Tracker:
             report = whole._replace(**swept_counts)
         tally = tally.plus(done)
         return Taken(exact.state, report, exact.gradient, tally, estimate, error, serial=True)
+
+    def _error(self, found: PyTree[Array], wanted: PyTree[Array]) -> float:
+        """Of a gradient of which every rank has its pieces. Collective over the grid."""
+        return relative_error(*(self._update.whole_params(part) for part in (found, wanted)))
 
     def n_compiled(self) -> int:
         """How often the sweep has been compiled. Local."""
@@ -214,13 +218,13 @@ def make_stepper(experiment: Experiment) -> Stepper:
     section = _section(experiment)
     if section is not None:
         return Tracker(experiment, section)
-    step = make_train_step(experiment.train_problem, experiment.optimizer)
+    step = make_train_step(experiment.train_problem, experiment.update)
     return Anew(step, experiment.config.time.relaxation)
 
 
 def kept_like(experiment: Experiment) -> dict[str, PyTree]:
     """What a checkpoint holds once, in shapes and types: the frame to load one into. Local."""
-    like: dict[str, PyTree] = fresh_state(experiment)._asdict()
+    like: dict[str, PyTree] = experiment.update.like()
     if _section(experiment) is not None:
         carry = experiment.method.carry_like(1, experiment.state)
         like["tracking"] = _Control.first()._asdict() | carry.replicated
@@ -236,7 +240,7 @@ def _weight(section: RelaxationSection | None, step: int) -> np.ndarray | None:
     return None if section is None else np.asarray(section.weight_at(step))
 
 
-def _on_host(stepped: Stepped | Tracked) -> tuple[StepReport, Tally]:
+def _on_host(stepped: Stepped) -> tuple[StepReport, Tally]:
     report, tally = jax.device_get((stepped.report, stepped.tally))
     return StepReport(*report), Tally(*tally.tolist())
 

@@ -3,16 +3,14 @@
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nodepint_mpi.build.imports import named_code, require_trust
-from nodepint_mpi.build.optimizers import averaged_of
 from nodepint_mpi.core.batch import SampleBatch
 from nodepint_mpi.core.relaxation import with_propagators
 from nodepint_mpi.core.sample_params import SamplePropagator
@@ -27,7 +25,14 @@ from nodepint_mpi.ranks.agreement import together
 from nodepint_mpi.training.error_control import kept_like
 from nodepint_mpi.training.forward import make_evaluation, make_prediction
 from nodepint_mpi.training.line_problem import LineProblem
-from nodepint_mpi.training.setup import Experiment, at_step, make_problem, set_up, slice_rows
+from nodepint_mpi.training.setup import (
+    Experiment,
+    at_step,
+    evaluated_params,
+    make_problem,
+    set_up,
+    slice_rows,
+)
 
 BATCH = 500
 N_SHOWN = {"labels": 24, "trajectories": 4}
@@ -168,22 +173,23 @@ def load_trained(experiment: Experiment, where: Path) -> TrainedRun:
     """
     comms = experiment.comms
     first, _ = slice_rows(experiment.config, comms.time)
+    made = cache(lambda step: at_step(experiment, step - 1))
     loaded = load_checkpoint(
         comms.control,
         where,
-        like_at=lambda step: kept_like(at_step(experiment, step - 1)),
+        like_at=lambda step: kept_like(made(step)),
+        dealt_at=lambda step: made(step).update.row_specs(),
         row_start=first,
         n_owned_rows=0,
         fingerprint=experiment.config.fingerprint(),
     )
     require_finite(loaded)
-    held = averaged_of(
-        experiment.config.optim, loaded.replicated["params"], loaded.replicated["opt_state"]
-    )
-    params = jax.tree.map(jnp.asarray, held)
+    experiment = made(loaded.step)
+    state = experiment.update.restored(loaded.replicated, loaded.dealt)
+    params = evaluated_params(experiment, state)
     basis = loaded.replicated.get("tracking", {}).get("basis")
     basis = None if basis is None else np.asarray(basis)
-    return TrainedRun(at_step(experiment, loaded.step - 1), loaded.step, params, basis)
+    return TrainedRun(experiment, loaded.step, params, basis)
 
 
 class Paths(NamedTuple):

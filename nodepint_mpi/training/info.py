@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from mpi4py import MPI
 
 from nodepint_mpi.build.model import Given, build_model
 from nodepint_mpi.build.noise import build_noise
@@ -17,6 +18,7 @@ from nodepint_mpi.data.sample_checks import columns_of, series_of
 from nodepint_mpi.data.samples import Splits, checked_samples, count_outputs, hold_out
 from nodepint_mpi.errors import ConfigError, LayoutError
 from nodepint_mpi.io.checkpoint_file import checkpoint_bytes
+from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.dealing import part_of
 from nodepint_mpi.parallel.methods.base import ENDS, LEFTS
 from nodepint_mpi.training.batch_model import split_model
@@ -30,6 +32,7 @@ from nodepint_mpi.training.memory import (
 )
 from nodepint_mpi.training.rank_samples import for_rank, share_batch
 from nodepint_mpi.training.setup import check_encoded, check_scores, count_steps
+from nodepint_mpi.training.update import Update
 from nodepint_mpi.training.warm_starts import bytes_each, count_kept
 from nodepint_mpi.training.watch import require_watched
 
@@ -84,7 +87,9 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
     params, _ = split_model(model)
     optimizer = build_optimizer(config.optim, params)
     check_optimizer(config.optim, optimizer, params)
-    opt_state = jax.eval_shape(optimizer.init, params)
+    grid = TimeComm(MPI.Intracomm(), 0, n_along, MPI.Intracomm(), MPI.Intracomm(), 0, n_groups)
+    update = Update(grid, optimizer, params, sharded=config.run.sharded_update)
+    opt_state = update.shapes()["opt_state"]
     batch = samples.section.batch_size or samples.n_rows
     shape = check_model(model, samples, build_noise(config))
     state, n_samples = int(np.prod(shape)), share_batch(config, samples.n_rows, n_groups)
@@ -94,7 +99,7 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
     check_scores(config, model, samples, (n_samples, *shape))
     require_watched(config, build_loss(config)[1])
     message = n_samples * state * number_bytes
-    params_bytes, opt_bytes = tree_bytes(params), tree_bytes(opt_state)
+    params_bytes = tree_bytes(params)
     rows = {}
     if section.tracking is not None:
         sample = jax.ShapeDtypeStruct((batch, state), np.dtype(config.run.precision))
@@ -131,7 +136,9 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
         "adjoint_bytes_per_rank": max(owned) * kept_states(section.fine) * message,
         "samples_bytes_per_rank": sample_bytes,
         "inputs_bytes_per_rank": input_bytes,
-        "replicated_bytes_per_rank": 2 * params_bytes + opt_bytes,
+        "update": update.describe(),
+        "parameter_bytes_per_rank": 2 * params_bytes,
+        "optimizer_bytes_per_rank": tree_bytes(jax.eval_shape(update.init, params)),
         "checkpoint_bytes": checkpoint_bytes(replicated, rows, meta_bytes=4096),
     }
 

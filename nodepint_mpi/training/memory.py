@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from nodepint_mpi.build.model import build_model
-from nodepint_mpi.build.optimizers import build_optimizer
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.config.network import UserNetwork
 from nodepint_mpi.config.time import StepsSection, Time
 from nodepint_mpi.data.samples import Samples
 from nodepint_mpi.errors import ConfigError, NodepintError
+from nodepint_mpi.training.update import Update
 
 _MEMINFO = Path("/proc/meminfo")
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -48,16 +48,19 @@ def kept_states(steps: StepsSection) -> int:
     return int(np.ceil(np.sqrt(2 * steps.max_steps)))
 
 
-def plan_parameters(config: Config, params: PyTree) -> dict[str, int]:
+def plan_parameters(params: PyTree, update: Update | None = None) -> dict[str, int]:
     """Bytes of a rank that do not depend on the samples: parameters, gradient, moments. Local.
 
     Args:
-        config: The experiment.
         params: Trainable arrays, or their shapes.
+        update: Says what ranks have of the optimizer's state, on average; without, that is left
+            out.
     """
-    trained = _inexact(params)
-    moments = jax.eval_shape(build_optimizer(config.optim, trained).init, trained)
-    return {"parameters and gradient": 2 * tree_bytes(params), "the optimizer": tree_bytes(moments)}
+    needed = {"parameters and gradient": 2 * tree_bytes(params)}
+    if update is not None:
+        moments = tree_bytes(update.shapes()["opt_state"])
+        needed["the optimizer"] = moments // update.comm.n_grid
+    return needed
 
 
 def plan_slices(section: Time, state: jax.ShapeDtypeStruct, n_owned: int) -> dict[str, int]:
@@ -115,7 +118,7 @@ def require_network_fits(
         )
     except NodepintError:
         return  # making it says the same, in words that JAX has not added to
-    require_memory(plan_parameters(config, shapes), n_here)
+    require_memory(plan_parameters(shapes), n_here)
 
 
 def require_memory(needed: dict[str, int], n_here: int) -> None:

@@ -41,7 +41,8 @@ from nodepint_mpi.training.line_problem import LineProblem
 from nodepint_mpi.training.rank_samples import for_rank
 from nodepint_mpi.training.setup import Batch, Experiment
 from nodepint_mpi.training.simulation_free import mean_of_samples
-from nodepint_mpi.training.step import Stepped, StepReport, TrainState, apply_gradient
+from nodepint_mpi.training.step import Stepped, StepReport
+from nodepint_mpi.training.update import TrainState, apply_gradient
 
 
 def plain_report(loss: ArrayLike, grad_norm: ArrayLike) -> StepReport:
@@ -237,7 +238,7 @@ def _real(batch) -> Array:
 
 def make_plain_stepper(experiment: Experiment) -> Anew:
     """Steps by plain diffrax and optax, as those of `training.error_control`. Local."""
-    loss, optimizer = make_plain_loss(experiment), experiment.optimizer
+    loss, optimizer = make_plain_loss(experiment), experiment.update.optimizer
 
     nothing = Tally().as_array()  # of what time-parallel code counts
 
@@ -245,7 +246,7 @@ def make_plain_stepper(experiment: Experiment) -> Anew:
         del weight
         value, gradient = jax.value_and_grad(loss)(state.params, batch)
         updated = apply_gradient(optimizer, state, gradient)
-        return Stepped(updated, None, plain_report(value, optax.tree.norm(gradient)), nothing)
+        return Stepped(updated, gradient, plain_report(value, optax.tree.norm(gradient)), nothing)
 
     return _Plain(jax.jit(step), experiment)
 

@@ -2,11 +2,9 @@
 
 import logging
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
-
-import jax
-import jax.numpy as jnp
 
 from nodepint_mpi.data.samples import shapes_of_data
 from nodepint_mpi.io.checkpoint import load_checkpoint, require_finite, save_checkpoint
@@ -14,7 +12,7 @@ from nodepint_mpi.io.directory import BEST, CHECKPOINTS, config_text, versions
 from nodepint_mpi.parallel.dealing import join_samples, split_samples
 from nodepint_mpi.training.error_control import Stepper, kept_like, make_stepper
 from nodepint_mpi.training.setup import Experiment, at_step, slice_rows
-from nodepint_mpi.training.step import TrainState
+from nodepint_mpi.training.update import TrainState
 from nodepint_mpi.training.watch import Watch, resumed_watch
 
 _log = logging.getLogger(__name__)
@@ -58,12 +56,13 @@ def save_run(
     """
     config, comms = experiment.config, experiment.comms
     kept, rows = stepper.kept()
+    whole, dealt = experiment.update.kept(state)
     rows, first = join_samples(comms.data, rows, slice_rows(config, comms.time)[0])
     return save_checkpoint(
         comms.control,
         folder / (BEST if best else CHECKPOINTS),
         step=step,
-        replicated=state._asdict() | kept,
+        replicated=whole | kept,
         rows=rows,
         row_start=first,
         n_rows=config.time.n_slices,
@@ -77,6 +76,7 @@ def save_run(
         }
         | ({} if watch is None else {"validation": watch.as_meta()}),
         keep=None if best else config.output.keep,
+        dealt=dealt,
     )
 
 
@@ -101,10 +101,12 @@ def resume_run(
     """
     config, comms = experiment.config, experiment.comms
     first, n_owned = slice_rows(config, comms.time)
+    made = cache(lambda step: at_step(experiment, step - 1))
     loaded = load_checkpoint(
         comms.control,
         folder / CHECKPOINTS if resume == "auto" else Path(resume),
-        like_at=lambda step: kept_like(at_step(experiment, step - 1)),
+        like_at=lambda step: kept_like(made(step)),
+        dealt_at=lambda step: made(step).update.row_specs(),
         row_start=first,
         n_owned_rows=n_owned,
         fingerprint=config.fingerprint(),
@@ -112,9 +114,8 @@ def resume_run(
     )
     require_finite(loaded)
     _log.info("resumed from %s at step %d", loaded.path, loaded.step)
-    experiment = at_step(experiment, loaded.step - 1)
+    experiment = made(loaded.step)
     stepper = make(experiment)
     stepper.restore(loaded.replicated, split_samples(comms.time, loaded.rows))
-    kept = {name: loaded.replicated[name] for name in TrainState._fields}
-    state = TrainState(**jax.tree.map(jnp.asarray, kept))
+    state = experiment.update.restored(loaded.replicated, loaded.dealt)
     return Resumed(experiment, state, loaded.step, stepper, resumed_watch(config, loaded.meta))

@@ -8,7 +8,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import PyTree
 from mpi4py import MPI
 
@@ -69,7 +68,7 @@ from nodepint_mpi.training.memory import (
 from nodepint_mpi.training.rank_samples import for_rank, place_samples, share_batch
 from nodepint_mpi.training.sameness import require_same_code, require_same_shapes
 from nodepint_mpi.training.simulation_free import check_sections
-from nodepint_mpi.training.step import TrainState
+from nodepint_mpi.training.update import TrainState, Update
 from nodepint_mpi.training.watch import require_watched
 
 
@@ -90,7 +89,7 @@ class Experiment(NamedTuple):
     test: Samples
     train_problem: LineProblem
     test_problem: LineProblem
-    optimizer: optax.GradientTransformation
+    update: Update
     state: jax.ShapeDtypeStruct
     """Shape of the states of this group's part of a batch, (samples, *state)."""
     comms: Comms
@@ -167,7 +166,7 @@ def set_up(config: Config, comms: Comms) -> Experiment:
             _build(config, train, largest)
         experiment = _assemble(config, comms, splits, step=0)
         require_memory(needed_memory(experiment), n_here)
-    require_same_shapes(comms.control, fresh_state(experiment)._asdict(), experiment.state)
+    require_same_shapes(comms.control, experiment.update.shapes(), experiment.state)
     return experiment
 
 
@@ -183,7 +182,7 @@ def needed_memory(experiment: Experiment) -> dict[str, int]:
     params, _ = split_model(experiment.model)
     slices = plan_slices(config.time, experiment.state, slice_rows(config, time)[1])
     samples = plan_samples(experiment.train, experiment.state.shape[0])
-    return plan_parameters(config, params) | slices | samples
+    return plan_parameters(params, experiment.update) | slices | samples
 
 
 def at_step(experiment: Experiment, step: int) -> Experiment:
@@ -221,8 +220,9 @@ def _assemble(config: Config, comms: Comms, splits: Splits, *, step: int) -> Exp
     params, _ = split_model(model)
     optimizer = build_optimizer(config.optim, params)
     check_optimizer(config.optim, optimizer, params)
+    update = Update(comms.time, optimizer, params, sharded=config.run.sharded_update)
     return Experiment(
-        config, model, train, test, train_problem, test_problem, optimizer, state, comms,
+        config, model, train, test, train_problem, test_problem, update, state, comms,
         valid, valid_problem,
     )  # fmt: skip
 
@@ -373,12 +373,18 @@ def reduction_of(static: PyTree, field: Field) -> AbstractReduction:
 def fresh_state(experiment: Experiment) -> TrainState:
     """Parameters and optimizer state before the first step. Local."""
     params, _ = split_model(experiment.model)
-    return TrainState(params, experiment.optimizer.init(params))
+    return TrainState(params, experiment.update.init(params))
 
 
 def evaluated_params(experiment: Experiment, state: TrainState) -> PyTree:
-    """The parameters that are evaluated: the average of `optim.average`, or the newest. Local."""
-    return averaged_of(experiment.config.optim, state.params, state.opt_state)
+    """The parameters that are evaluated: the average of `optim.average`, or the newest.
+
+    Collective over the grid.
+    """
+    if experiment.config.optim.average is None:
+        return state.params
+    pieces = averaged_of(experiment.config.optim, state.params, state.opt_state)
+    return experiment.update.whole_params(pieces)
 
 
 def slice_rows(config: Config, comm: TimeComm) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """One optimizer step: jitted programs of each rank.
 
 The step walks: encode on the first rank - solve in parallel - loss where the observations fall -
-adjoint in parallel - encoder's pull-back on the first rank - one sum over ranks - update.
+adjoint in parallel - encoder's pull-back on the first rank; then, in a program of its own, one sum
+over ranks - update (`training.update`).
 """
 
 from typing import Any, NamedTuple
@@ -17,24 +18,19 @@ from nodepint_mpi.core.objective import SimulationFree
 from nodepint_mpi.core.propagators import SliceResult
 from nodepint_mpi.core.relaxation import RelaxedParams
 from nodepint_mpi.core.sample_params import SampleParams
-from nodepint_mpi.parallel.counters import counting
+from nodepint_mpi.parallel.comms import TimeComm
+from nodepint_mpi.parallel.counters import Tally, counting
 from nodepint_mpi.parallel.differentiate import linearize_solve
 from nodepint_mpi.parallel.exchange import sum_over_ranks
 from nodepint_mpi.parallel.methods.base import Carry
-from nodepint_mpi.parallel.warm_start import follow
+from nodepint_mpi.parallel.warm_start import Misfits, follow
 from nodepint_mpi.training.batch_model import (
     terms_of_loss,
 )
 from nodepint_mpi.training.block_loss import linearize_loss
 from nodepint_mpi.training.line_problem import LineProblem, encode_initial, field_params
 from nodepint_mpi.training.simulation_free import linearize_mean
-
-
-class TrainState(NamedTuple):
-    """What the optimizer changes, equal on all ranks."""
-
-    params: PyTree[Array]
-    opt_state: PyTree
+from nodepint_mpi.training.update import Sums, TrainState, Update, Updated
 
 
 class StepReport(NamedTuple):
@@ -56,87 +52,118 @@ class StepReport(NamedTuple):
     finite: Array
 
 
+class Solved(NamedTuple):
+    """What a solve says of itself, equal on all ranks; see `StepReport`."""
+
+    sweeps: Array
+    jump: Array
+    adjoint_sweeps: Array
+    adjoint_residual: Array
+    guarded: Array
+    damped: Array
+    fallbacks: Array
+    finite: Array
+
+    @staticmethod
+    def of_sweep(n_sweeps: int, like: Array) -> "Solved":
+        """Of so many sweeps that were not looked at. Local."""
+        none, zero = jnp.array(0), jnp.zeros_like(like)
+        number = jnp.array(n_sweeps)
+        return Solved(number, zero, number, zero, none, none, none, jnp.array(True))
+
+
+class Part(NamedTuple):
+    """One rank's part of a step's gradient and sums, to be added up over all ranks."""
+
+    gradient: PyTree[Array]
+    sums: Sums
+    solved: Solved
+
+
 class Stepped(NamedTuple):
-    """A step's result: the new state, the gradient it was made with, its numbers and its work.
+    """A step's result: the new state, this rank's pieces of the gradient it was made with, its
+    numbers and its work.
 
-    `tally` counts what this rank did, a `Tally` as an array.
+    `tally` counts what this rank did, a `Tally` as an array. The smaller a gradient is that large
+    cotangents add up to, the more their errors count: `magnification` is the cotangents' norm over
+    the gradient's, and `carry` what the next step starts from; both of tracked steps.
     """
 
     state: TrainState
     gradient: PyTree[Array]
     report: StepReport
     tally: Array
-
-
-class Tracked(NamedTuple):
-    """A tracked step's result; with what the next one starts from, and the cotangents' norm over
-    the gradient's.
-
-    The smaller a gradient is that large cotangents add up to, the more their errors count.
-    """
-
-    state: TrainState
-    gradient: PyTree[Array]
-    report: StepReport
-    tally: Array
-    carry: Carry
-    magnification: Array
-
-
-def apply_gradient(
-    optimizer: optax.GradientTransformation, state: TrainState, gradient: PyTree[Array]
-) -> TrainState:
-    """The optimizer step. Local."""
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    return TrainState(optax.apply_updates(state.params, updates), opt_state)
+    carry: Carry | None = None
+    magnification: Array | None = None
 
 
 class TrainStep:
     """A step in two jitted programs, one for the gradient and one for the update. Collective.
 
     The ranks of a line compile different programs for their parts of the gradient. An update that
-    XLA fuses with them rounds differently on each, and the parameters drift apart; on its own it is
-    the same program on all ranks.
+    XLA fuses with them would round differently on each, and the parameters drift apart.
     """
 
-    def __init__(self, solve: Any, optimizer: optax.GradientTransformation, kind: type):
-        """Local. `solve` takes parameters and what the step takes, and returns the gradient and
-        what follows it in `kind`, `Stepped` or `Tracked`."""
+    def __init__(self, solve: Any, update: Update):
+        """Local. `solve` takes parameters and what the step takes, and returns a `Part`, what was
+        counted, and what the next step starts from."""
+        self._solve, self._update = solve, update
 
-        def update_step(state: TrainState, gradient: PyTree[Array]) -> TrainState:
-            return apply_gradient(optimizer, state, gradient)
-
-        self._solve, self._update, self._kind = solve, jax.jit(update_step), kind
-
-    def __call__(self, state: TrainState, *args: Any) -> Any:
+    def __call__(self, state: TrainState, *args: Any) -> Stepped:
         """The step's result, on what the step takes besides its state."""
-        gradient, *rest = self._solve(state.params, *args)
-        return self._kind(self._update(state, gradient), gradient, *rest)
+        part, tally, carry = self._solve(state.params, *args)
+        state, gradient, (report, tally, magnification) = self._update(
+            report_of, state, part.gradient, part.sums, part.solved, tally
+        )
+        return Stepped(state, gradient, report, tally, carry, magnification)
 
     def _cache_size(self) -> int:
         """How often the gradient has been compiled, as a jitted function says it."""
         return self._solve._cache_size()
 
 
-def make_train_step(problem: LineProblem, optimizer: optax.GradientTransformation) -> TrainStep:
+def report_of(updated: Updated, solved: Solved, tally: Array) -> tuple[StepReport, Array, Array]:
+    """Numbers of a step and its work, and how much its gradient magnifies errors. Local.
+
+    Where nothing has been swept again, misfits are zero; where they were not looked at, too.
+    """
+    loss, grad_norm, misfits = updated.loss, updated.grad_norm, updated.misfits
+    jump = solved.jump + misfits.jump()
+    report = StepReport(
+        loss,
+        grad_norm,
+        **solved._replace(
+            jump=jump,
+            adjoint_residual=solved.adjoint_residual + misfits.residual(),
+            finite=solved.finite
+            & jnp.isfinite(loss)
+            & jnp.isfinite(grad_norm)
+            & jnp.isfinite(jump),
+        )._asdict(),
+    )
+    magnification = jnp.sqrt(misfits.cotangents) / (updated.divisor * grad_norm)
+    return report, tally + updated.tally, magnification
+
+
+def make_train_step(problem: LineProblem, update: Update) -> TrainStep:
     """Make the step `(state, batch, weight) -> Stepped`, which solves anew.
 
-    Local to make; the step is collective over the line. `weight` is that of continuity, for a
+    Local to make; the step is collective over the grid. `weight` is that of continuity, for a
     relaxed solve, or None.
     """
 
     def step(params: PyTree, batch: SampleBatch, weight: Array | None):
         with counting() as ledger:
-            gradient, report = loss_and_gradient(problem, params, batch, weight)
-        return gradient, report, ledger.tally.as_array()
+            part = gradient_part(problem, params, batch, weight)
+        return part, ledger.tally.as_array(), None
 
-    return TrainStep(jax.jit(step), optimizer, Stepped)
+    return TrainStep(jax.jit(step), update)
 
 
-def make_tracked_step(problem: LineProblem, optimizer: optax.GradientTransformation) -> TrainStep:
-    """Make the step `(state, carry, batch, weight) -> Tracked`.
+def make_tracked_step(problem: LineProblem, update: Update) -> TrainStep:
+    """Make the step `(state, carry, batch, weight) -> Stepped`.
 
-    Local to make; the step is collective over the line. One forward and one adjoint sweep, from
+    Local to make; the step is collective over the grid. One forward and one adjoint sweep, from
     what the last ones left; it consumes the carry.
     """
 
@@ -144,21 +171,19 @@ def make_tracked_step(problem: LineProblem, optimizer: optax.GradientTransformat
         params: PyTree, carry: Carry, batch: SampleBatch, weight: Array | None
     ):
         with counting() as ledger:
-            gradient, report, carry, magnification = tracked_gradient(
-                problem, params, carry, batch, weight
-            )
-        return gradient, report, ledger.tally.as_array(), carry, magnification
+            part, carry = tracked_part(problem, params, carry, batch, weight)
+        return part, ledger.tally.as_array(), carry
 
-    return TrainStep(jax.jit(tracked_step, donate_argnums=1), optimizer, Tracked)
+    return TrainStep(jax.jit(tracked_step, donate_argnums=1), update)
 
 
-def loss_and_gradient(
+def gradient_part(
     problem: LineProblem,
     params: PyTree,
     batch: SampleBatch,
     weight: Array | None = None,
-) -> tuple[PyTree[Array], StepReport]:
-    """The loss of a batch and its gradient, summed over the ranks. Collective, inside jit.
+) -> Part:
+    """This rank's part of a batch's loss and gradient. Collective over the grid, inside jit.
 
     With a `weight` of continuity the solve is a relaxed one.
     """
@@ -174,59 +199,46 @@ def loss_and_gradient(
     adjoint = solved.at.pull_back(sources)
     gradient = _whole_gradient(gradient, adjoint.params, adjoint.initial, pull_back_encoder)
     loss, gradient = _with_terms(problem, params, batch, loss_sum / count, gradient, 1.0)
-    loss, gradient = sum_over_ranks(comm, (loss, gradient))
-    grad_norm = optax.tree.norm(gradient)
-    finite = solved.record.finite & adjoint.record.finite
-    return gradient, StepReport(
-        loss=loss,
-        grad_norm=grad_norm,
-        sweeps=solved.record.n_sweeps,
+    record = solved.record
+    numbers = Solved(
+        sweeps=record.n_sweeps,
         jump=solved.jump,
         adjoint_sweeps=adjoint.record.n_sweeps,
         adjoint_residual=adjoint.record.residual,
-        guarded=solved.record.n_guarded,
-        damped=solved.record.n_damped,
-        fallbacks=solved.record.n_fallbacks,
-        finite=finite & jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(solved.jump),
+        guarded=record.n_guarded,
+        damped=record.n_damped,
+        fallbacks=record.n_fallbacks,
+        finite=record.finite & adjoint.record.finite,
     )
+    return Part(gradient, _divided_sums(comm, loss), numbers)
 
 
-def _simulation_free(
-    problem: LineProblem, params: PyTree, batch: SampleBatch
-) -> tuple[PyTree[Array], StepReport]:
+def _simulation_free(problem: LineProblem, params: PyTree, batch: SampleBatch) -> Part:
     """The same where nothing is solved. Collective, inside jit."""
     mean, gradient = linearize_mean(problem, params, batch)
     count = sum_over_ranks(problem.comm, mean.count)
     gradient = jax.tree.map(lambda part: part / count, gradient)
     loss, gradient = _with_terms(problem, params, batch, mean.sum / count, gradient, 1.0)
-    loss, gradient = sum_over_ranks(problem.comm, (loss, gradient))
-    grad_norm, none = optax.tree.norm(gradient), jnp.array(0)
-    zero = jnp.zeros_like(loss)
-    return gradient, StepReport(
-        loss=loss,
-        grad_norm=grad_norm,
-        sweeps=none,
-        jump=zero,
-        adjoint_sweeps=none,
-        adjoint_residual=zero,
-        guarded=none,
-        damped=none,
-        fallbacks=none,
-        finite=jnp.isfinite(loss) & jnp.isfinite(grad_norm),
-    )
+    return Part(gradient, _divided_sums(problem.comm, loss), Solved.of_sweep(0, loss))
 
 
-def tracked_gradient(
+def _divided_sums(comm: TimeComm, loss: Array) -> Sums:
+    """Those of a loss that has been divided by its count."""
+    zero, one = jnp.zeros_like(loss), jnp.ones_like(loss)
+    return Sums(loss, one if comm.grid_rank == 0 else zero, Misfits(zero, zero, zero, zero))
+
+
+def tracked_part(
     problem: LineProblem,
     params: PyTree,
     carry: Carry,
     batch: SampleBatch,
     weight: Array | None = None,
-) -> tuple[PyTree[Array], StepReport, Carry, Array]:
+) -> tuple[Part, Carry]:
     """The same from one sweep each way, as near as what is carried. Collective, inside jit.
 
     One fine solve and one pull-back of the owned slices, all at once; the carry returned is of
-    this batch and these parameters. See `Tracked`.
+    this batch and these parameters.
     """
     initial, pull_back_encoder = encode_initial(problem, params, batch)
 
@@ -241,29 +253,20 @@ def tracked_gradient(
     )
     gradient = _whole_gradient(gradient, followed.params, followed.initial, pull_back_encoder)
     if problem.terms:
-        whole = sum_over_ranks(problem.comm, count)  # by which all is divided below
+        whole = sum_over_ranks(problem.comm, count)  # by which all is divided in the end
         loss_sum, gradient = _with_terms(problem, params, batch, loss_sum, gradient, whole)
-    total, count, gradient, misfits = sum_over_ranks(
-        problem.comm, (loss_sum, count, gradient, followed.misfits)
-    )
     # The loss is linear in its sum over observations, so all is divided by their number at last.
-    gradient = jax.tree.map(lambda part: part / count, gradient)
-    loss, grad_norm = total / count, optax.tree.norm(gradient)
-    magnification = jnp.sqrt(misfits.cotangents) / (count * grad_norm)
-    one, none = jnp.array(1), jnp.array(0)
-    report = StepReport(
-        loss=loss,
-        grad_norm=grad_norm,
-        sweeps=one,
-        jump=misfits.jump(),
-        adjoint_sweeps=one,
-        adjoint_residual=misfits.residual(),
-        guarded=none,
-        damped=none,
-        fallbacks=none,
-        finite=jnp.isfinite(loss) & jnp.isfinite(grad_norm),
-    )
-    return gradient, report, followed.carry, magnification
+    sums = Sums(loss_sum, jnp.asarray(count, loss_sum.dtype), followed.misfits)
+    return Part(gradient, sums, Solved.of_sweep(1, loss_sum)), followed.carry
+
+
+def summed(comm: TimeComm, part: Part) -> tuple[PyTree[Array], StepReport]:
+    """Gradient and numbers of a step without an update. Collective over the grid, inside jit."""
+    gradient, sums = sum_over_ranks(comm, (part.gradient, part.sums))
+    gradient = jax.tree.map(lambda part: part / sums.divisor, gradient)
+    loss, norm, nothing = sums.loss / sums.divisor, optax.tree.norm(gradient), Tally().as_array()
+    updated = Updated(None, gradient, loss, sums.divisor, norm, sums.misfits, nothing)
+    return gradient, report_of(updated, part.solved, nothing)[0]
 
 
 def _with_terms(problem: LineProblem, params: PyTree, batch, loss, gradient, scale):

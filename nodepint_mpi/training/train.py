@@ -55,7 +55,8 @@ from nodepint_mpi.training.setup import (
     fresh_state,
     set_up,
 )
-from nodepint_mpi.training.step import StepReport, TrainState
+from nodepint_mpi.training.step import StepReport
+from nodepint_mpi.training.update import TrainState
 from nodepint_mpi.training.validation import Validation
 from nodepint_mpi.training.watch import new_watch
 
@@ -359,7 +360,8 @@ class Run:
         """Make sure that all ranks hold the same parameters."""
         control = self.experiment.comms.control
         with self._phase("comparing parameters"):
-            require_same_values(control, self.state._asdict(), self.step, self.equal_since)
+            held = self.experiment.update.held_alike(self.state)
+            require_same_values(control, held, self.step, self.equal_since)
         self.equal_since = self.step
 
     def _phase(self, name: str, step: int | None = None, **limit: float):

@@ -5,6 +5,7 @@ import functools
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -105,7 +106,9 @@ def save(
     )
 
 
-def load(control, where: Path, *, how: str = "even", plain: bool = False, **options) -> Checkpoint:
+def load(
+    control, where: Path, *, how: str = "even", plain: bool = False, **options: Any
+) -> Checkpoint:
     """Load into a tree with other values. Collective."""
     row_start, n_owned = deal(control.rank, control.size, how)
     options = {"fingerprint": FINGERPRINT} | options

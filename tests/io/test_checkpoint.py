@@ -8,8 +8,9 @@ import pytest
 
 from nodepint_mpi.errors import CheckpointError, LayoutError, OutputError
 from nodepint_mpi.io import checkpoint
-from nodepint_mpi.io.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint
+from nodepint_mpi.io.checkpoint import load_checkpoint, save_checkpoint
 from nodepint_mpi.io.checkpoint_file import checkpoint_bytes
+from nodepint_mpi.io.checkpoint_folder import find_checkpoints
 from nodepint_mpi.io.leaves import take_leaves
 from nodepint_mpi.parallel.comms import alone
 from tests.io.checkpoint_case import (

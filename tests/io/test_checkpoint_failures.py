@@ -12,7 +12,7 @@ import pytest
 
 from nodepint_mpi.errors import OutputError
 from nodepint_mpi.io import checkpoint, checkpoint_rows, hdf5
-from nodepint_mpi.io.checkpoint import find_checkpoints
+from nodepint_mpi.io.checkpoint_folder import find_checkpoints
 from nodepint_mpi.parallel.comms import alone
 from tests.io.checkpoint_case import check, listing, load, save, small_disk
 

@@ -24,7 +24,7 @@ from nodepint_mpi.bench.cases import (
 from nodepint_mpi.core.batch import SampleBatch
 from nodepint_mpi.core.problems import PROBLEMS
 from nodepint_mpi.training.batch_model import split_model
-from nodepint_mpi.training.step import loss_and_gradient
+from nodepint_mpi.training.step import gradient_part, summed
 
 LV = PROBLEMS["lotka_volterra"]
 ARGS = {name: jnp.asarray(value) for name, value in LV.args.items()}
@@ -80,7 +80,7 @@ def test_training_gradient_equals_serial_diffrax(comms, case: GradientCase):
     model, inputs, targets = make_model_and_data(TIMES[case.loss])
     params, static = split_model(model)
     problem = make_gradient_case(comms, case, static)
-    ours, report = jax.jit(lambda batch: loss_and_gradient(problem, params, batch))(
+    ours, report = jax.jit(lambda batch: summed(comms.time, gradient_part(problem, params, batch)))(
         SampleBatch(inputs, targets)
     )
     loss, wanted = serial_gradient(case.loss, case.steps)

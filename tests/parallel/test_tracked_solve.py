@@ -20,7 +20,7 @@ from nodepint_mpi.bench.cases import (
 from nodepint_mpi.core.batch import SampleBatch
 from nodepint_mpi.errors import ProblemError
 from nodepint_mpi.training.batch_model import split_model
-from nodepint_mpi.training.step import tracked_gradient
+from nodepint_mpi.training.step import summed, tracked_part
 from tests.parallel.test_saved_times import (
     ARGS,
     BASIS,
@@ -57,13 +57,17 @@ def test_losses_and_gradients_are_those_of_a_tracked_training(comms):
         made = jax.vmap(jax.vmap(model.decoder))(solution.ys)
         return jnp.mean((jnp.swapaxes(made, 0, 1) - targets) ** 2)
 
-    train = jax.jit(lambda p, c: tracked_gradient(problem, p, c, SampleBatch(inputs, targets)))
+    @jax.jit
+    def train(params, carry):
+        part, carry = tracked_part(problem, params, carry, SampleBatch(inputs, targets))
+        return *summed(comms.time, part), carry
+
     step = eqx.filter_jit(nm.value_and_grad(loss))
     state = jax.ShapeDtypeStruct((4, 2), float)
     theirs = problem.solver.method.carry_like(problem.observations.owned.n_owned, state)
     ours, found = nm.SolveCarry(), None
     for _ in range(4):
-        wanted, report, theirs, _ = train(params, theirs)
+        wanted, report, theirs = train(params, theirs)
         value, found, ours = step(eqx.combine(params, static), ours)
         np.testing.assert_allclose(value, report.loss, rtol=1e-12)
         for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):

@@ -109,5 +109,7 @@ def check_step(made: Made, step: int, *, loss_rtol: float = 1e-8) -> None:
     plain = jax.jit(jax.value_and_grad(make_plain_loss(experiment)))
     loss, gradient = plain(state.params, experiment.whole_batch(step))
     np.testing.assert_allclose(float(taken.report.loss), float(loss), rtol=loss_rtol)
-    ours, wanted = (ravel_pytree(tree)[0] for tree in (taken.gradient, gradient))
+    ours, wanted = (
+        ravel_pytree(tree)[0] for tree in (experiment.update.whole_params(taken.gradient), gradient)
+    )
     assert jnp.linalg.norm(ours - wanted) < 1e-8 * jnp.linalg.norm(wanted)

@@ -183,7 +183,7 @@ def test_what_cannot_fit_is_refused_before_it_is_made(source, comms):
 
 def test_the_ranks_of_a_machine_share_its_memory(source, comms, monkeypatch):
     config = parse_config(small_config(source))
-    needed = sum(memory.plan_parameters(config, set_up(config, comms).model).values())
+    needed = sum(memory.plan_parameters(set_up(config, comms).model).values())
     monkeypatch.setattr(memory, "machine_bytes", lambda: 10**9)
     memory.require_memory({"x": 10**9 // 2}, 2)
     with pytest.raises(NodepintError, match="953.7 MiB for the 2 ranks") as caught:

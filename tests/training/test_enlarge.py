@@ -94,14 +94,14 @@ def test_runs_grow_and_resume_on_any_ranks(comms, source, shared_tmp_path):
 def losses_of(comms, text, n_steps):
     experiment = set_up(parse_config(text), comms)
     state, losses = fresh_state(experiment), []
-    step = make_train_step(experiment.train_problem, experiment.optimizer)
+    step = make_train_step(experiment.train_problem, experiment.update)
     for k in range(n_steps):
         batch = experiment.batch(k)
         if k == 3:
             experiment, state = grow(comms, experiment, state, batch.rows, k)
-            problem, optimizer = experiment.train_problem, experiment.optimizer
-            step = make_train_step(problem, optimizer)
-        state, _, report, _ = step(state, batch.data, None)
+            problem, update = experiment.train_problem, experiment.update
+            step = make_train_step(problem, update)
+        state, _, report, *_ = step(state, batch.data, None)
         losses.append(float(report.loss))
     return np.array(losses), state
 
@@ -115,9 +115,9 @@ def test_the_loss_goes_on_where_it_was_and_any_ranks_agree(comms, on_one_rank, s
     # The step at which the network grows sees the loss that it would have had without.
     experiment = set_up(parse_config(config_text(source, growth="")), comms)
     fixed, plain_losses = fresh_state(experiment), []
-    step = make_train_step(experiment.train_problem, experiment.optimizer)
+    step = make_train_step(experiment.train_problem, experiment.update)
     for k in range(4):
-        fixed, _, report, _ = step(
+        fixed, _, report, *_ = step(
             fixed, experiment.train.take(experiment.train.batch_rows(0, k)), None
         )
         plain_losses.append(float(report.loss))
@@ -155,7 +155,7 @@ def test_the_average_starts_anew_when_the_network_grows(comms, source):
     state = fresh_state(experiment)
     opt_state: Any = state.opt_state
     for _ in range(2):
-        _, opt_state = experiment.optimizer.update(state.params, opt_state, state.params)
+        _, opt_state = experiment.update.optimizer.update(state.params, opt_state, state.params)
     state = state._replace(opt_state=opt_state)
     section = experiment.config.optim
     before = averaged_of(section, state.params, opt_state)

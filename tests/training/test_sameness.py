@@ -209,7 +209,7 @@ class Drifting(Anew):
 @SEVERAL
 def test_a_drift_ends_the_run_before_it_is_saved(comms, source, shared_tmp_path, monkeypatch):
     def drifting(experiment):
-        stepper = Drifting(make_train_step(experiment.train_problem, experiment.optimizer), None)
+        stepper = Drifting(make_train_step(experiment.train_problem, experiment.update), None)
         stepper.guilty = comms.control.rank == 0
         return stepper
 

@@ -4,7 +4,7 @@ A slice is integrated by an integrator that makes no step, since the operations 
 order do not depend on what a slice costs. Local.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ from nodepint_mpi.bench.planning.lines import (
 from nodepint_mpi.bench.planning.stages import Sweeps
 from nodepint_mpi.build.model import Given, build_model
 from nodepint_mpi.build.noise import build_noise
+from nodepint_mpi.build.optimizers import build_optimizer
 from nodepint_mpi.config.experiment import Config, parse_config
 from nodepint_mpi.core.evaluations import evaluations
 from nodepint_mpi.core.partition import own_slices
@@ -40,7 +41,8 @@ from nodepint_mpi.training.info import open_alone
 from nodepint_mpi.training.line_problem import LineProblem
 from nodepint_mpi.training.rank_samples import for_rank, share_batch
 from nodepint_mpi.training.setup import make_problem
-from nodepint_mpi.training.step import loss_and_gradient, tracked_gradient
+from nodepint_mpi.training.step import Part, gradient_part, tracked_part
+from nodepint_mpi.training.update import TrainState, Update
 
 
 class NoSteps(AbstractIntegrator):
@@ -206,24 +208,34 @@ class StepRecorder:
         batch = samples.take(np.resize(samples.batch_rows(config.run.seed, 0), n_samples), 0)
         params, _ = split_model(self._model)
         weight = None if config.time.relaxation is None else jnp.ones(())
+        optimizer = build_optimizer(config.optim, params)
+        sharded = config.run.sharded_update
+        update = Update(problem.comm, optimizer, params, sharded=sharded)
+
+        def take(params: Any, part: Part) -> Any:
+            opt_state = update.cut(optimizer.init(params))
+            return update.take(TrainState(params, opt_state), part.gradient, part.sums)
+
         if not self._is_tracked:
-            return traced(
-                lambda params, batch: loss_and_gradient(problem, params, batch, weight),
-                params, batch,
-            )  # fmt: skip
+
+            def anew(params, batch):
+                return take(params, gradient_part(problem, params, batch, weight))
+
+            return traced(anew, params, batch)
         state = jax.ShapeDtypeStruct((n_samples, *self._shape), np.dtype(config.run.precision))
-        return _traced_tracking(problem, state, params, batch, weight)
+
+        def tracked(params, carry, batch):
+            part, carry = tracked_part(problem, params, carry, batch, weight)
+            return take(params, part), carry
+
+        return _traced_tracking(problem, state, tracked, params, batch)
 
 
 def _traced_tracking(
-    problem: LineProblem, state: jax.ShapeDtypeStruct, params: Any, batch: Any, weight: Any
+    problem: LineProblem, state: jax.ShapeDtypeStruct, step: Callable, params: Any, batch: Any
 ) -> Operations:
     """A tracked step that starts from what another has left."""
-
-    def step(params, carry, batch):
-        return tracked_gradient(problem, params, carry, batch, weight)
-
     blank = problem.solver.method.carry_like(problem.observations.owned.n_owned, state)
     carry = blank._replace(replicated={})  # a basis is not known at first
-    left = jax.eval_shape(step, params, carry, batch)[2]
+    left = jax.eval_shape(step, params, carry, batch)[1]
     return traced(step, params, left, batch)
