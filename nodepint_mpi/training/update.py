@@ -86,8 +86,9 @@ def apply_gradient(
     optimizer: optax.GradientTransformation, state: TrainState, gradient: PyTree[Array]
 ) -> TrainState:
     """The optimizer step on whole arrays. Local."""
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    return TrainState(optax.apply_updates(state.params, updates), opt_state)
+    with jax.numpy_dtype_promotion("standard"):  # optax multiplies floats by its integer count
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        return TrainState(optax.apply_updates(state.params, updates), opt_state)
 
 
 class Update:
