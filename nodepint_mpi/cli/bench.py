@@ -131,6 +131,23 @@ def checkpoint(megabytes: float, repeats: int, folder: Path, json_file: Path | N
     finish(comms.control, result, json_file)
 
 
+@bench.command()
+@click.option(
+    "--parameters", "n_parameters", default=10_000_000, show_default=True,
+    type=click.IntRange(4), help="Size of the network, about.",
+)  # fmt: skip
+@click.option("--repeats", default=9, show_default=True, type=click.IntRange(1))
+@json_option
+def update(n_parameters: int, repeats: int, json_file: Path | None) -> None:
+    """Memory, messages and time of the optimizer's step, sharded and on the first rank."""
+    comms = start_ranks()
+    from nodepint_mpi.bench.update import format_update, run_update
+
+    result = run_update(comms, n_parameters=n_parameters, repeats=repeats)
+    say(comms.control, format_update(result))
+    finish(comms.control, result, json_file)
+
+
 @bench.command(name="train")
 @config_argument
 @set_option

@@ -81,13 +81,14 @@ def check_grids(source, on_one_rank, shared_tmp_path, options, batch):
         return losses, flat(state), evaluate(experiment.comms, experiment, state.params)
 
     losses, wanted, scores = on_one_rank(emulate)
+    sharded = parse_config(text, ["run.sharded_update=true"])
     for n_groups in [n for n in range(2, size + 1) if size % n == 0]:
         folder = shared_tmp_path / f"run-{n_groups}"
         if world().rank == 0:
             (folder / "ckpt").mkdir(parents=True)
         world().Barrier()
         grid = make_comms(world(), n_groups=n_groups)
-        experiment = set_up(config, grid)
+        experiment = set_up(sharded, grid)
         assert experiment.state.shape[0] * n_groups == len(experiment.batch(0).rows)
         start, stepper = fresh_state(experiment), make_stepper(experiment)
         begun, reached = take_steps(experiment, start, stepper, 0, 10)

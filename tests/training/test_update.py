@@ -7,13 +7,17 @@ import optax
 import pytest
 
 from nodepint_mpi.build.optimizers import average_parameters
+from nodepint_mpi.config.experiment import parse_config
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.io.checkpoint import load_checkpoint, save_checkpoint
 from nodepint_mpi.parallel.comms import alone, make_time_comm
 from nodepint_mpi.parallel.counters import WORD_BYTES, Tally
 from nodepint_mpi.parallel.warm_start import Misfits
+from nodepint_mpi.training.error_control import make_stepper
 from nodepint_mpi.training.memory import tree_bytes
+from nodepint_mpi.training.setup import fresh_state, set_up
 from nodepint_mpi.training.update import Sums, TrainState, Update
+from tests.training.small_config import small_config
 
 PARAMS = {"field": {"w": (16, 12), "b": (12,)}, "scale": ()}
 """205 parameters: pieces of 2, 3 and 4 ranks are filled up."""
@@ -155,3 +159,23 @@ def test_what_needs_whole_arrays_is_done_on_the_first_rank(comms, on_one_rank):
     assert large.describe() == "sharded over 2 ranks"
     mixed = {"w": jax.ShapeDtypeStruct((256, 256), float), "b": jax.ShapeDtypeStruct((3,), "f4")}
     assert "of several types" in Update(comm, optax.adam(1e-3), mixed).describe()
+
+
+@pytest.mark.mpi(2, 2)
+@pytest.mark.parametrize("sharded", [True, False])
+def test_ranks_that_compile_differently_hold_the_same_bits(comms, tmp_path, source, sharded):
+    """In every step, though one of them optimizes its programs and the other does not."""
+    options = "tracking = { bound = 1e-2, check_every = 8 }\n"
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", comms.control.rank == 0)
+    try:
+        text = small_config(source, options)
+        config = parse_config(text, [f"run.sharded_update={str(sharded).lower()}"])
+        experiment = set_up(config, comms)
+        state, stepper = fresh_state(experiment), make_stepper(experiment)
+        for step in range(20):
+            state = stepper.take(state, experiment.batch(step), step).state
+            bits = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state.params)]
+            assert comms.control.allgather(bits) == [bits] * 2
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)

@@ -98,6 +98,33 @@ class Clocks:
             ready = np.full(self.n_time, self.now.max())
             self._meet(ready, 2 * self._network.tree_s(n_ranks, n_bytes))
 
+    def reduce_scatter(self, n_bytes: Number) -> None:
+        """A sum over the ranks of all lines of `n_bytes`, of which each gets its part."""
+        n_ranks = self.n_time * self._n_data
+        if n_ranks > 1:
+            ready = np.full(self.n_time, self.now.max())
+            self._meet(ready, self._network.reduce_scatter_s(n_ranks, n_bytes))
+
+    def gather_shards(self, n_bytes: Number) -> None:
+        """Every rank of all lines gets what the others have, `n_bytes` of each."""
+        n_ranks = self.n_time * self._n_data
+        if n_ranks > 1:
+            ready = np.full(self.n_time, self.now.max())
+            self._meet(ready, self._network.gather_s(n_ranks, n_bytes))
+
+    def on_first(self, n_bytes: Number) -> None:
+        """A sum over the ranks of all lines, known to the first alone."""
+        self._along_tree(n_bytes, np.full(self.n_time, self.now.max()))
+
+    def to_grid(self, n_bytes: Number) -> None:
+        """The first rank tells those of all lines the same."""
+        self._along_tree(n_bytes, np.maximum(self.now, self.now[0]))
+
+    def _along_tree(self, n_bytes: Number, ready: Ranks) -> None:
+        n_ranks = self.n_time * self._n_data
+        if n_ranks > 1:
+            self._meet(ready, self._network.tree_s(n_ranks, n_bytes))
+
     def gather(self, n_bytes: Number) -> None:
         """The first rank gets what the others have, `n_bytes` of each."""
         ready = np.full(self.n_time, self.now.max())

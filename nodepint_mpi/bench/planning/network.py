@@ -40,6 +40,11 @@ class Network(NamedTuple):
         """From one rank to all, or a sum over all on one, along a binomial tree."""
         return _depth(n_ranks) * self.message_s(n_bytes)
 
+    def reduce_scatter_s(self, n_ranks: int, n_bytes: Number) -> float:
+        """The sum over all of `n_bytes`, of which each gets its part, by recursive halving."""
+        n_sent = n_bytes * (n_ranks - 1) / n_ranks
+        return _depth(n_ranks) * self.latency_s + n_sent / self.bandwidth
+
     def gather_s(self, n_ranks: int, n_bytes: Number) -> float:
         """What many ranks have, `n_bytes` each, on one of them; or dealt out by it."""
         return _depth(n_ranks) * self.latency_s + (n_ranks - 1) * n_bytes / self.bandwidth

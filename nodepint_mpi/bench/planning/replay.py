@@ -116,6 +116,10 @@ def _exchange(clocks: Clocks, runs: Sequence[Run], calls: Sequence[Call]) -> Non
         operations.TO_FIRST: clocks.gather,
         operations.FROM_FIRST: clocks.deal,
         operations.TO_ALL: clocks.gather,
+        operations.REDUCE_SCATTER: clocks.reduce_scatter,
+        operations.GATHER_SHARDS: clocks.gather_shards,
+        operations.ON_FIRST: clocks.on_first,
+        operations.TO_GRID: clocks.to_grid,
     }
     if kind in together:
         together[kind](n_bytes)
