@@ -163,7 +163,7 @@ def test_what_needs_whole_arrays_is_done_on_the_first_rank(comms, on_one_rank):
 
 @pytest.mark.mpi(2, 2)
 @pytest.mark.parametrize("sharded", [True, False])
-def test_ranks_that_compile_differently_hold_the_same_bits(comms, tmp_path, source, sharded):
+def test_ranks_that_compile_differently_hold_the_same_bits(comms, source, sharded):
     """In every step, though one of them optimizes its programs and the other does not."""
     options = "tracking = { bound = 1e-2, check_every = 8 }\n"
     before = jax.config.read("jax_disable_most_optimizations")
