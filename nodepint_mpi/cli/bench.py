@@ -142,6 +142,10 @@ def checkpoint(megabytes: float, repeats: int, folder: Path, json_file: Path | N
     "--data-ranks", default="", metavar="N,...", callback=parse_ranks,
     help="Also numbers of ranks that share the samples instead of time.",
 )  # fmt: skip
+@click.option(
+    "--basis-ranks", default="", metavar="N,...", callback=parse_ranks,
+    help="Also numbers of ranks that share the tangents instead of time.",
+)  # fmt: skip
 @click.option("--steps", default=300, show_default=True, type=click.IntRange(10))
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(1))
 @click.option(
@@ -161,6 +165,7 @@ def compare_training(
     overrides: tuple[str, ...],
     ranks: tuple[int, ...],
     data_ranks: tuple[int, ...],
+    basis_ranks: tuple[int, ...],
     steps: int,
     repeats: int,
     quick: bool,
@@ -180,8 +185,8 @@ def compare_training(
 
     result = run_bench_train(
         read_config(config_file, overrides), ranks=ranks, data_ranks=data_ranks,
-        n_steps=40 if quick else steps, repeats=1 if quick else repeats, timeout_s=timeout_s,
-        report=click.echo,
+        basis_ranks=basis_ranks, n_steps=40 if quick else steps, repeats=1 if quick else repeats,
+        timeout_s=timeout_s, report=click.echo,
     )  # fmt: skip
     click.echo(format_bench_train(result))
     if out is not None:

@@ -22,8 +22,9 @@ class RunSection(Section):
 
     Parameters are compared across ranks every `compare_every` steps and before each checkpoint (0:
     only there). `data_ranks` lines of ranks share the samples of a step, and the ranks of each line
-    the time slices. `share_gpus` lets ranks share a GPU where there are fewer than ranks;
-    `cuda_mpi` sends messages from GPU to GPU where MPI can.
+    the time slices. With `time.method = "tangent"`, `basis_ranks` ranks have the same slices and
+    samples and share the tangents. `share_gpus` lets ranks share a GPU where there are fewer than
+    ranks; `cuda_mpi` sends messages from GPU to GPU where MPI can.
     """
 
     name: Name
@@ -37,6 +38,7 @@ class RunSection(Section):
     hang_timeout_s: PositiveFloat = 15.0
     compare_every: NonNegativeInt = 100
     data_ranks: PositiveInt = 1
+    basis_ranks: PositiveInt = 1
     share_gpus: bool = False
     cuda_mpi: bool = False
 

@@ -18,6 +18,7 @@ RECV_RIGHT, SEND_LEFT = "recv_right", "send_left"
 SHIFT_RIGHT, SHIFT_LEFT = "shift_right", "shift_left"
 REDUCE_ALL, FROM_ONE = "reduce_all", "from_one"
 TO_FIRST, FROM_FIRST, TO_ALL = "to_first", "from_first", "to_all"
+TO_CELL, FROM_CELL = "to_cell", "from_cell"
 
 
 class FromFront(NamedTuple):

@@ -57,7 +57,7 @@ def test_ranks_are_taken_where_a_step_is_then_faster(advised):
     # Of 0.9 s fine solves take 0.81, a slice for each rank; coarse steps and the rest remain.
     assert best.step_s == pytest.approx(0.9 * (0.9 / 7 + 0.09 + 0.01))
     assert found.choices[1].step_s == 0.9 and found.choices[1].measured
-    assert settings_of(found) == (7, ["run.data_ranks=1"])
+    assert settings_of(found) == (7, ["run.data_ranks=1", "run.basis_ranks=1"])
     data, said = advice_as_data(found), format_advice(found)
     assert data["n_ranks"] == 7 and not data["serial"] and data["network"]["from"] == "given"
     assert data["choices"][1]["efficiency"] == pytest.approx(0.9 / (7 * best.step_s))
@@ -102,7 +102,7 @@ def test_samples_are_shared_where_that_is_faster(advised):
     assert found.choices[2].layout == (1, 2) and found.choices[4].layout == (1, 4)
     assert found.choices[2].measured and found.choices[2].step_s == 0.5
     assert found.choices[4].step_s == pytest.approx(0.25, rel=1e-3)
-    assert settings_of(found) == (4, ["run.data_ranks=4"])
+    assert settings_of(found) == (4, ["run.data_ranks=4", "run.basis_ranks=1"])
 
 
 def test_more_ranks_than_slices_get_slices_of_their_own(advised):
