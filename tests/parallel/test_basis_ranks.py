@@ -34,18 +34,20 @@ def field(t, u, args):
     return args["pull"] * neighbors - jnp.sin(u) * args["weight"]
 
 
-def solve(comm, args=ARGS, method="tangent", **options):
-    return nm.solve(field, START, EDGES, fine=FINE, args=args, method=method, comm=comm, **options)
+def solve(comm, args=ARGS, start=START, method="tangent", **options):
+    return nm.solve(field, start, EDGES, fine=FINE, args=args, method=method, comm=comm, **options)
 
 
 def found_by(comm, options):
     """Iterates of two sweeps with their jumps, and a loss of them with its gradient."""
 
-    def loss(args):
-        solution = solve(comm, args, check_ranks=False, stopping=nm.FixedSweeps(2), **options)
+    def loss(args, start):
+        two = nm.FixedSweeps(2)
+        solution = solve(comm, args, start, check_ranks=False, stopping=two, **options)
         return jnp.sum(solution.interface**2), (solution.interface, solution.record.jumps)
 
-    (value, seen), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(ARGS)
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    (value, seen), gradient = run(ARGS, START)
     return [np.asarray(x) for x in (value, *seen, *jax.tree.leaves(gradient))]
 
 

@@ -168,6 +168,11 @@ def test_plain_is_the_same(text, comms):
 
 REFUSED = {
     "tracking": ({"time": "tracking = {}"}, ConfigError, "remove `time.tracking`"),
+    "basis ranks": (
+        {"time": 'method = "tangent"\nbasis = { kind = "identity" }', "run": "basis_ranks = 2"},
+        ConfigError,
+        "remove `run.basis_ranks`",
+    ),
     "metrics": (
         {"more": 'metrics = ["nodepint_mpi.core.objective:accuracy"]'},
         ConfigError,
