@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from nodepint_mpi.cli.basis import basis
 from nodepint_mpi.cli.common import (
     check_file,
     config_argument,
@@ -372,4 +373,5 @@ def control(tables: tuple[str, ...], plan: tuple[int, ...], json_file: Path | No
     finish(comms.control, result, json_file)
 
 
+bench.add_command(basis)
 bench.add_command(table)
