@@ -112,7 +112,9 @@ def test_tangents_are_shared_where_that_is_faster(case, monkeypatch):
     tried = trial("ours", 1.0)._replace(shares=[share])
     monkeypatch.setattr(planning, "make_trials", lambda *a, **k: Trials((plain(9.0),), (tried,)))
     basis = 'time.basis={kind="identity",recycle=false}'
-    config = read_config(case.config, ['time.method="tangent"', basis, "run.basis_ranks=2"])
+    edges = f"time.edges={[n / 2 for n in range(N_SLICES + 1)]}"  # which stay as they are
+    settings = 'time.method="tangent"', basis, edges, "run.basis_ranks=2"
+    config = read_config(case.config, settings)
     found = advise(config, ranks=[2, 7, 14], basis_ranks=[1, 2, 3], network=FREE)
     assert found.choices[7].layout == (7, 1, 1)
     best = found.choices[14]
