@@ -66,7 +66,7 @@ def train(
     # By name here, and by value where all code is compared.
     require_same_options(world(), {f"`{path.rpartition(':')[0]}`": path for path in found})
     folder = Path(named.output.dir) / named.run.name if out is None else Path(out)
-    comms = _world_comms(named.run.data_ranks)
+    comms = _world_comms(named.run.data_ranks, named.run.basis_ranks)
     with objects_given(found):
         return training.train(named, folder, comms, StopFlag(), resume=resume, callbacks=callbacks)
 
@@ -149,6 +149,6 @@ def _start(read: Callable[[], Config]) -> Config:
 
 
 @functools.cache
-def _world_comms(n_groups: int) -> Comms:
-    """Communicators with this number of groups, made once and shared by all runs. Collective."""
-    return make_comms(world(), n_groups=n_groups)
+def _world_comms(n_groups: int, n_basis: int = 1) -> Comms:
+    """Communicators of such a grid, made once and shared by all runs. Collective."""
+    return make_comms(world(), n_groups=n_groups, n_basis=n_basis)

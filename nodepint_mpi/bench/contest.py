@@ -21,7 +21,8 @@ from nodepint_mpi.ranks.child import find_mpirun, run_for_json
 class Contestant(NamedTuple):
     """Who trains ("ours", "plain" or "torchdiffeq"), on how many ranks, each pinned to a core.
 
-    `data_ranks` of them share the samples, the others the time slices.
+    They form `data_ranks` groups that share the samples; in each of them `basis_ranks` ranks have
+    the same time slices and share the tangents.
     """
 
     name: str
@@ -29,6 +30,12 @@ class Contestant(NamedTuple):
     n_ranks: int = 1
     pinned: bool = True
     data_ranks: int = 1
+    basis_ranks: int = 1
+
+    @property
+    def dealing(self) -> dict[str, int]:
+        """The keys of `[run]` that say so."""
+        return {"data_ranks": self.data_ranks, "basis_ranks": self.basis_ranks}
 
 
 def run_contestant(
@@ -47,7 +54,7 @@ def run_contestant(
     Local.
 
     Args:
-        config: The experiment; its `data_ranks` are those of the contestant.
+        config: The experiment; its grid of ranks is that of the contestant.
         one: Who trains.
         n_steps: Optimizer steps.
         cores: Those of this process; a pinned rank has one.

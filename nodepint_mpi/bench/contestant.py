@@ -48,11 +48,12 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
 
     config = parse_config(request["config"])
     jax.config.update("jax_enable_x64", config.run.precision == "float64")
-    comms = make_comms(world(), n_groups=config.run.data_ranks if request["kind"] == "ours" else 1)
+    ours = request["kind"] == "ours"
+    grid = (config.run.data_ranks, config.run.basis_ranks) if ours else (1, 1)
+    comms = make_comms(world(), n_groups=grid[0], n_basis=grid[1])
     config = share_own_data(comms.control, config)
     experiment = set_up(config, comms)
     state = fresh_state(experiment)
-    ours = request["kind"] == "ours"
     steppers = {"ours": make_stepper, "plain": make_plain_stepper, "torchdiffeq": Torch}
     stepper = steppers[request["kind"]](experiment)
     exact = jax.jit(jax.grad(make_plain_loss(experiment)))  # compiled at the first check
@@ -89,7 +90,7 @@ def contend(request: dict[str, Any]) -> dict[str, Any]:
         "shares": shares,
         "counts": counts,
         "message_share": None if shares is None else _message_share(shares),
-        "coarse_share": None if shares is None else _coarse_share(shares, comms.time.n_groups),
+        "coarse_share": None if shares is None else _coarse_share(shares, grid[0] * grid[1]),
         "scores": evaluate(comms, experiment, state.params) if request["scored"] else {},
         "network": measure_network(comms) if request["network"] and comms.time.size > 1 else None,
         "peak_bytes": max(peaks),
@@ -113,7 +114,7 @@ def _profiled(experiment: "Experiment", stepper: "Stepper", state: "TrainState",
         if taken.serial:  # a check of the gradient
             sampler.forget(k)
     samples = comms.control.allgather(sampler.samples)
-    return phase_shares(samples, comms.time.n_groups), profiled_counts(samples)
+    return phase_shares(samples, comms.time.n_groups, comms.time.n_basis), profiled_counts(samples)
 
 
 def _message_share(shares: list[dict[str, float]]) -> float:
@@ -124,11 +125,11 @@ def _message_share(shares: list[dict[str, float]]) -> float:
     return sum(share[name] for share in shares for name in (*MESSAGES, WAIT)) / len(shares)
 
 
-def _coarse_share(shares: list[dict[str, float]], n_groups: int) -> float:
+def _coarse_share(shares: list[dict[str, float]], n_lines: int) -> float:
     """Of a step in the coarse steps of a line, whose ranks take them one after the other."""
     from nodepint_mpi.core.scopes import COARSE
 
-    return sum(share[COARSE] for share in shares) / n_groups
+    return sum(share[COARSE] for share in shares) / n_lines
 
 
 def main(arguments: list[str]) -> None:

@@ -23,6 +23,7 @@ def run_bench_train(
     *,
     ranks: Sequence[int],
     data_ranks: Sequence[int] = (),
+    basis_ranks: Sequence[int] = (),
     n_steps: int,
     repeats: int,
     timeout_s: float,
@@ -37,6 +38,7 @@ def run_bench_train(
         config: The experiment; `[growth]` is left out.
         ranks: Numbers of ranks along time to run ours on, each rank on a core of its own.
         data_ranks: Numbers of ranks along samples to run ours on, besides.
+        basis_ranks: Numbers of ranks that share tangents to run ours on, besides.
         n_steps: Optimizer steps of each contestant.
         repeats: How often each of them trains.
         timeout_s: Time each of them may take once.
@@ -48,7 +50,7 @@ def run_bench_train(
     """
     if in_job():
         raise ConfigError("`nodepint bench train` starts its own jobs: run it without mpirun.")
-    cores = cores_for(max(*ranks, *data_ranks, 0))
+    cores = cores_for(max(*ranks, *data_ranks, *basis_ranks, 0))
     contestants = [
         Contestant("plain diffrax, one core", "plain"),
         Contestant("plain diffrax, all cores", "plain", pinned=False),
@@ -56,6 +58,10 @@ def run_bench_train(
         *(
             Contestant(f"nodepint_mpi, data ranks: {n}", "ours", n, data_ranks=n)
             for n in data_ranks
+        ),
+        *(
+            Contestant(f"nodepint_mpi, basis ranks: {n}", "ours", n, basis_ranks=n)
+            for n in basis_ranks
         ),
     ]
     if can_torchdiffeq(config):
@@ -66,7 +72,7 @@ def run_bench_train(
         seeded = config.model_copy(
             update={
                 "growth": None,
-                "run": config.run.model_copy(update={"seed": seed, "data_ranks": one.data_ranks}),
+                "run": config.run.model_copy(update={"seed": seed, **one.dealing}),
             }
         )
         run = run_contestant(

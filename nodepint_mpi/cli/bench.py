@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from nodepint_mpi.cli.basis import basis
 from nodepint_mpi.cli.common import (
     check_file,
     config_argument,
@@ -159,6 +160,10 @@ def update(n_parameters: int, repeats: int, json_file: Path | None) -> None:
     "--data-ranks", default="", metavar="N,...", callback=parse_ranks,
     help="Also numbers of ranks that share the samples instead of time.",
 )  # fmt: skip
+@click.option(
+    "--basis-ranks", default="", metavar="N,...", callback=parse_ranks,
+    help="Also numbers of ranks that share the tangents instead of time.",
+)  # fmt: skip
 @click.option("--steps", default=300, show_default=True, type=click.IntRange(10))
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(1))
 @click.option(
@@ -178,6 +183,7 @@ def compare_training(
     overrides: tuple[str, ...],
     ranks: tuple[int, ...],
     data_ranks: tuple[int, ...],
+    basis_ranks: tuple[int, ...],
     steps: int,
     repeats: int,
     quick: bool,
@@ -197,8 +203,8 @@ def compare_training(
 
     result = run_bench_train(
         read_config(config_file, overrides), ranks=ranks, data_ranks=data_ranks,
-        n_steps=40 if quick else steps, repeats=1 if quick else repeats, timeout_s=timeout_s,
-        report=click.echo,
+        basis_ranks=basis_ranks, n_steps=40 if quick else steps, repeats=1 if quick else repeats,
+        timeout_s=timeout_s, report=click.echo,
     )  # fmt: skip
     click.echo(format_bench_train(result))
     if out is not None:
@@ -384,4 +390,5 @@ def control(tables: tuple[str, ...], plan: tuple[int, ...], json_file: Path | No
     finish(comms.control, result, json_file)
 
 
+bench.add_command(basis)
 bench.add_command(table)

@@ -87,17 +87,22 @@ def start_ranks() -> Any:
     return make_comms(ranks)
 
 
-def start_run(read: Callable[[], Config], *, in_groups: bool = False) -> tuple[Any, Config]:
+def start_run(
+    read: Callable[[], Config], *, in_groups: bool = False, on_basis: bool = False
+) -> tuple[Any, Config]:
     """The same for a command with a config, which is shared and says what ranks may take.
 
-    If `in_groups`, as many groups of ranks share the samples of a step as the config says.
+    If `in_groups`, as many groups of ranks share the samples of a step as the config says; if
+    `on_basis`, as many ranks the tangents.
     """
     from nodepint_mpi.parallel.comms import make_comms
     from nodepint_mpi.training.start import begin
 
     ranks = _connect()
     config = begin(ranks, read)
-    return make_comms(ranks, n_groups=config.run.data_ranks if in_groups else 1), config
+    n_groups = config.run.data_ranks if in_groups else 1
+    n_basis = config.run.basis_ranks if on_basis else 1
+    return make_comms(ranks, n_groups=n_groups, n_basis=n_basis), config
 
 
 def _connect() -> Any:

@@ -89,7 +89,7 @@ def train(
         config = read_config(config_file, overrides)
         return plain_config(config) if plain else config
 
-    comms, config = start_run(read, in_groups=True)
+    comms, config = start_run(read, in_groups=True, on_basis=True)
     if plain and comms.control.size > 1:
         raise ConfigError("`--plain` is serial: start it without mpirun; it uses all cores.")
     folder = out if out is not None else Path(config.output.dir) / config.run.name
@@ -144,7 +144,7 @@ def solve(
     json_file: Path | None,
 ) -> None:
     """Solve the initial-value problem of CONFIG, without training."""
-    comms, config = start_run(lambda: read_config(config_file, overrides))
+    comms, config = start_run(lambda: read_config(config_file, overrides), on_basis=True)
     from nodepint_mpi.training.initial_value import format_solution, solve_problem
 
     result = solve_problem(config, comms, with_error=error, with_forecast=forecast)

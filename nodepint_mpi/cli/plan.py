@@ -26,6 +26,10 @@ from nodepint_mpi.ranks.launcher import in_job
     help="Numbers of ranks to plan for [the number of cores of this machine].",
 )  # fmt: skip
 @click.option(
+    "--basis-ranks", default="1", show_default=True, metavar="N,...", callback=parse_ranks,
+    help="Numbers of ranks that may share the tangents of `time.method = \"tangent\"`.",
+)  # fmt: skip
+@click.option(
     "--network", metavar="SECONDS,BYTES", callback=parse_network,
     help="Latency in s and bandwidth in bytes/s of the target network [measured here].",
 )  # fmt: skip
@@ -42,6 +46,7 @@ def plan(
     config_file: Path,
     overrides: tuple[str, ...],
     ranks: tuple[int, ...],
+    basis_ranks: tuple[int, ...],
     network: tuple[float, float] | None,
     budget_s: float,
     timeout_s: float,
@@ -59,7 +64,7 @@ def plan(
     from nodepint_mpi.bench.planning.network import Network
 
     advice = advise(
-        config, ranks=ranks,
+        config, ranks=ranks, basis_ranks=basis_ranks,
         network=None if network is None else Network(*network), budget_s=budget_s,
         timeout_s=timeout_s, report=lambda line: click.echo(line, err=True),
     )  # fmt: skip

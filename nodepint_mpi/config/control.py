@@ -207,6 +207,8 @@ def check_control(config: Any) -> None:
         raise ValueError("`[control]` takes `run.n_steps`, the most iterations, not `n_epochs`")
     if config.run.data_ranks > 1:
         raise ValueError("`[control]` needs `run.data_ranks = 1`: all ranks share the time slices")
+    if config.run.basis_ranks > 1:
+        raise ValueError("`[control]` needs `run.basis_ranks = 1`: all ranks share the time slices")
     unfit = {"growth": config.growth, "time.relaxation": time.relaxation}
     for name in [name for name, value in unfit.items() if value is not None]:
         raise ValueError(f"`[{name}]` does not go with `[control]`")

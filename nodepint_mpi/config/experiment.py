@@ -127,6 +127,23 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _basis_ranks(self):
+        n, time = self.run.basis_ranks, self.time
+        if n == 1 or ":" in time.method:  # a method of the user's own says so itself
+            return self
+        if time.method != "tangent":
+            raise ValueError(
+                f"`run.basis_ranks = {n}` shares tangents, and `time.method = '{time.method}'` has "
+                "none: take 'tangent', or `run.basis_ranks = 1`"
+            )
+        if time.basis is not None and time.basis.rank is not None and time.basis.rank < n:
+            raise ValueError(
+                f"`run.basis_ranks = {n}` are more than the {time.basis.rank} directions of "
+                "`time.basis.rank`, which they share"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _given_fields(self):
         data = self.data
         if data is None:
@@ -251,7 +268,7 @@ class Config(Section):
         """
         left_out = {"output"} if self.control is not None else {"output", "problem", "control"}
         identity = self.model_dump(mode="json", exclude=left_out)
-        where = ("data_ranks", "share_gpus", "cuda_mpi", "sharded_update")
+        where = ("data_ranks", "basis_ranks", "share_gpus", "cuda_mpi", "sharded_update")
         length = ("n_steps", "n_epochs", "validate_every", "patience", "min_delta")
         for key in ("name", "hang_timeout_s", "compare_every", *length, *where):
             del identity["run"][key]

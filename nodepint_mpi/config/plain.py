@@ -25,5 +25,5 @@ def plain_config(config: Config) -> Config:
             )
     unused = {"method": "serial", "tracking": None, "relaxation": None}
     time = PlainSection.model_validate(dict(config.time) | unused)
-    run = config.run.model_copy(update={"data_ranks": 1})
+    run = config.run.model_copy(update={"data_ranks": 1, "basis_ranks": 1})
     return config.model_copy(update={"time": time, "run": run})

@@ -22,10 +22,12 @@ class RunSection(Section):
 
     Parameters are compared across ranks every `compare_every` steps and before each checkpoint (0:
     only there). `data_ranks` lines of ranks share the samples of a step, and the ranks of each line
-    the time slices. `share_gpus` lets ranks share a GPU where there are fewer than ranks;
-    `cuda_mpi` sends messages from GPU to GPU where MPI can. With `sharded_update` every rank
-    updates a part of the parameters and keeps that part of the optimizer's moments; without, rank 0
-    does; unless given it is sharded where the optimizer permits and the network is large enough.
+    the time slices. With `time.method = "tangent"`, `basis_ranks` ranks have the same slices and
+    samples and share the tangents. `share_gpus` lets ranks share a GPU where there are fewer than
+    ranks; `cuda_mpi` sends messages from GPU to GPU where MPI can.
+    With `sharded_update` every rank updates a part of the parameters and keeps that part of the
+    optimizer's moments; without, rank 0 does; unless given it is sharded where the optimizer
+    permits and the network is large enough.
     """
 
     name: Name
@@ -39,6 +41,7 @@ class RunSection(Section):
     hang_timeout_s: PositiveFloat = 15.0
     compare_every: NonNegativeInt = 100
     data_ranks: PositiveInt = 1
+    basis_ranks: PositiveInt = 1
     share_gpus: bool = False
     cuda_mpi: bool = False
     sharded_update: bool | None = None

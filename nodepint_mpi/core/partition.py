@@ -109,6 +109,36 @@ def check_layout(n_slices: int, n_ranks: int) -> None:
         )
 
 
+def line_length(n_ranks: int, n_groups: int, n_basis: int) -> int:
+    """Ranks along time in a grid of so many: lines are equally long. Local.
+
+    Args:
+        n_ranks: All ranks.
+        n_groups: Groups that share the samples: `run.data_ranks`.
+        n_basis: Ranks that share the tangents of a slice: `run.basis_ranks`.
+
+    Raises:
+        LayoutError: if they cannot be dealt so.
+    """
+    n_lines = n_groups * n_basis
+    if n_ranks % n_lines:
+        counts = {"run.data_ranks": n_groups, "run.basis_ranks": n_basis}
+        keys = [f"`{key}`" for key, count in counts.items() if count > 1]
+        raise LayoutError(
+            f"{n_ranks} ranks cannot form {n_lines} lines of equal length: start a multiple of "
+            f"{' x '.join(keys)} = {n_lines}, or change {'it' if len(keys) == 1 else 'them'}."
+        )
+    return n_ranks // n_lines
+
+
+def show_grid(n_ranks: int, n_groups: int, n_basis: int) -> str:
+    """Such as "8", "8 (2 x 4)" and "8 (2 x 2 x 2)": groups of samples x time (x basis). Local."""
+    if n_groups * n_basis == 1:
+        return str(n_ranks)
+    parts = [n_groups, n_ranks // (n_groups * n_basis), *([n_basis] if n_basis > 1 else [])]
+    return f"{n_ranks} ({' x '.join(map(str, parts))})"
+
+
 def own_slices(
     edges: np.ndarray, n_ranks: int, rank: int, *, inside: list[np.ndarray] | None = None
 ) -> OwnedSlices:

@@ -21,8 +21,10 @@ SCOPES = (FINE_FORWARD, FINE_ADJOINT, TANGENTS, COARSE, SEND, RECEIVE, REDUCE)
 MESSAGES = (SEND, RECEIVE, REDUCE)
 
 RIGHTWARDS, LEFTWARDS, LINE, GRID = "rightwards", "leftwards", "line", "grid"
-CHANNELS = (RIGHTWARDS, LEFTWARDS, LINE, GRID)
-"""Who takes part in a message: a rank and its neighbor, those of a line, those of all lines.
+CELL = "cell"
+CHANNELS = (RIGHTWARDS, LEFTWARDS, LINE, GRID, CELL)
+"""Who takes part in a message: a rank and its neighbor, those of a line, those of all lines, those
+that share the tangents of the same slices.
 
 Besides, `every(n)`: of a line, a rank and those n, 2 n, ... further on.
 """

@@ -96,6 +96,7 @@ def start_directory(
     config: Config,
     *,
     data_ranks: int,
+    basis_ranks: int,
     places: Sequence[tuple[str, Collection[int]]],
 ) -> None:
     """Make the run directory and write config and provenance. Local; rank 0 only.
@@ -105,7 +106,8 @@ def start_directory(
     Args:
         folder: The run directory.
         config: The experiment.
-        data_ranks: Lines of ranks that share the samples.
+        data_ranks: Groups of ranks that share the samples.
+        basis_ranks: Ranks that share the tangents of the same slices.
         places: Host and cores of every rank; no cores where ranks are not bound to any.
 
     Raises:
@@ -124,6 +126,7 @@ def start_directory(
             "command": sys.argv,
             "n_ranks": len(places),
             "data_ranks": data_ranks,
+            "basis_ranks": basis_ranks,
             "hosts": sorted({host for host, _ in places}),
             "n_cores": len({(host, core) for host, cores in places for core in cores}),
             "fingerprint": config.fingerprint(),

@@ -28,7 +28,7 @@ from nodepint_mpi.optimal_control.progress import Progress
 from nodepint_mpi.optimal_control.steered import Steered, state_control_problem
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.ivp import solve
-from nodepint_mpi.parallel.method_options import check_comm
+from nodepint_mpi.parallel.method_options import check_comm, require_one_basis_rank
 from nodepint_mpi.parallel.same_arguments import require_same_arguments
 from nodepint_mpi.parallel.solution import Solution, Status
 
@@ -227,6 +227,7 @@ def prepare(
         ProblemError, AgreementError: on all ranks, as `control` does.
     """
     comm = check_comm(comm)
+    require_one_basis_rank(comm, "control")
     _check_options(options)
     plan.check(options)
     edges = check_edges(edges)

@@ -48,6 +48,7 @@ from nodepint_mpi.optimal_control.paraopt_programs import (
 from nodepint_mpi.optimal_control.schemes import make_scheme
 from nodepint_mpi.optimal_control.two_point import Trajectory
 from nodepint_mpi.parallel.comms import TimeComm, world_time_comm
+from nodepint_mpi.parallel.method_options import require_one_basis_rank
 from nodepint_mpi.parallel.programs import static_key
 from nodepint_mpi.parallel.same_arguments import require_same_arguments
 
@@ -115,6 +116,7 @@ def solve_paraopt(
         NonFiniteError: on all ranks, if `u0`, `target` or `guess` holds NaN or infinity.
     """
     comm = world_time_comm() if comm is None else comm
+    require_one_basis_rank(comm, "solve_paraopt")
     given = {"field": field, "u0": u0, "edges": edges, "running": running, "terminal": terminal}
     given |= {"n_controls": n_controls, "options": vars(options), "args": args, "target": target}
     require_same_arguments(comm.control, given | {"guess": guess})

@@ -124,7 +124,7 @@ def steer_run(
                 if control.rank == 0:
                     if resume is None:  # nothing is made before all is set up
                         opened.enter_context(writing_in(folder, resume=False))
-                    start_directory(folder, config, data_ranks=1, places=places)
+                    start_directory(folder, config, data_ranks=1, basis_ranks=1, places=places)
                     log_to_file(folder)
         done = 0 if progress is None else progress.n_total
         records, _ = open_records(

@@ -1,7 +1,9 @@
 """The communicators of a run. The only file that names `COMM_WORLD`.
 
-Ranks form a grid, (groups of samples) x (blocks of slices), dealt line by line: rank g * T + r has
-the block r of the slices and, of every batch, the g-th part. With one group it is a single line.
+Ranks form a grid, (groups of samples) x (blocks of slices) x (parts of the tangents): of G x T x B
+ranks, (g * T + r) * B + b has the block r of the slices, of every batch the g-th part, and of the
+tangents of these slices the b-th part. The B ranks of a cell exchange whole tangents, so they are
+neighbors. With one group and one part it is a single line.
 """
 
 import functools
@@ -11,6 +13,7 @@ from typing import NamedTuple
 import jax
 from mpi4py import MPI
 
+from nodepint_mpi.core.partition import line_length
 from nodepint_mpi.errors import LayoutError, NodepintError, ProblemError
 from nodepint_mpi.parallel.programs import Programs
 
@@ -23,9 +26,13 @@ class TimeComm:
     and the coarse problem; `grid` those of all lines, for sums and maxima: what is decided from
     them, such as to stop, is decided for all samples, however they are dealt.
 
-    Both are used by mpi4jax alone, inside jitted code. Mixing it with mpi4py calls gives wrong
+    `basis` joins the ranks that have the same slices and samples, and share their tangents; None
+    where nobody shares. Each of these `n_basis` ranks has a line of its own and does all else that
+    the others do. In sums the line with `basis_rank` 0 counts.
+
+    All three are used by mpi4jax alone, inside jitted code. Mixing it with mpi4py calls gives wrong
     numbers without an error while a jitted call is in flight. `control` joins the ranks of this
-    line for mpi4py, outside of jitted code.
+    group of samples for mpi4py, outside of jitted code.
 
     A line that you made is yours to give back: `free` it, or make it in a `with` statement. MPI
     has room for some ten thousand communicators.
@@ -40,16 +47,19 @@ class TimeComm:
     n_groups: int = 1
     programs: Programs = field(default_factory=Programs, repr=False)
     """What `solve` has compiled for this line: it goes when the line goes."""
+    basis: MPI.Intracomm | None = None
+    basis_rank: int = 0
+    n_basis: int = 1
 
     @property
     def n_grid(self) -> int:
-        """Ranks of all lines. Local."""
-        return self.size * self.n_groups
+        """All ranks of the grid. Local."""
+        return self.size * self.n_groups * self.n_basis
 
     @property
     def grid_rank(self) -> int:
-        """This rank among those of all lines. Local."""
-        return self.group * self.size + self.rank
+        """This rank among all ranks of the grid. Local."""
+        return (self.group * self.size + self.rank) * self.n_basis + self.basis_rank
 
     @property
     def is_free(self) -> bool:
@@ -85,9 +95,10 @@ class TimeComm:
 class Comms(NamedTuple):
     """The communicators of a run, by role.
 
-    `time` carries arrays inside jitted code. `data` joins the ranks that own the same slices, one
-    of each group in their order, and `control` all; both are used outside of jitted code, by
-    mpi4py only: for samples that change groups, and for agreement on stop, failure and files.
+    `time` carries arrays inside jitted code. `data` joins the ranks that own the same slices and
+    share of the tangents, one of each group in their order, and `control` all; both are used
+    outside of jitted code, by mpi4py only: for samples that change groups, and for agreement on
+    stop, failure and files.
     """
 
     time: TimeComm
@@ -95,44 +106,61 @@ class Comms(NamedTuple):
     control: MPI.Intracomm
 
 
-def make_time_comm(mpi: MPI.Intracomm) -> TimeComm:
+def make_time_comm(mpi: MPI.Intracomm, *, n_basis: int = 1) -> TimeComm:
     """Wrap a communicator as a line along time. Collective over `mpi`: it is duplicated.
 
     Give it back when it is done with: `with make_time_comm(mpi) as comm:`, or `comm.free()`.
 
+    Args:
+        mpi: The ranks.
+        n_basis: How many of them have the same slices and share the tangents of these, which only
+            `method="tangent"` has. They are neighbors in `mpi`.
+
     Raises:
-        LayoutError: on all ranks, if MPI has no communicator left.
+        LayoutError: on all ranks, if they cannot be dealt so, or if MPI has no communicator left.
     """
-    try:
-        line, control = mpi.Dup(), mpi.Dup()
-    except MPI.Exception as error:
+    n_ranks = mpi.Get_size()
+    if n_basis < 1 or n_ranks % n_basis:
         raise LayoutError(
-            f"MPI cannot duplicate the communicator ({error}). It has room for a limited number "
-            "of them: free lines that are done with, `with make_time_comm(mpi) as comm:`."
-        ) from error
-    return TimeComm(line, line.Get_rank(), line.Get_size(), line, control)
+            f"{n_ranks} ranks cannot share tangents by {n_basis}: `n_basis` must divide the "
+            "number of ranks."
+        )
+    return _make_line(mpi, n_groups=1, n_basis=n_basis)
 
 
-def make_comms(mpi: MPI.Intracomm, *, n_groups: int = 1) -> Comms:
+def make_comms(mpi: MPI.Intracomm, *, n_groups: int = 1, n_basis: int = 1) -> Comms:
     """Make the communicators of a run from one, with lines of equal length. Collective over `mpi`.
 
     Raises:
         LayoutError: on all ranks, if they cannot be dealt to so many lines.
     """
-    n_ranks, rank = mpi.Get_size(), mpi.Get_rank()
-    if n_ranks % n_groups:
+    time = _make_line(mpi, n_groups=n_groups, n_basis=n_basis)
+    cell = time.rank * n_basis + time.basis_rank
+    return Comms(time=time, data=_split(mpi, cell, time.group), control=mpi.Dup())
+
+
+def _make_line(mpi: MPI.Intracomm, *, n_groups: int, n_basis: int) -> TimeComm:
+    """The line of this rank in a grid. Collective over `mpi`; raises LayoutError on all ranks."""
+    size = line_length(mpi.Get_size(), n_groups, n_basis)
+    place, basis_rank = divmod(mpi.Get_rank(), n_basis)
+    group, rank = divmod(place, size)
+    try:
+        if n_groups * n_basis == 1:
+            line = grid = mpi.Dup()
+            control = mpi.Dup()
+        else:
+            line, grid = _split(mpi, group * n_basis + basis_rank, rank), mpi.Dup()
+            control = _split(mpi, group, mpi.Get_rank())
+        basis = None if n_basis == 1 else _split(mpi, place, basis_rank)
+    except MPI.Exception as error:
         raise LayoutError(
-            f"{n_ranks} ranks cannot form {n_groups} lines of equal length: start a multiple of "
-            f"`run.data_ranks` = {n_groups}, or change it."
-        )
-    size = n_ranks // n_groups
-    group, place = divmod(rank, size)
-    if n_groups == 1:
-        time = make_time_comm(mpi)
-    else:
-        line = _split(mpi, group, place)
-        time = TimeComm(line, place, size, mpi.Dup(), line.Dup(), group, n_groups)
-    return Comms(time=time, data=_split(mpi, place, group), control=mpi.Dup())
+            f"MPI cannot duplicate the communicator ({error}). It has room for a limited number "
+            "of them: free lines that are done with, `with make_time_comm(mpi) as comm:`."
+        ) from error
+    return TimeComm(
+        line, rank, size, grid, control, group, n_groups,
+        basis=basis, basis_rank=basis_rank, n_basis=n_basis,
+    )  # fmt: skip
 
 
 def _split(mpi: MPI.Intracomm, color: int, key: int) -> MPI.Intracomm:
@@ -153,6 +181,8 @@ def _free_line(line: TimeComm) -> None:
     line.programs.clear()
     if line.grid is not line.mpi:
         line.grid.Free()
+    if line.basis is not None:
+        line.basis.Free()
     line.mpi.Free()
     line.control.Free()
 

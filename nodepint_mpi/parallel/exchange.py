@@ -1,12 +1,17 @@
 """Messages along the line of time ranks: neighbors, reductions, gathers. Identity on one rank.
 
-Sums and maxima are over the ranks of all lines, so that groups of samples stay in step.
+Sums and maxima are over the ranks of all lines, so that groups of samples stay in step. Ranks that
+share tangents do all else alike: in a sum those with basis rank 0 count, and all get the same bits.
+What these ranks compute for themselves, such as their states, may differ by the round-off of their
+programs. It cannot drift apart: parameters follow from sums, whether and how to go on from sums and
+maxima, tangents are gathered, and sweeps bring all to the same solution.
 
 Call these inside jitted code only, on all ranks of the line in the same order. None of them has a
 derivative: the time-parallel solve carries its own reverse rule. Branches on the rank are taken
 at trace time, so no rank ever reads a message that was not sent.
 """
 
+import jax
 import jax.numpy as jnp
 import mpi4jax
 import numpy as np
@@ -16,6 +21,7 @@ from mpi4py import MPI
 
 from nodepint_mpi.core.partition import owned_range
 from nodepint_mpi.core.scopes import (
+    CELL,
     GRID,
     LEFTWARDS,
     LINE,
@@ -28,6 +34,7 @@ from nodepint_mpi.core.scopes import (
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.counters import message
 from nodepint_mpi.parallel.operations import (
+    FROM_CELL,
     FROM_FIRST,
     FROM_ONE,
     RECV_LEFT,
@@ -38,6 +45,7 @@ from nodepint_mpi.parallel.operations import (
     SHIFT_LEFT,
     SHIFT_RIGHT,
     TO_ALL,
+    TO_CELL,
     TO_FIRST,
     Call,
     record,
@@ -119,7 +127,7 @@ def _receive(comm: TimeComm, fill: Array, source: int, among: str) -> Array:
 
 def max_over_ranks(comm: TimeComm, values: Array) -> Array:
     """Elementwise maximum over the ranks of all lines, equal on all. Collective over the grid."""
-    if comm.size * comm.n_groups == 1:
+    if comm.n_grid == 1:
         return values
     record(Call(REDUCE_ALL, values.nbytes))
     with message(REDUCE, GRID, values):
@@ -130,9 +138,14 @@ def sum_over_ranks(comm: TimeComm, tree: PyTree[Array]) -> PyTree[Array]:
     """Sum of a tree of arrays over the ranks of all lines, bitwise equal on all.
 
     Collective over the grid. One message each way: summed on one rank and sent back, since an
-    allreduce need not give equal bits everywhere.
+    allreduce need not give equal bits everywhere. Of ranks that share tangents the first counts.
     """
-    if comm.size * comm.n_groups == 1:
+    return sum_over_grid(comm, tree if comm.basis_rank == 0 else jax.tree.map(jnp.zeros_like, tree))
+
+
+def sum_over_grid(comm: TimeComm, tree: PyTree[Array]) -> PyTree[Array]:
+    """The same where all ranks count, also those that share tangents. Collective over the grid."""
+    if comm.n_grid == 1:
         return tree
     flat, unravel = ravel_pytree(tree)
     if flat.size == 0:
@@ -176,6 +189,41 @@ def gather_rows(comm: TimeComm, rows: Array, counts: tuple[int, ...]) -> Array:
         blocks = mpi4jax.allgather(block, comm=comm.mpi)
     real = np.concatenate([r * widest + np.arange(count) for r, count in enumerate(counts)])
     return blocks.reshape(comm.size * widest, *rows.shape[1:])[real]
+
+
+def gather_directions(comm: TimeComm, own: Array, n_directions: int) -> Array:
+    """What all ranks with the same slices have of so many directions. Collective over the cell.
+
+    Args:
+        comm: Line of ranks along time; those of its cell share directions.
+        own: Of this rank's part of the directions, (owned, directions, ...).
+        n_directions: Of all parts, dealt by `owned_range`.
+
+    Returns:
+        (owned, n_directions, ...), with the same bits on all ranks of the cell.
+    """
+    if comm.basis is None:
+        return own
+    widest = len(owned_range(n_directions, comm.n_basis, 0))
+    block = jnp.moveaxis(own, 1, 0)
+    block = jnp.pad(block, [(0, widest - len(block))] + [(0, 0)] * (block.ndim - 1))
+    record(Call(TO_CELL, block.nbytes))
+    with message(REDUCE, CELL, block):
+        blocks = mpi4jax.allgather(block, comm=comm.basis)
+    return jnp.moveaxis(_joined(blocks, n_directions), 0, 1)
+
+
+def same_in_cell(comm: TimeComm, value: Array) -> Array:
+    """What the first of the ranks with the same slices has, on all. Collective over the cell.
+
+    For what they computed alike, each with the round-off of its own program, and others rely on
+    being equal on all ranks.
+    """
+    if comm.basis is None:
+        return value
+    record(Call(FROM_CELL, value.nbytes))
+    with message(REDUCE, CELL, *([value] if comm.basis_rank == 0 else [])):
+        return mpi4jax.bcast(value, 0, comm=comm.basis)
 
 
 def gather_to_first(comm: TimeComm, block: Array, n_slices: int) -> Array | None:

@@ -119,7 +119,7 @@ def warn_of_drift(
     drift = backward_drift(fine, line.params, starts, ends, line.owned)
     local = jnp.stack([drift, jnp.max(jnp.abs(starts))])
     drift, scale = max_over_ranks(comm, local)
-    if comm.rank == 0 and comm.group == 0:
+    if comm.rank == 0 and comm.group == 0 and comm.basis_rank == 0:
         tol = max(DRIFT_TOL, 100 * float(jnp.finfo(ends.dtype).eps))
         log = functools.partial(_log_drift if again else _log_drift_once, tol)
         jax.debug.callback(log, drift / jnp.where(scale > 0, scale, 1.0))

@@ -23,6 +23,7 @@ from nodepint_mpi.parallel.iterate import TimeSolver
 from nodepint_mpi.parallel.method_options import (
     MethodOptions,
     Numbers,
+    check_basis_ranks,
     check_comm,
     check_method_options,
     check_numbers,
@@ -145,7 +146,8 @@ def solve(
             last step left, instead of a solve from scratch. Then `guess` and `stopping` are
             refused, nothing is thrown where numbers are not finite, and `interface` and `ys` are
             what the fine propagator gives from the states carried.
-        comm: A line of ranks; the whole world unless given.
+        comm: A line of ranks; the whole world unless given. With `method="tangent"` it may be one
+            where several ranks share the tangents of a slice: `make_time_comm(mpi, n_basis=2)`.
         throw: Raise where the fine solve of a slice fails. Else the states from the end of that
             slice on are NaN, the status says so, and a derivative is NaN.
         check_ranks: Compare all arguments over the ranks first, bit for bit, the field by its code
@@ -202,6 +204,7 @@ def solve(
     flat_field = fields.bind(field)
     propagator = fields.propagator(flat_field, fine)
     method = make_method(options, fields, flat_field)
+    check_basis_ranks(comm, method, fields.state)
     for part in jax.tree.leaves((propagator, method), is_leaf=_is_propagator):
         if _is_propagator(part):
             check_field_resolution(part.field, args, initial, edges, [part.integrator])

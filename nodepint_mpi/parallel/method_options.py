@@ -17,7 +17,7 @@ from nodepint_mpi.core.types import Field
 from nodepint_mpi.errors import ProblemError
 from nodepint_mpi.parallel.comms import TimeComm, world_time_comm
 from nodepint_mpi.parallel.methods import METHODS
-from nodepint_mpi.parallel.methods.base import AbstractMethod, Parts
+from nodepint_mpi.parallel.methods.base import BASIS, AbstractMethod, Parts
 from nodepint_mpi.parallel.noise import Noise, StochasticPart, check_diffusion
 from nodepint_mpi.parallel.problem import ArrayField, StateLayout, as_field, check_field
 from nodepint_mpi.parallel.samples import Samples
@@ -66,6 +66,42 @@ def check_comm(comm: Any) -> TimeComm:
     if comm.is_free:
         raise ProblemError("`comm` has been freed; make another with `make_time_comm`.")
     return comm
+
+
+def check_basis_ranks(comm: TimeComm, method: AbstractMethod, state: jax.ShapeDtypeStruct) -> None:
+    """Refuse ranks that share tangents where some of them would have none. Local.
+
+    `Serial`, which others are compared with, passes: these ranks then all do the same.
+
+    Raises:
+        ProblemError: if the method has no tangents, or fewer than there are such ranks.
+    """
+    if comm.n_basis == 1 or not method.iterates:
+        return
+    if not method.shares_tangents:
+        raise ProblemError(
+            f"{comm.n_basis} ranks are to share the tangents of every slice, and "
+            f"{type(method).__name__} has none: take `method='tangent'`, or one basis rank."
+        )
+    basis = method.carry_like(1, state).replicated.get(BASIS)
+    if basis is not None and len(basis) < comm.n_basis:
+        raise ProblemError(
+            f"{comm.n_basis} ranks cannot share {len(basis)} directions: take at most as many "
+            "basis ranks as the basis has directions."
+        )
+
+
+def require_one_basis_rank(comm: TimeComm, name: str) -> None:
+    """Refuse ranks that share tangents where nobody looks for them. Local.
+
+    Raises:
+        ProblemError: with the name of what was called.
+    """
+    if comm.n_basis > 1:
+        raise ProblemError(
+            f"`{name}` does not share tangents among ranks: give it a line with one basis rank, "
+            "`make_time_comm(mpi)`."
+        )
 
 
 def check_method_options(options: MethodOptions) -> None:

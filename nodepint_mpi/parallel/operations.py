@@ -20,6 +20,7 @@ REDUCE_ALL, FROM_ONE = "reduce_all", "from_one"
 TO_FIRST, FROM_FIRST, TO_ALL = "to_first", "from_first", "to_all"
 REDUCE_SCATTER, GATHER_SHARDS = "reduce_scatter", "gather_shards"
 ON_FIRST, TO_GRID = "on_first", "to_grid"
+TO_CELL, FROM_CELL = "to_cell", "from_cell"
 
 
 class FromFront(NamedTuple):

@@ -27,6 +27,7 @@ from nodepint_mpi.parallel.exchange import (
     bcast_from,
     gather_slices,
     max_over_ranks,
+    same_in_cell,
     sum_over_ranks,
 )
 from nodepint_mpi.parallel.failure import or_adjoint_failure, warn_of_drift
@@ -63,10 +64,12 @@ class Program(NamedTuple):
 
     def read(self, initial: State, ends: Array, saves: Array | None) -> tuple[Array, Array | None]:
         """States at all edges and at all saved times, from the owned slices. Collective."""
+        ends = same_in_cell(self.comm, ends)
         whole = gather_slices(self.comm, ends, self.owned.n_slices)
         interface = jnp.concatenate([initial[None], whole])
         if self.saved is None or saves is None:
             return interface, None
+        saves = same_in_cell(self.comm, saves)
         return interface, self.saved.read(self.comm, initial, SliceResult(saves, ends))
 
     def sources(self, interface_bar: Array, ys_bar: Array | None) -> tuple[SliceResult, Array]:
@@ -133,7 +136,8 @@ def solve_replicated(
         warn_of_drift(line, solver.fine, at.states.starts, at.result.end)
         sources, initial_bar = program.sources(bars.interface, bars.ys)
         gradient = at.pull_back(sources)
-        initial_bar = bcast_from(comm, gradient.initial, 0) + initial_bar
+        of_first = bcast_from(comm, same_in_cell(comm, gradient.initial), 0)
+        initial_bar = of_first + initial_bar
         bars = sum_over_ranks(comm, gradient.params), initial_bar
         bars = or_adjoint_failure(bars, solved & gradient.record.finite, program.throw)
         return None, *bars, None

@@ -69,14 +69,14 @@ def record_times(
         sampler.cost_s, sampler.why,
     )  # fmt: skip
     ranks = comms.control.gather(own)
-    return None if ranks is None else reduce_times(ranks, comms.time.n_groups)
+    return None if ranks is None else reduce_times(ranks, comms.time.n_groups, comms.time.n_basis)
 
 
-def reduce_times(ranks: Sequence[Own], n_groups: int) -> dict[str, Any]:
+def reduce_times(ranks: Sequence[Own], n_groups: int, n_basis: int = 1) -> dict[str, Any]:
     """Minimum, mean and maximum over the ranks of all they know. Local; pure."""
     step_s = [statistics.median(own.warm_s) if own.warm_s else None for own in ranks]
     samples = [own.samples for own in ranks]
-    shares, steps = phase_shares(samples, n_groups), _common(samples)
+    shares, steps = phase_shares(samples, n_groups, n_basis), _common(samples)
     phases_s = None
     if shares is not None and None not in step_s:
         # A profile makes a step longer, so it is asked for shares only.
@@ -90,6 +90,7 @@ def reduce_times(ranks: Sequence[Own], n_groups: int) -> dict[str, Any]:
     return {
         "n_ranks": len(ranks),
         "data_ranks": n_groups,
+        "basis_ranks": n_basis,
         "n_steps": ranks[0].n_steps,
         "n_warm_steps": min(len(own.warm_s) for own in ranks),
         "step_s": reduced(step_s),
@@ -126,7 +127,9 @@ def summed(values: Sequence[Number | None]) -> dict[str, Any] | None:
     return found if found is None else found | {"sum": sum(found["ranks"])}
 
 
-def phase_shares(samples: Sequence[Sequence[Sample]], n_groups: int) -> Shares | None:
+def phase_shares(
+    samples: Sequence[Sequence[Sample]], n_groups: int, n_basis: int = 1
+) -> Shares | None:
     """Shares of a step by phase, for every rank: the mean over the steps that all have profiled.
 
     Local; pure. None if there is no such step. What no operation of XLA's is known to have taken is
@@ -134,12 +137,13 @@ def phase_shares(samples: Sequence[Sequence[Sample]], n_groups: int) -> Shares |
 
     Args:
         samples: Of every rank, in the order of the grid.
-        n_groups: How many lines of ranks.
+        n_groups: How many groups of ranks share the samples.
+        n_basis: How many ranks share the tangents of the same slices.
     """
     shares: list[dict[str, list[float]]] = [{name: [] for name in STEP_PHASES} for _ in samples]
     for step in _common(samples):
         those = [next(sample for sample in own if sample.step == step) for own in samples]
-        split = split_waits([sample.profile for sample in those], n_groups)
+        split = split_waits([sample.profile for sample in those], n_groups, n_basis)
         for share, sample, phases in zip(shares, those, split, strict=True):
             known = {name: phases.get(name, 0.0) / sample.seconds for name in STEP_PHASES[:-1]}
             for name, part in known.items():

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nodepint_mpi.config.experiment import Config
+from nodepint_mpi.core.partition import show_grid
 from nodepint_mpi.errors import DataError
 from nodepint_mpi.io.checkpoint_folder import find_checkpoints
 from nodepint_mpi.io.directory import BEST, CHECKPOINTS, DONE, LOG, PHASES, PROVENANCE, read_run
@@ -151,11 +152,12 @@ def rank_counts(facts: Facts) -> str:
 
 
 def format_ranks(start: dict[str, Any]) -> str:
-    """Ranks of a start; where they form a grid also its lines (of samples) x ranks of a line."""
-    n_ranks, lines = start.get("n_ranks"), start.get("data_ranks", 1)
+    """Ranks of a start; where they form a grid also its groups (of samples) x ranks along time, and
+    x ranks that share tangents if there are any."""
+    n_ranks = start.get("n_ranks")
     if n_ranks is None:
         return "?"
-    return str(n_ranks) if lines == 1 else f"{n_ranks} ({lines} x {n_ranks // lines})"
+    return show_grid(n_ranks, start.get("data_ranks", 1), start.get("basis_ranks", 1))
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

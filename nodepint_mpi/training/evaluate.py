@@ -252,7 +252,8 @@ def save_predictions(
         from nodepint_mpi.pages.figures import draw_labels, draw_trajectories, save_figure
 
         predictions = gathered[0]
-        for part in gathered[1 : comms.time.size]:  # each rank has some of the times
+        line = comms.time.size * comms.time.n_basis
+        for part in gathered[1:line]:  # each rank has some of the times
             predictions = np.where(np.isnan(predictions), part, predictions)
         if kind == "labels":
             inputs = np.asarray(batch.initial)

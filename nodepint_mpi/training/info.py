@@ -11,12 +11,12 @@ from nodepint_mpi.build.noise import build_noise
 from nodepint_mpi.build.optimizers import build_optimizer, check_optimizer, parameter_paths
 from nodepint_mpi.build.sections import build_loss, build_problem
 from nodepint_mpi.config.experiment import Config
-from nodepint_mpi.core.partition import check_layout, owned_range
+from nodepint_mpi.core.partition import check_layout, line_length, owned_range
 from nodepint_mpi.data.datasets import open_split
 from nodepint_mpi.data.own import with_own_data
 from nodepint_mpi.data.sample_checks import columns_of, series_of
 from nodepint_mpi.data.samples import Splits, checked_samples, count_outputs, hold_out
-from nodepint_mpi.errors import ConfigError, LayoutError
+from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.io.checkpoint_file import checkpoint_bytes
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.dealing import part_of
@@ -49,13 +49,8 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
             "`[control]`, for `nodepint control`."
         )
     section = config.time
-    n_groups = config.run.data_ranks
-    if n_ranks % n_groups:
-        raise LayoutError(
-            f"`--ranks {n_ranks}` is not a multiple of `run.data_ranks` = {n_groups}: the ranks "
-            "form so many lines of equal length."
-        )
-    n_along = n_ranks // n_groups
+    n_groups, n_basis = config.run.data_ranks, config.run.basis_ranks
+    n_along = line_length(n_ranks, n_groups, n_basis)
     check_layout(section.n_slices, n_along)
     owned = [len(owned_range(section.n_slices, n_along, rank)) for rank in range(n_along)]
     number_bytes = np.dtype(config.run.precision).itemsize
@@ -64,6 +59,7 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
         "fingerprint": config.fingerprint(),
         "n_ranks": n_ranks,
         "data_ranks": n_groups,
+        "basis_ranks": n_basis,
         "n_slices": section.n_slices,
         "slices_per_rank": owned,
         "method": section.method,
@@ -87,7 +83,8 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
     params, _ = split_model(model)
     optimizer = build_optimizer(config.optim, params)
     check_optimizer(config.optim, optimizer, params)
-    grid = TimeComm(MPI.Intracomm(), 0, n_along, MPI.Intracomm(), MPI.Intracomm(), 0, n_groups)
+    null = MPI.Intracomm()
+    grid = TimeComm(null, 0, n_along, null, null, 0, n_groups, basis=null, n_basis=n_basis)
     update = Update(grid, optimizer, params, sharded=config.run.sharded_update)
     opt_state = update.shapes()["opt_state"]
     batch = samples.section.batch_size or samples.n_rows

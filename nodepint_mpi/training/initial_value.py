@@ -91,6 +91,7 @@ def solve_problem(
         result = {
             "problem": config.problem.field,
             "n_ranks": comms.control.size,
+            "basis_ranks": comms.time.n_basis,
             "status": solution.status.name.lower(),
             "meaning": solution.status.value,
             "sweeps": solution.sweeps,

@@ -38,6 +38,7 @@ from nodepint_mpi.errors import ConfigError, ProblemError
 from nodepint_mpi.models.networks import EncodeProcessDecode, FlatLinear
 from nodepint_mpi.parallel.comms import Comms, TimeComm
 from nodepint_mpi.parallel.dealing import own_part
+from nodepint_mpi.parallel.method_options import check_basis_ranks
 from nodepint_mpi.parallel.methods.base import AbstractMethod
 from nodepint_mpi.ranks.agreement import together
 from nodepint_mpi.training.batch_model import (
@@ -217,6 +218,7 @@ def _assemble(config: Config, comms: Comms, splits: Splits, *, step: int) -> Exp
     check_scores(config, model, train, shape)
     state = jax.ShapeDtypeStruct(shape, config.run.precision)
     train_problem.solver.method.carry_like(1, state)  # says if a basis does not fit the state
+    check_basis_ranks(comms.time, train_problem.solver.method, state)
     params, _ = split_model(model)
     optimizer = build_optimizer(config.optim, params)
     check_optimizer(config.optim, optimizer, params)

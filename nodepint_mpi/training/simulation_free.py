@@ -57,6 +57,7 @@ def check_sections(config: Config, samples: Samples, metrics: Mapping[str, Loss]
         "time.tracking": time.tracking is not None,
         "time.relaxation": time.relaxation is not None,
         "data.inputs": section.inputs is not None,
+        "run.basis_ranks": config.run.basis_ranks > 1,
     }
     for key, given in refused.items():
         if given:

@@ -94,6 +94,7 @@ def train(
         NodepintError: on all ranks, for anything the user can fix.
     """
     control = comms.control
+    grid = {"data_ranks": comms.time.n_groups, "basis_ranks": comms.time.n_basis}
     make = make_plain_stepper if plain else make_stepper
     with (
         explained(),
@@ -133,12 +134,7 @@ def train(
                 if control.rank == 0:
                     if resume is None:  # nothing is made before all is set up
                         opened.enter_context(writing_in(folder, resume=False))
-                    start_directory(
-                        folder,
-                        config,
-                        data_ranks=comms.time.n_groups,
-                        places=places,
-                    )
+                    start_directory(folder, config, places=places, **grid)
                     log_to_file(folder)
         records, scalars = open_records(
             comms,
@@ -167,7 +163,7 @@ def train(
             "status": "finished" if run.is_finished else "stopped",
             "step": step,
             "n_ranks": control.size,
-            "data_ranks": comms.time.n_groups,
+            **grid,
             "train_loss": None if report is None else float(report.loss),
             "step_s": statistics.median(seconds.steps) if seconds.steps else None,
             "training_s": sum(seconds.steps),

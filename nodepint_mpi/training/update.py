@@ -28,7 +28,7 @@ from nodepint_mpi.io.checkpoint_rows import Rows
 from nodepint_mpi.io.leaves import LeafSpec, describe_leaves
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.counters import counting
-from nodepint_mpi.parallel.exchange import max_over_ranks, sum_over_ranks
+from nodepint_mpi.parallel.exchange import max_over_ranks, sum_over_grid
 from nodepint_mpi.parallel.shards import (
     from_first,
     gather_shards,
@@ -171,7 +171,12 @@ class Update:
         return self._step(finish, state, gradient, sums, *known)
 
     def take(self, state: TrainState, gradient: PyTree[Array], sums: Sums) -> Updated:
-        """The same without more, inside jit. Collective over the grid."""
+        """The same without more, inside jit. Collective over the grid.
+
+        Of ranks that share tangents, whose parts are alike, the first counts.
+        """
+        if self.comm.basis_rank > 0:
+            gradient, sums = jax.tree.map(jnp.zeros_like, (gradient, sums))
         return (self._sharded if self.is_sharded else self._on_first)(state, gradient, sums)
 
     def cut(self, opt_state: PyTree) -> PyTree:
@@ -245,7 +250,7 @@ class Update:
                 for deal, leaf in zip(deals, jax.tree.leaves(gradient), strict=True)
             ]
             own = reduce_scatter(comm, jnp.concatenate(blocks, axis=1))
-            sums, square = sum_over_ranks(comm, (sums, jnp.sum(own**2)))
+            sums, square = sum_over_grid(comm, (sums, jnp.sum(own**2)))
             own = own / sums.divisor.astype(own.dtype)
             grad_norm = jnp.sqrt(square) / sums.divisor
             pieces = self._split(own)
@@ -279,7 +284,7 @@ class Update:
 
         def total(kind: str, value: Array) -> Array:
             if kind == "sum":
-                return sum_over_ranks(comm, value)
+                return sum_over_grid(comm, value)
             return max_over_ranks(comm, value) if kind == "max" else -max_over_ranks(comm, -value)
 
         return Ranks(comm.n_grid, comm.grid_rank, total, lambda value: from_first(comm, value))

@@ -178,7 +178,8 @@ def test_a_curve_is_modelled_by_the_costs_of_its_first_point(source, tmp_path):
     (tmp_path / "phases.json").write_text(json.dumps({"phases_s": phases}))
     first = {
         "run": str(tmp_path), "point": "first", "state": "finished", "oversubscribed": False,
-        "step_s": {"max": 9.4}, "n_ranks": 1, "data_ranks": 1, "n_slices": N, "batch_size": None,
+        "step_s": {"max": 9.4}, "n_ranks": 1, "data_ranks": 1, "basis_ranks": 1,
+        "n_slices": N, "batch_size": None,
         "phases_s": {}, "profiled": {"sweeps": [1.0, 1.0]},
     }  # fmt: skip
     model = make_model(Curve("study", "strong", "", [first], {}), FREE)
@@ -194,3 +195,6 @@ def test_a_curve_is_modelled_by_the_costs_of_its_first_point(source, tmp_path):
     # Two lines, each with half of the samples.
     lines = model(first | {"n_ranks": 2 * N, "data_ranks": 2})
     assert lines.step_s == pytest.approx((8.0 / N + 0.9) / 2 + 0.5)
+    # Parareal has no tangents to share: pairs of ranks do the same.
+    pairs = model(first | {"n_ranks": 2 * N, "basis_ranks": 2})
+    assert pairs.step_s == several.step_s

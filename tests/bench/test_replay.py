@@ -152,6 +152,21 @@ def test_lines_that_share_the_samples_do_what_real_ranks_count(source):
         free_comms(comms)
 
 
+@TWO
+@pytest.mark.parametrize(
+    ("name", "options", "n_steps"), [("tangent", TWICE, 1), ("tangent, all directions", TRACKED, 2)]
+)
+def test_ranks_that_share_tangents_do_what_the_first_of_them_counts(source, name, options, n_steps):
+    comms = make_comms(world(), n_basis=2)
+    try:
+        config = config_of(source, name, options)
+        counted, sweeps = counted_on(comms, config, n_steps)
+        check_recorded(comms, config, Layout(1, 1, 2), counted, sweeps)
+    finally:
+        jax.effects_barrier()
+        free_comms(comms)
+
+
 ALONE = pytest.mark.mpi(max_size=1)
 
 

@@ -49,8 +49,9 @@ def made(n_ranks, step_s, *, kind="strong", fine=None, walked=80, phases=PHASES,
     }
     return {
         "study": "s", "kind": kind, "over": {}, "settings": {}, "point": f"s, ranks-{n_ranks}",
-        "is_plain": False, "serial": "s, serial", "n_ranks": n_ranks, "data_ranks": 1,
-        "n_cores": 1, "n_slices": 8, "batch_size": None, "method": "parareal", "run": "x",
+        "is_plain": False, "serial": "s, serial", "n_ranks": n_ranks,
+        "data_ranks": 1, "basis_ranks": 1, "n_cores": 1, "n_slices": 8, "batch_size": None,
+        "method": "parareal", "run": "x",
         "state": "finished", "reason": "", "n_steps": 10, "n_warm_steps": 7,
         "step_s": alike(step_s), "phases_s": phases and {k: alike(v) for k, v in phases.items()},
         "unprofiled": None, "profiled": phases and profiled, "compile_s": 5.0,

@@ -53,11 +53,11 @@ def advised(case, monkeypatch):
 def test_ranks_are_taken_where_a_step_is_then_faster(advised):
     found = advised(Trials((plain(1.0),), (trial("ours", 0.9),)), ranks=[1, 7], network=FREE)
     best = found.choices[7]
-    assert found.taken is best and best.layout == (7, 1) and not best.measured
+    assert found.taken is best and best.layout == (7, 1, 1) and not best.measured
     # Of 0.9 s fine solves take 0.81, a slice for each rank; coarse steps and the rest remain.
     assert best.step_s == pytest.approx(0.9 * (0.9 / 7 + 0.09 + 0.01))
     assert found.choices[1].step_s == 0.9 and found.choices[1].measured
-    assert settings_of(found) == (7, ["run.data_ranks=1"])
+    assert settings_of(found) == (7, ["run.data_ranks=1", "run.basis_ranks=1"])
     data, said = advice_as_data(found), format_advice(found)
     assert data["n_ranks"] == 7 and not data["serial"] and data["network"]["from"] == "given"
     assert data["choices"][1]["efficiency"] == pytest.approx(0.9 / (7 * best.step_s))
@@ -87,8 +87,8 @@ def test_the_error_is_the_largest_of_what_is_known(advised):
     # The first rank has 4 of 7 slices, and is never held up by the other: 4/7 of a third of the
     # coarse steps, of the fine solves, of the rest of the coarse steps, of the pull-backs.
     model_s = 0.7 * (4 / 7 * (0.09 + 0.9) + 0.01)
-    assert found.model_errors == {(2, 1): pytest.approx(model_s / 0.36 - 1, abs=1e-3)}
-    assert found.error == found.model_errors[2, 1] and found.network_from == "measured here"
+    assert found.model_errors == {(2, 1, 1): pytest.approx(model_s / 0.36 - 1, abs=1e-3)}
+    assert found.error == found.model_errors[2, 1, 1] and found.network_from == "measured here"
     best = found.choices[2]
     assert best.measured and best.step_s == 0.36
     assert "The model's error on what was measured: +11.9% on 2 x 1." in format_advice(found)
@@ -99,10 +99,31 @@ def test_samples_are_shared_where_that_is_faster(advised):
     half = trial("half", 0.5, n_ranks=2, fine=0.2, counts=2)
     trials = Trials((plain(2.0),), (trial("ours", 1.0, fine=0.2),), None, half)
     found = advised(trials, ranks=[2, 4])
-    assert found.choices[2].layout == (1, 2) and found.choices[4].layout == (1, 4)
+    assert found.choices[2].layout == (1, 2, 1) and found.choices[4].layout == (1, 4, 1)
     assert found.choices[2].measured and found.choices[2].step_s == 0.5
     assert found.choices[4].step_s == pytest.approx(0.25, rel=1e-3)
-    assert settings_of(found) == (4, ["run.data_ranks=4"])
+    assert settings_of(found) == (4, ["run.data_ranks=4", "run.basis_ranks=1"])
+
+
+def test_tangents_are_shared_where_that_is_faster(case, monkeypatch):
+    """Two directions: a state's pass and theirs are 3 of tangents on one rank, 2 each on two."""
+    share = {name: 0.0 for name in ("coarse", "send", "receive", "reduce", "wait")}
+    share |= {"fine_forward": 0.2, "fine_adjoint": 0.2, "tangents": 0.6, "other": 0.0}
+    tried = trial("ours", 1.0)._replace(shares=[share])
+    monkeypatch.setattr(planning, "make_trials", lambda *a, **k: Trials((plain(9.0),), (tried,)))
+    basis = 'time.basis={kind="identity",recycle=false}'
+    edges = f"time.edges={[n / 2 for n in range(N_SLICES + 1)]}"  # which stay as they are
+    settings = 'time.method="tangent"', basis, edges, "run.basis_ranks=2"
+    config = read_config(case.config, settings)
+    found = advise(config, ranks=[2, 7, 14], basis_ranks=[1, 2, 3], network=FREE)
+    assert found.choices[7].layout == (7, 1, 1)
+    best = found.choices[14]
+    assert best.layout == (7, 1, 2) and found.taken is best
+    assert best.step_s == pytest.approx((0.4 + 0.6 * 2 / 3) / 7)
+    assert settings_of(found) == (14, ["run.data_ranks=1", "run.basis_ranks=2"])
+    assert "14 ranks (7 along time x 1 along samples x 2 along the basis)" in found.reason
+    assert "| 7 x 1 x 2 |" in format_advice(found)
+    assert advice_as_data(found)["choices"][2]["n_basis"] == 2
 
 
 def test_more_ranks_than_slices_get_slices_of_their_own(advised):

@@ -102,6 +102,16 @@ def test_a_strong_study_is_one_problem(place):
     assert four.folder == place.out / "s" / "ranks-4-data-2"
 
 
+def test_a_study_of_ranks_that_share_tangents(place):
+    basis = 'set = { "time.method" = "tangent", "time.basis" = { kind = "identity" } }\n'
+    study = STRONG.replace("[1, 2]", "[1, 2, 4]") + basis + "basis_ranks = [1, 2, 2]\n"
+    *_, one, two, four = place.points(study)
+    assert (two.label, four.label) == ("s, ranks-2-basis-2", "s, ranks-4-basis-2")
+    assert (one.config.run.basis_ranks, two.config.run.basis_ranks) == (1, 2)
+    assert two.facts["basis_ranks"] == 2 and two.config.fingerprint() == one.config.fingerprint()
+    assert len({point.kept.digest for point in (one, two, four)}) == 3
+
+
 def test_a_weak_study_grows(place):
     study = WEAK.replace("[1, 2]", "[2, 4]").replace(
         'grows = ["time.n_slices"]',
@@ -147,6 +157,8 @@ BAD = {
     "no such config": (HEAD.replace("one", "gone") + STRONG, r"config file gone\.toml: No such"),
     "ranks in disorder": (HEAD + STRONG.replace("[1, 2]", "[2, 1]"), r"strictly increasing"),
     "uneven grid": (HEAD + STRONG + "data_ranks = [2]", r"1 ranks cannot form 2 lines of equal"),
+    "uneven basis": (HEAD + STRONG + "basis_ranks = [1, 3]", r"2 ranks cannot form 3 lines of eq"),
+    "no basis": (HEAD + STRONG + "basis_ranks = [1, 2]", r"`time.method = 'parareal'` has none"),
     "more ranks than slices": (
         HEAD + STRONG.replace("2]", "8]"), r"study 's': one\.toml for 8 ranks: 8 ranks cannot shar"
     ),

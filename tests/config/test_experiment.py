@@ -79,6 +79,7 @@ def test_every_config_in_the_repository_survives_being_written_out(path):
         ("time.tracking.max_sweep=2", "did you mean `time.tracking.max_sweeps`"),
         ("time.warm_start=true", "unknown key `time.warm_start`"),
         ("time.basis={kind='jumps', rank=2, recurrence='tree'}", "'slices', 'blocks' or 'scan'"),
+        ("run.basis_ranks=2", r"shares tangents, and `time.method = 'parareal'` has none"),
         ("time.relaxation={steps=3}", "it needs `data.times`"),
         ("time.relaxation={steps=3, start=1.0}", "less than 1"),
         ("time.relaxation={steps=3, end=1.5}", "less than or equal to 1"),
@@ -144,6 +145,14 @@ def test_a_file_that_is_no_config_is_refused(tmp_path):
 @pytest.mark.parametrize("override", ["run.n_steps=7", "output.keep=9", "run.name=b"])
 def test_length_and_output_do_not_make_another_experiment(override):
     assert parse_config(TEXT, [override]).fingerprint() == parse_config(TEXT).fingerprint()
+
+
+def test_ranks_that_share_tangents_are_not_part_of_the_experiment():
+    tangent = "time.method=tangent", "time.basis={kind='pod', rank=2}"
+    alone, shared = (parse_config(TEXT, [*tangent, f"run.basis_ranks={n}"]) for n in (1, 2))
+    assert alone.fingerprint() == shared.fingerprint()
+    with pytest.raises(ConfigError, match="`run.basis_ranks = 3` are more than the 2 directions"):
+        parse_config(TEXT, [*tangent, "run.basis_ranks=3"])
 
 
 def test_how_the_coarse_problem_is_solved_may_change_between_starts():

@@ -255,6 +255,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
         ({"time.method": "reduced", "time.basis": {"kind": "pod", "rank": 1}}, "takes `time.met"),
         ({"run.n_epochs": 3}, "takes `run.n_steps`"),
         ({"run.data_ranks": 2}, "needs `run.data_ranks = 1`"),
+        (
+            {"run.basis_ranks": 2, "time.method": "tangent", "time.basis": {"kind": "identity"}},
+            "needs `run.basis_ranks = 1`",
+        ),
         ({"optim.learning_rate": 1.0}, r"the optimizer of the control is `\[control\.optim\]`"),
         ({"control.learning": {}}, r"`\[data\]` is what `\[control\.learning\]`"),
         ({"control.optimm": {}}, "did you mean"),

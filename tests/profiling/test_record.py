@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from nodepint_mpi.config.experiment import parse_config
-from nodepint_mpi.core.scopes import COARSE, FINE_FORWARD, GRID, LINE, RECEIVE, REDUCE, SEND, every
+from nodepint_mpi.core.scopes import (
+    CELL,
+    COARSE,
+    FINE_FORWARD,
+    GRID,
+    LINE,
+    RECEIVE,
+    REDUCE,
+    SEND,
+    every,
+)
 from nodepint_mpi.core.scopes import RIGHTWARDS as RIGHT
 from nodepint_mpi.parallel.counters import WORD_BYTES, Tally
 from nodepint_mpi.profiling import sampling
@@ -135,6 +145,13 @@ def test_waiting_is_what_goes_beyond_the_briefest_rank():
     # Each a line of its own: the reduction joins all, but nobody receives from another line.
     apart = split_waits([first, second], n_groups=2)
     assert apart == [{SEND: 1.0, REDUCE: 2.0, WAIT: 4.0}, {RECEIVE: 2.5, REDUCE: 2.0}]
+    # Two that share tangents, each a line of its own; and two such pairs along time.
+    joined = [Profile({REDUCE: s}, [Call(REDUCE, CELL, s, s)]) for s in (6.0, 2.0, 3.0, 4.0)]
+    assert split_waits(joined[:2], n_basis=2) == [{REDUCE: 2.0, WAIT: 4.0}, {REDUCE: 2.0}]
+    assert split_waits(joined, n_basis=2)[2:] == [{REDUCE: 3.0}, {REDUCE: 3.0, WAIT: 1.0}]
+    moved = [Profile({c.phase: c.exposed_s}, [c]) for c in (sent, sent, received, received)]
+    assert split_waits(moved, n_basis=2)[2:] == [{RECEIVE: 0.5, WAIT: 2.0}] * 2
+    assert split_waits(moved[::2] + moved[1::2], 2, 1)[1::2] == [{RECEIVE: 0.5, WAIT: 2.0}] * 2
     # A message that is missing leaves the others of its kind as they are.
     lacking = second._replace(calls=second.calls[1:])
     assert split_waits([first, lacking])[1] == {RECEIVE: 2.5, REDUCE: 2.0}

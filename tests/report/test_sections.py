@@ -18,7 +18,7 @@ from nodepint_mpi.pages.figures import plot_losses
 from nodepint_mpi.pages.page import write_page
 from nodepint_mpi.pages.parts import Picture, Section
 from nodepint_mpi.report.compare import compare_runs, format_comparison, label_runs
-from nodepint_mpi.report.facts import final_numbers, read_facts, seconds
+from nodepint_mpi.report.facts import final_numbers, format_ranks, read_facts, seconds
 from nodepint_mpi.report.measures import loss
 from nodepint_mpi.report.sections import make_report
 from nodepint_mpi.report.tables import checkpoint_used, summary
@@ -99,6 +99,7 @@ def test_a_page_shows_what_the_run_has_recorded(make_run):
         "step_s": ["0.25"],
     }  # fmt: skip
     assert numbers["ranks of every start"] == ["2, 4 (2 x 2)"]
+    assert format_ranks(STARTS[1] | {"basis_ranks": 2}) == "4 (2 x 1 x 2)"
     assert page.table("package") == {"jax": ["0.1", "0.2"]}
     config = page.table("key")
     assert (config["network.width"], config["time.coarse.solver"]) == (["8"], ["euler"])

@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 from nodepint_mpi.config.experiment import parse_config
 from nodepint_mpi.core.partition import owned_range
-from nodepint_mpi.errors import ConfigError, LayoutError
+from nodepint_mpi.errors import ConfigError, LayoutError, ProblemError
 from nodepint_mpi.parallel.comms import alone, free_comms, make_comms, world
 from nodepint_mpi.parallel.dealing import join_samples, own_part, split_samples
 from nodepint_mpi.training.error_control import make_stepper
@@ -62,14 +62,20 @@ def test_any_grid_trains_alike_and_goes_on_from_any_other(source, on_one_rank, s
     check_grids(source, on_one_rank, shared_tmp_path, *MINI_BATCHES)
 
 
-@pytest.mark.mpi(min_size=2, max_size=2)
+@pytest.mark.mpi(sizes=(2, 4))
 def test_any_grid_finds_the_same_basis_and_tangents(source, on_one_rank, shared_tmp_path):
-    check_grids(source, on_one_rank, shared_tmp_path, *TANGENTS)
+    """Of time x data x basis 1 x 2 x 1 and 1 x 1 x 2, and on four ranks 1 x 2 x 2."""
+    grids = {2: [(2, 1), (1, 2)], 4: [(2, 2)]}[world().size]
+    check_grids(source, on_one_rank, shared_tmp_path, *TANGENTS, grids=grids)
 
 
-def check_grids(source, on_one_rank, shared_tmp_path, options, batch):
-    """Ten steps on a grid, saved, ten more on another; all against one rank alone."""
+def check_grids(source, on_one_rank, shared_tmp_path, options, batch, grids=None):
+    """Ten steps on a grid, saved, ten more on another; all against one rank alone.
+
+    Grids are numbers of groups and of ranks that share tangents.
+    """
     size = world().size
+    grids = grids or [(n, 1) for n in range(2, size + 1) if size % n == 0]
     batch = batch.format(3 if size == 3 else 4)
     text = small_config(source, STOPPING + options, n_slices=5, data=batch)
     config = parse_config(text)
@@ -82,12 +88,12 @@ def check_grids(source, on_one_rank, shared_tmp_path, options, batch):
 
     losses, wanted, scores = on_one_rank(emulate)
     sharded = parse_config(text, ["run.sharded_update=true"])
-    for n_groups in [n for n in range(2, size + 1) if size % n == 0]:
-        folder = shared_tmp_path / f"run-{n_groups}"
+    for n_groups, n_basis in grids:
+        folder = shared_tmp_path / f"run-{n_groups}-{n_basis}"
         if world().rank == 0:
             (folder / "ckpt").mkdir(parents=True)
         world().Barrier()
-        grid = make_comms(world(), n_groups=n_groups)
+        grid = make_comms(world(), n_groups=n_groups, n_basis=n_basis)
         experiment = set_up(sharded, grid)
         assert experiment.state.shape[0] * n_groups == len(experiment.batch(0).rows)
         start, stepper = fresh_state(experiment), make_stepper(experiment)
@@ -95,10 +101,13 @@ def check_grids(source, on_one_rank, shared_tmp_path, options, batch):
         bits = flat(reached).tobytes()
         assert grid.control.allgather(bits) == [bits] * size
         save_run(experiment, folder, reached, stepper, 10)
-        if n_groups == size:
+        if n_groups == size or n_basis > 1:
             found = evaluate(grid, experiment, ravel_pytree(start.params)[1](wanted))
             assert found == pytest.approx(scores, rel=1e-10)
-        line = make_comms(world(), n_groups=1 if n_groups == size else size)
+        if n_basis > 1 and size > 2:
+            line = make_comms(world(), n_basis=n_basis)
+        else:
+            line = make_comms(world(), n_groups=1 if n_groups == size else size)
         resumed = resume_run(set_up(config, line), folder, "auto")
         assert resumed.step == 10
         np.testing.assert_array_equal(flat(resumed.state), flat(reached))
@@ -151,5 +160,9 @@ def test_a_grid_that_does_not_fit_is_refused(source, comms):
     grid = make_comms(world(), n_groups=size)
     with pytest.raises(ConfigError, match="7 samples, which .* `run.data_ranks` to one of 1, 7"):
         set_up(parse_config(text), grid)
+    free_comms(grid)
+    grid = make_comms(world(), n_basis=size)
+    with pytest.raises(ProblemError, match=f"{size} ranks are to share .* Parareal has none"):
+        set_up(parse_config(small_config(source, n_slices=5)), grid)
     free_comms(grid)
     assert slice_rows(parse_config(text), comms.time)[1] >= 1

@@ -70,20 +70,22 @@ def test_inputs_that_cannot_fit_are_refused(comms, tmp_path, monkeypatch):
 
 
 @pytest.mark.mpi(max_size=1)
-@pytest.mark.parametrize("layout", [Layout(1), Layout(4), Layout(1, 2), Layout(2, 3)])
+@pytest.mark.parametrize("layout", [Layout(1), Layout(4), Layout(1, 2), Layout(2, 3, 2)])
 def test_memory_on_more_ranks_is_forecast_from_one(comms, tmp_path, layout):
     """What belongs to slices is divided by all ranks, what all ranks of a line have is not."""
     data = INPUTS + 'mask = "m"'
     folder = save(comms, tmp_path / "set", make_rows("common"))
-    text = small_config(folder, n_slices=8, data=data)
+    basis = 'method = "tangent"\nbasis = { kind = "identity" }'
+    text = small_config(folder, basis, n_slices=8, data=data)
 
-    def planned(n_ranks: int, n_data: int) -> dict:
-        return make_plan(parse_config(text, {"run.data_ranks": n_data}), n_ranks)
+    def planned(n_time: int, n_data: int, n_basis: int) -> dict:
+        grid = {"run.data_ranks": n_data, "run.basis_ranks": n_basis}
+        return make_plan(parse_config(text, grid), n_time * n_data * n_basis)
 
     def total(plan) -> int:
         kinds = ("interface", "adjoint", "samples", "inputs")
         return sum(plan[f"{kind}_bytes_per_rank"] for kind in kinds)
 
-    one, there = planned(1, 1), planned(layout.n_ranks, layout.n_data)
+    one, there = planned(1, 1, 1), planned(*layout)
     found = forecast_memory(one, total(one), layout)
     assert math.isclose(found, total(there), rel_tol=1e-12)

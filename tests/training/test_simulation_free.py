@@ -168,6 +168,14 @@ def test_plain_is_the_same(text, comms):
 
 REFUSED = {
     "tracking": ({"time": "tracking = {}"}, ConfigError, "remove `time.tracking`"),
+    "basis ranks": (
+        {
+            "time": 'method = "tangent"\nbasis = { kind = "identity" }',
+            "run": {"run.basis_ranks": 2},
+        },
+        ConfigError,
+        "remove `run.basis_ranks`",
+    ),
     "metrics": (
         {"more": 'metrics = ["nodepint_mpi.core.objective:accuracy"]'},
         ConfigError,
@@ -181,5 +189,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_has_no_meaning_is_refused(text, comms, name):
     special, kind, words = REFUSED[name]
+    changes = special.get("run", {})
+    special = {key: value for key, value in special.items() if key != "run"}
     with pytest.raises(kind, match=words):
-        set_up(parse_config(text(**special)), comms)
+        set_up(parse_config(text(**special), changes), comms)

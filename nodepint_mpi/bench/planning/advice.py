@@ -51,6 +51,7 @@ def advise(
     config: Config,
     *,
     ranks: Sequence[int] = (),
+    basis_ranks: Sequence[int] = (1,),
     network: Network | None = None,
     budget_s: float = 60.0,
     timeout_s: float = 300.0,
@@ -61,6 +62,7 @@ def advise(
     Args:
         config: The experiment.
         ranks: Numbers of ranks to say it for; those that this machine has cores for if empty.
+        basis_ranks: Numbers of ranks to share the tangents among, where the method has any.
         network: Of the machine to say it for; that of this one if None.
         budget_s: Variants are tried for so long.
         timeout_s: How long a trial may take.
@@ -77,7 +79,10 @@ def advise(
             "the plan says whether it pays."
         )
     alone = config.model_copy(
-        update={"run": config.run.model_copy(update={"data_ranks": 1}), "growth": None}
+        update={
+            "run": config.run.model_copy(update={"data_ranks": 1, "basis_ranks": 1}),
+            "growth": None,
+        }
     )
     info = make_plan(alone, 1)
     if "batch_size" not in info:
@@ -99,7 +104,7 @@ def advise(
     elsewhere = network is not None
     network = here if network is None else network
     known = {} if elsewhere else measured
-    found = {n: choices_for(ways, n, network, known) for n in sorted(set(ranks))}
+    found = {n: choices_for(ways, n, network, known, basis_ranks) for n in sorted(set(ranks))}
     choices = {n: some[0] for n, some in found.items() if some}
     if not choices:
         raise ConfigError(
@@ -140,7 +145,8 @@ def settings_of(advice: Advice) -> tuple[int, list[str]]:
     if advice.taken is None:
         return 0, []
     layout, way = advice.taken.layout, advice.taken.way
-    return layout.n_ranks, [*way.settings, f"run.data_ranks={layout.n_data}"]
+    grid = [f"run.data_ranks={layout.n_data}", f"run.basis_ranks={layout.n_basis}"]
+    return layout.n_ranks, [*way.settings, *grid]
 
 
 def format_advice(advice: Advice) -> str:
@@ -161,8 +167,9 @@ def format_advice(advice: Advice) -> str:
         lines.append(f"The model's error on what was measured: {', '.join(errors)}.")
     lines += [
         "",
-        "| ranks | time x data | slices | method | ms a step | to plain diffrax | efficiency "
-        "| coarse | messages and waiting | memory of a rank, MB | what limits it most |",
+        "| ranks | time x data (x basis) | slices | method | ms a step | to plain diffrax "
+        "| efficiency | coarse | messages and waiting | memory of a rank, MB "
+        "| what limits it most |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [_line(choice, advice) for choice in advice.choices.values()]
@@ -192,7 +199,8 @@ def advice_as_data(advice: Advice) -> dict[str, Any]:
 
 
 def _grid(layout: Layout) -> str:
-    return f"{layout.n_time} x {layout.n_data}"
+    basis = f" x {layout.n_basis}" if layout.n_basis > 1 else ""
+    return f"{layout.n_time} x {layout.n_data}{basis}"
 
 
 def _choice_as_data(choice: Choice, advice: Advice) -> dict[str, Any]:
@@ -201,6 +209,7 @@ def _choice_as_data(choice: Choice, advice: Advice) -> dict[str, Any]:
         "n_ranks": choice.layout.n_ranks,
         "n_time": choice.layout.n_time,
         "n_data": choice.layout.n_data,
+        "n_basis": choice.layout.n_basis,
         "n_slices": way.n_slices,
         "method": way.config.time.method,
         "settings": list(way.settings),
@@ -237,8 +246,9 @@ def _reason(best: Choice, serial: Trial | None, error: float) -> str:
     """What to do and why, in a sentence or two."""
     way, layout = best.way, best.layout
     n_ranks = f"{layout.n_ranks} {'rank' if layout.n_ranks == 1 else 'ranks'}"
+    shared = f" x {layout.n_basis} along the basis" if layout.n_basis > 1 else ""
     how = (
-        f"{n_ranks} ({layout.n_time} along time x {layout.n_data} along samples), "
+        f"{n_ranks} ({layout.n_time} along time x {layout.n_data} along samples{shared}), "
         f"{way.n_slices} slices by {way.config.time.method}"
     )
     rank = None if way.config.time.basis is None else way.config.time.basis.rank

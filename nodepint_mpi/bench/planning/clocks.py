@@ -1,8 +1,8 @@
 """The clocks of a line of ranks, moved on by work, walks, messages and reductions.
 
 Every event of a step is an operation that moves all clocks at once, by arrays over the ranks, so
-that a line may have 1e5 of them. The groups of samples are alike: one line stands for all. Local;
-pure.
+that a line may have 1e5 of them. The groups of samples are alike, and so are ranks that share the
+tangents of their slices: one line stands for all. Local; pure.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,17 +26,18 @@ class Clocks:
     Args:
         n_slices: How many slices the line deals out, in order.
         n_time: Ranks of the line.
-        n_data: Lines.
+        n_data: Groups of samples, each with a line.
         network: What messages cost.
+        n_basis: Ranks that share the tangents of the same slices.
     """
 
-    def __init__(self, n_slices: int, n_time: int, n_data: int, network: Network):
+    def __init__(self, n_slices: int, n_time: int, n_data: int, network: Network, n_basis: int = 1):
         ranges = [owned_range(n_slices, n_time, rank) for rank in range(n_time)]
         self.first: Int[np.ndarray, " ranks"] = np.array([own.start for own in ranges])
         self.owned: Int[np.ndarray, " ranks"] = np.array([len(own) for own in ranges])
         self.now: Ranks = np.zeros(n_time)
         self.spent: dict[str, Ranks] = {part: np.zeros(n_time) for part in PARTS}
-        self._n_data, self._network = n_data, network
+        self._n_data, self._n_basis, self._network = n_data, n_basis, network
 
     @property
     def n_time(self) -> int:
@@ -93,21 +94,21 @@ class Clocks:
 
     def reduce(self, n_bytes: Number) -> None:
         """A sum or maximum over the ranks of all lines, known to all: to one rank and back."""
-        n_ranks = self.n_time * self._n_data
+        n_ranks = self.n_time * self._n_data * self._n_basis
         if n_ranks > 1:
             ready = np.full(self.n_time, self.now.max())
             self._meet(ready, 2 * self._network.tree_s(n_ranks, n_bytes))
 
     def reduce_scatter(self, n_bytes: Number) -> None:
         """A sum over the ranks of all lines of `n_bytes`, of which each gets its part."""
-        n_ranks = self.n_time * self._n_data
+        n_ranks = self.n_time * self._n_data * self._n_basis
         if n_ranks > 1:
             ready = np.full(self.n_time, self.now.max())
             self._meet(ready, self._network.reduce_scatter_s(n_ranks, n_bytes))
 
     def gather_shards(self, n_bytes: Number) -> None:
         """Every rank of all lines gets what the others have, `n_bytes` of each."""
-        n_ranks = self.n_time * self._n_data
+        n_ranks = self.n_time * self._n_data * self._n_basis
         if n_ranks > 1:
             ready = np.full(self.n_time, self.now.max())
             self._meet(ready, self._network.gather_s(n_ranks, n_bytes))
@@ -121,7 +122,7 @@ class Clocks:
         self._along_tree(n_bytes, np.maximum(self.now, self.now[0]))
 
     def _along_tree(self, n_bytes: Number, ready: Ranks) -> None:
-        n_ranks = self.n_time * self._n_data
+        n_ranks = self.n_time * self._n_data * self._n_basis
         if n_ranks > 1:
             self._meet(ready, self._network.tree_s(n_ranks, n_bytes))
 
@@ -129,6 +130,14 @@ class Clocks:
         """The first rank gets what the others have, `n_bytes` of each."""
         ready = np.full(self.n_time, self.now.max())
         self._meet(ready, self._network.gather_s(self.n_time, n_bytes))
+
+    def join(self, n_bytes: Number) -> None:
+        """Ranks with the same slices get what the others have, `n_bytes` of each; all are alike."""
+        self._meet(self.now, self._network.gather_s(self._n_basis, n_bytes))
+
+    def share(self, n_bytes: Number) -> None:
+        """The first of the ranks with the same slices tells the others something."""
+        self._meet(self.now, self._network.tree_s(self._n_basis, n_bytes))
 
     def deal(self, n_bytes: Number) -> None:
         """The first rank gives each of the others its part, of `n_bytes`."""

@@ -26,7 +26,8 @@ def read_costs(
     """What the phases of a step say of a slice. Local.
 
     Args:
-        seconds: Of a step by phase, of every rank of all lines.
+        seconds: Of a step by phase, of every rank of all lines. Ranks that share tangents count as
+            if each had as many as the first: by less than one direction a rank they may not.
         line: What such a step does on these ranks.
         sweeps: How often it did.
         coarse_in_fine: What a coarse step takes of a fine solve. By this its share of the coarse
@@ -36,7 +37,7 @@ def read_costs(
         DataError: if there is no fine solve among them, as of plain training.
     """
     spent = {name: math.fsum(ranks) for name, ranks in seconds.items()}
-    repeats = line.layout.n_data * sweeps.n_updates
+    repeats = line.layout.n_data * line.layout.n_basis * sweeps.n_updates
     done = {what: repeats * float(n.sum()) for what, n in count_work(line, sweeps).items()}
 
     def count(phase: str, *names: str) -> float:

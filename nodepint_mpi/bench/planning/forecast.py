@@ -87,15 +87,20 @@ def costs_of(trial: Trial, recorder: StepRecorder, layout: Layout) -> Costs:
 
 
 def choices_for(
-    ways: Sequence[Way], n_ranks: int, network: Network, measured: Mapping[Layout, Trial]
+    ways: Sequence[Way],
+    n_ranks: int,
+    network: Network,
+    measured: Mapping[Layout, Trial],
+    basis_ranks: Sequence[int] = (1,),
 ) -> list[Choice]:
     """All ways on all grids of so many ranks, the fastest first. Local.
 
-    What was measured of the config as it is, on this network, takes the place of its forecast.
+    What was measured of the config as it is, on this network, takes the place of its forecast. Ways
+    with tangents are also looked at with these numbers of ranks that share them.
     """
     found = []
     for way in ways:
-        for layout in _layouts(n_ranks, way):
+        for layout in _layouts(n_ranks, way, basis_ranks):
             fitting = _with_enough_slices(way, layout.n_time)
             if fitting is not None:
                 found.append(_choose(fitting, layout, network, measured))
@@ -181,11 +186,13 @@ def _without(way: Way, names: Sequence[str]) -> Way:
     return way._replace(costs=way.costs._replace(**nothing), half=half)
 
 
-def _layouts(n_ranks: int, way: Way) -> Iterator[Layout]:
-    """Grids whose lines can share the samples of a step evenly, if it is known what that saves."""
-    for n_data in range(1, n_ranks + 1 if way.half is not None else 2):
-        if n_ranks % n_data == 0 and way.info["batch_size"] % n_data == 0:
-            yield Layout(n_ranks // n_data, n_data)
+def _layouts(n_ranks: int, way: Way, basis_ranks: Sequence[int]) -> Iterator[Layout]:
+    """Grids whose lines can share the samples of a step evenly, if it is known what that saves, and
+    whose ranks can share the tangents."""
+    for n_basis in (n for n in basis_ranks if n == 1 or n <= way.recorder.n_directions):
+        for n_data in range(1, n_ranks // n_basis + 1 if way.half is not None else 2):
+            if n_ranks % (n_data * n_basis) == 0 and way.info["batch_size"] % n_data == 0:
+                yield Layout(n_ranks // (n_data * n_basis), n_data, n_basis)
 
 
 def _with_enough_slices(way: Way, n_time: int) -> Way | None:
@@ -237,8 +244,8 @@ def _simulate(way: Way, layout: Layout, network: Network) -> Simulated:
 def forecast_memory(info: Mapping[str, Any], peak_bytes: int, layout: Layout) -> float:
     """What a rank would hold at most: as measured on one, but for what the ranks divide. Local.
 
-    All ranks divide what belongs to slices and samples; groups alone, what all ranks of a line
-    have of their samples.
+    Ranks along time and groups divide what belongs to slices and samples; groups alone, what all
+    ranks of a line have of their samples. Ranks that share tangents divide nothing of it.
 
     Args:
         info: The plan for one rank.
@@ -248,4 +255,8 @@ def forecast_memory(info: Mapping[str, Any], peak_bytes: int, layout: Layout) ->
     kinds = ("interface", "adjoint", "tracks", "inputs")
     divided = sum(info.get(f"{kind}_bytes_per_rank", 0) for kind in kinds)
     shared = info.get("samples_bytes_per_rank", 0)
-    return peak_bytes - divided * (1 - 1 / layout.n_ranks) - shared * (1 - 1 / layout.n_data)
+    return (
+        peak_bytes
+        - divided * (1 - layout.n_basis / layout.n_ranks)
+        - shared * (1 - 1 / layout.n_data)
+    )

@@ -17,15 +17,16 @@ Operations = tuple[Operation, ...]
 
 
 class Layout(NamedTuple):
-    """Ranks of a line, and lines that share the samples."""
+    """Ranks of a line, groups that share the samples, and ranks that share a slice's tangents."""
 
     n_time: int
     n_data: int = 1
+    n_basis: int = 1
 
     @property
     def n_ranks(self) -> int:
         """All ranks."""
-        return self.n_time * self.n_data
+        return self.n_time * self.n_data * self.n_basis
 
 
 class Run(NamedTuple):
@@ -68,10 +69,15 @@ class _Imagined(MPI.Intracomm):
 
 
 def imagined_line(layout: Layout, rank: int) -> TimeComm:
-    """A rank of the first line of a layout, to trace with. Local."""
-    line = _Imagined(rank, layout.n_time)
-    grid = line if layout.n_data == 1 else _Imagined(rank, layout.n_ranks)
-    return TimeComm(line, rank, layout.n_time, grid, line, 0, layout.n_data)
+    """A rank of the first line of a layout, to trace with. Local.
+
+    Of ranks that share tangents it is the first, which has no fewer of them than the others.
+    """
+    n_time, n_data, n_basis = layout
+    line = _Imagined(rank, n_time)
+    grid = line if n_data * n_basis == 1 else _Imagined(rank * n_basis, layout.n_ranks)
+    basis = None if n_basis == 1 else _Imagined(0, n_basis)
+    return TimeComm(line, rank, n_time, grid, line, 0, n_data, basis=basis, n_basis=n_basis)
 
 
 def traced(function: Callable, *args: Any) -> Operations:

@@ -34,6 +34,7 @@ from nodepint_mpi.io.directory import config_text
 from nodepint_mpi.models.networks import EncodeProcessDecode
 from nodepint_mpi.parallel.iterate import TimeSolver
 from nodepint_mpi.parallel.line import Line
+from nodepint_mpi.parallel.methods.base import BASIS
 from nodepint_mpi.parallel.solve import solve_interface
 from nodepint_mpi.training.batch_model import split_model
 from nodepint_mpi.training.check_model import check_model
@@ -186,6 +187,15 @@ class StepRecorder:
             return None
         few, many = evaluations(coarse.integrator), evaluations(self._solver.fine.integrator)
         return None if few is None or many is None else few / many
+
+    @property
+    def n_directions(self) -> int:
+        """Tangents of a slice that ranks can share; 0 if the method has none to share. Local."""
+        method = self._solver.method
+        if not method.shares_tangents:
+            return 0
+        state = jax.ShapeDtypeStruct((1, *self._shape), np.dtype(self.config.run.precision))
+        return len(method.carry_like(1, state).replicated[BASIS])
 
     @cached_property
     def _solver(self) -> TimeSolver:

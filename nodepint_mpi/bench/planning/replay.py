@@ -22,6 +22,7 @@ from nodepint_mpi.bench.planning.stages import (
     align,
     amounts,
     known_on,
+    make_clocks,
     unrolled,
 )
 from nodepint_mpi.core.scopes import COARSE as COARSE_PHASE
@@ -62,7 +63,7 @@ class Simulated(NamedTuple):
 
 def simulate_step(line: RecordedLine, costs: Costs, sweeps: Sweeps, network: Network) -> Simulated:
     """How long a step takes, by the clocks of one line of ranks. Local."""
-    clocks = Clocks(line.n_slices, *line.layout, network)
+    clocks = make_clocks(line, network)
     for _ in range(sweeps.n_updates):
         replay(clocks, line, costs, sweeps)
         clocks.work(OTHER, costs.other_s)
@@ -120,6 +121,8 @@ def _exchange(clocks: Clocks, runs: Sequence[Run], calls: Sequence[Call]) -> Non
         operations.GATHER_SHARDS: clocks.gather_shards,
         operations.ON_FIRST: clocks.on_first,
         operations.TO_GRID: clocks.to_grid,
+        operations.TO_CELL: clocks.join,
+        operations.FROM_CELL: clocks.share,
     }
     if kind in together:
         together[kind](n_bytes)

@@ -117,7 +117,7 @@ def count_work(line: RecordedLine, sweeps: Sweeps) -> dict[tuple[str, str], Rank
 
     Counts are those of `parallel.counters.Tally` and of `parallel.operations.Work`.
     """
-    clocks = Clocks(line.n_slices, *line.layout, Network(0.0, np.inf))
+    clocks = make_clocks(line, Network(0.0, np.inf))
     found: dict[tuple[str, str], Ranks] = {}
     for stage, front in unrolled(align(line.runs), sweeps, line.n_slices):
         for run, works in zip(line.runs, stage.works, strict=True):
@@ -127,6 +127,12 @@ def count_work(line: RecordedLine, sweeps: Sweeps) -> dict[tuple[str, str], Rank
                     done = found.setdefault((work.phase, name), np.zeros(clocks.n_time))
                     done[here] += known_on(amount, clocks, front)[here]
     return found
+
+
+def make_clocks(line: RecordedLine, network: Network) -> Clocks:
+    """Clocks of a line, all at zero. Local."""
+    n_time, n_data, n_basis = line.layout
+    return Clocks(line.n_slices, n_time, n_data, network, n_basis)
 
 
 def amounts(work: Work) -> Iterator[tuple[str, Any]]:

@@ -84,7 +84,7 @@ def make_trials(
 
     def trial(settings: Sequence[str], one: Contestant, network: bool = False) -> Trial:
         changed = parse_config(config_text(config), settings) if settings else config
-        where = changed.run.model_copy(update={"data_ranks": one.data_ranks})
+        where = changed.run.model_copy(update=one.dealing)
         changed = changed.model_copy(update={"run": where})
         run = run_contestant(changed, one, N_STEPS, cores, timeout_s=timeout_s, network=network)
         made = _trial(one.name, tuple(settings), run)

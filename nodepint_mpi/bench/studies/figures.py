@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from nodepint_mpi.bench.studies.measures import SHARES, Curve, Judged
+from nodepint_mpi.core.partition import show_grid
 from nodepint_mpi.pages.lines import COLORS, MARKERS
 
 LOOKS = {
@@ -166,6 +167,5 @@ def _rank_axis(panel: Axes, ranks: Sequence[int]) -> None:
 
 
 def ranks_label(point: Judged) -> str:
-    """Ranks; where they form a grid also its lines (of samples) x ranks of a line. Local."""
-    n_ranks, lines = point.row["n_ranks"], point.row["data_ranks"]
-    return str(n_ranks) if lines == 1 else f"{n_ranks} ({lines} x {n_ranks // lines})"
+    """Ranks, and the grid that they form; see `core.partition.show_grid`. Local."""
+    return show_grid(*(point.row[key] for key in ("n_ranks", "data_ranks", "basis_ranks")))

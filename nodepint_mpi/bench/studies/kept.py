@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from nodepint_mpi.config.experiment import Config
-from nodepint_mpi.core.partition import check_layout
+from nodepint_mpi.core.partition import check_layout, line_length
 from nodepint_mpi.data.sources import find_folder
 from nodepint_mpi.errors import ConfigError, LayoutError, OutputError
 from nodepint_mpi.io.directory import CHECKPOINTS, DONE, commit, write_text
@@ -146,6 +146,8 @@ def make_digest(config: Config, n_ranks: int, n_cores: int) -> str:
     """Names all that the numbers of a run depend on, but for the code and the machine. Local."""
     run, metrics = config.run, None if config.loss is None else config.loss.metrics
     parts = [config.fingerprint(), run.n_steps, run.data_ranks, metrics, n_ranks, n_cores]
+    if run.basis_ranks > 1:  # else as it was before there were any
+        parts.append({"basis_ranks": run.basis_ranks})
     if config.time.basis is not None:
         parts.append(config.time.basis.recurrence)  # the same experiment, in another time
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -165,7 +167,10 @@ def check_run(config: Config, n_ranks: int, source: str) -> None:
     if config.data is None:
         raise ConfigError(f"{source} has no section `[data]`: there is nothing to train.")
     try:
-        check_layout(config.time.n_slices, n_ranks // config.run.data_ranks)
+        check_layout(
+            config.time.n_slices,
+            line_length(n_ranks, config.run.data_ranks, config.run.basis_ranks),
+        )
     except LayoutError as error:
         raise LayoutError(f"{source}: {error}") from error
     size = config.data.batch_size

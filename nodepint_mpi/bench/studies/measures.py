@@ -110,7 +110,7 @@ def make_curves(rows: Sequence[Row]) -> list[Curve]:
         if row["serial"] in plain:
             curve.serial[row["serial"]] = plain[row["serial"]]
     for curve in curves.values():
-        curve.rows.sort(key=lambda row: (row["n_ranks"], row["data_ranks"]))
+        curve.rows.sort(key=lambda row: (row["n_ranks"], row["data_ranks"], row["basis_ranks"]))
     return list(curves.values())
 
 
@@ -201,7 +201,7 @@ def break_even(curve: Curve, model: Model | None = None) -> BreakEven | None:
 def more_ranks(row: Row) -> list[Row]:
     """The same point on 1, 2, 4 ... ranks along time, as many as it has slices. Local."""
     counts = (2**k for k in range(row["n_slices"].bit_length()))
-    return [{**row, "n_ranks": n * row["data_ranks"]} for n in counts]
+    return [{**row, "n_ranks": n * _n_lines(row)} for n in counts]
 
 
 def samples_of_a_line(row: Row) -> float:
@@ -221,7 +221,12 @@ def _counted_efficiency(first: Row | None, row: Row) -> float | None:
 
 
 def _line_ranks(row: Row) -> int:
-    return row["n_ranks"] // row["data_ranks"]
+    return row["n_ranks"] // _n_lines(row)
+
+
+def _n_lines(row: Row) -> int:
+    """Of equal length, that do not share time."""
+    return row["data_ranks"] * row["basis_ranks"]
 
 
 def _done(row: Row, names: Sequence[str], which: str) -> float:

@@ -84,4 +84,5 @@ def _model(first: Row, network: Network) -> Model:
 
 
 def _layout(row: Row) -> Layout:
-    return Layout(row["n_ranks"] // row["data_ranks"], row["data_ranks"])
+    n_data, n_basis = row["data_ranks"], row["basis_ranks"]
+    return Layout(row["n_ranks"] // (n_data * n_basis), n_data, n_basis)

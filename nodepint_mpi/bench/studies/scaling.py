@@ -18,7 +18,7 @@ from nodepint_mpi.bench.studies.rows import read_times
 from nodepint_mpi.bench.studies.runs import Run, Series
 from nodepint_mpi.config.experiment import Config, read_config
 from nodepint_mpi.config.plain import plain_config
-from nodepint_mpi.config.scaling import Scaling, StudySection
+from nodepint_mpi.config.scaling import GridPoint, Scaling, StudySection
 from nodepint_mpi.errors import ConfigError, NodepintError
 from nodepint_mpi.names import hint
 
@@ -98,9 +98,11 @@ def _points_of(study: StudySection, scaling: Scaling, folder: Path) -> Iterator[
         base = {"run.n_steps": scaling.n_steps, "output.log_every": 1, "output.keep": 1}
         base |= {"output.checkpoint_every": NEVER, "output.tensorboard": False}
         settings = base | study.set | over
-        for n_ranks, data_ranks in grid:
-            grown = _grow(study.grows, scaling.config, settings, (n_ranks, data_ranks), grid[0])
-            config = read_config(scaling.config, settings | grown | {"run.data_ranks": data_ranks})
+        for point in grid:
+            n_ranks, data_ranks, basis_ranks = point
+            grown = _grow(study.grows, scaling.config, settings, point, grid[0])
+            dealt = {"run.data_ranks": data_ranks, "run.basis_ranks": basis_ranks}
+            config = read_config(scaling.config, settings | grown | dealt)
             check_run(config, n_ranks, f"{scaling.config} for {n_ranks} ranks")
             make = functools.partial(
                 _make_point, study, over, study.set | over | grown, scaling.cores, place
@@ -115,6 +117,7 @@ def _points_of(study: StudySection, scaling: Scaling, folder: Path) -> Iterator[
                     yield plain[digest]
                 serial = plain[digest].label
             name = f"ranks-{n_ranks}" + (f"-data-{data_ranks}" if data_ranks > 1 else "")
+            name += f"-basis-{basis_ranks}" if basis_ranks > 1 else ""
             yield make(name, config, n_ranks, serial=serial)
 
 
@@ -149,6 +152,7 @@ def _make_point(
         "serial": serial,
         "n_ranks": n_ranks,
         "data_ranks": config.run.data_ranks,
+        "basis_ranks": config.run.basis_ranks,
         "n_cores": n_cores,
         "n_slices": config.time.n_slices,
         "batch_size": config.data.batch_size,
@@ -169,11 +173,11 @@ def _grow(
     keys: Sequence[str],
     config_file: str,
     settings: Mapping[str, Any],
-    now: tuple[int, int],
-    first: tuple[int, int],
+    now: GridPoint,
+    first: GridPoint,
 ) -> dict[str, Any]:
-    """The keys that grow, with their values on (ranks, data ranks) `now`, where `first` has them
-    as they are."""
+    """The keys that grow, with their values on the ranks `now`, where `first` has them as they
+    are."""
     if not keys:
         return {}
     dumped = read_config(config_file, settings).model_dump()
@@ -183,9 +187,9 @@ def _grow(
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         if key.startswith("data."):
-            times = Fraction(now[1], first[1])
+            times = Fraction(now.data, first.data)
         else:
-            times = Fraction(now[0] // now[1], first[0] // first[1])
+            times = Fraction(now.along_time, first.along_time)
         match value:
             case [float() as start, float() as end]:
                 grown[key] = [start, start + (end - start) * float(times)]
@@ -193,7 +197,7 @@ def _grow(
                 raise ConfigError(f"`grows`: `{key}` is {value!r}, which cannot grow.")
             case int() if (value * times).denominator > 1:
                 raise ConfigError(
-                    f"`grows`: `{key}` = {value} cannot be {times} times as large on {now[0]} "
+                    f"`grows`: `{key}` = {value} cannot be {times} times as large on {now.ranks} "
                     "ranks: choose numbers of ranks that are multiples of the first."
                 )
             case int():

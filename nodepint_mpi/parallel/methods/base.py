@@ -110,10 +110,12 @@ class AbstractMethod(eqx.Module):
     """How information travels between slices: seven operations, of which four have to be written.
 
     All but `carry_like` and `fallback` are collective over the line, inside jit. `iterates` says
-    whether there is anything to sweep over: `Serial` walks.
+    whether there is anything to sweep over: `Serial` walks. `shares_tangents` says whether ranks
+    that have the same slices share its tangents; else they would all do the same.
     """
 
     iterates: ClassVar[bool] = True
+    shares_tangents: ClassVar[bool] = False
 
     @classmethod
     @abc.abstractmethod

@@ -4,10 +4,12 @@
 
 With V the identity it is Newton's method (multiple shooting), with an empty V Picard's. The ranks
 solve c[n+1] = A_n c[n] + V^T b[n] with A_n = V^T dF_n V, as `parallel.recurrence` tells; every rank
-forms its corrections from its own tangents.
+forms its corrections from the tangents of its own slices. Where B ranks have the same slices, each
+pushes its part of the r directions through them, and they gather all tangents: a sweep then takes
+1 + r / B fine solves one after the other in the place of 1 + r.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,6 +18,7 @@ from jaxtyping import Array, Inexact, Int
 
 from nodepint_mpi.core.basis import along, combine, lift, project, transfers
 from nodepint_mpi.core.complement import Split, walk_cocorrections, walk_corrections
+from nodepint_mpi.core.partition import owned_range
 from nodepint_mpi.core.propagators import Propagator
 from nodepint_mpi.core.scopes import COARSE, TANGENTS, scope
 from nodepint_mpi.core.sensitivity import propagate_directions, tangent_passes
@@ -25,6 +28,7 @@ from nodepint_mpi.core.types import Block
 from nodepint_mpi.errors import ProblemError
 from nodepint_mpi.parallel.counters import Tally, cond, unsolved, usually, work
 from nodepint_mpi.parallel.exchange import (
+    gather_directions,
     max_over_ranks,
     recv_left,
     recv_right,
@@ -88,6 +92,8 @@ class Tangent(AbstractMethod):
     precision: str | None = eqx.field(static=True, default=None)
     trust: float | None = eqx.field(static=True, default=0.5)
     falls_back: bool = eqx.field(static=True, default=True)
+
+    shares_tangents: ClassVar[bool] = True
 
     def __check_init__(self):
         if self.use_complement and self.coarse is None:
@@ -204,18 +210,26 @@ class Tangent(AbstractMethod):
         return jnp.zeros((line.owned.n_owned, basis.shape[0], *starts.shape[1:]), starts.dtype)
 
     def _tangents(self, line: Line, starts: Block, directions: Array) -> Array:
-        n = usually(count_in_use(directions), len(directions))
-        n_owned = line.owned.n_owned
+        """Tangents of all directions, of which this rank takes its part."""
+        comm, n_owned = line.comm, line.owned.n_owned
+        part = owned_range(len(directions), comm.n_basis, comm.basis_rank)
+        if not part:  # more ranks than new directions
+            return gather_directions(
+                comm, self._none(line, starts, directions[:0]), len(directions)
+            )
+        own = directions[part.start : part.stop]
+        n = usually(count_in_use(own), len(own))
         pushed = Tally(tangents=n * n_owned, tangent_passes=tangent_passes(n) * n_owned)
         with work(TANGENTS, pushed):
-            return propagate_directions(
+            tangents = propagate_directions(
                 self.propagator.for_tangents(),
                 line.params,
                 starts,
-                directions,
+                own,
                 line.owned,
                 precision=self.precision,
             )
+        return gather_directions(comm, tangents, len(directions))
 
     def _radius(self, line: Line, old: BlockStates) -> Array | None:
         """The longest correction to be trusted: a share of the longest state."""
