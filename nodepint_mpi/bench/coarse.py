@@ -19,7 +19,12 @@ from nodepint_mpi.core.sweeps import propagate_block
 from nodepint_mpi.models.networks import make_dense
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.counters import WORD_BYTES, counting
-from nodepint_mpi.parallel.recurrence import Recurrence, solve_cocoordinates, solve_coordinates
+from nodepint_mpi.parallel.recurrence import (
+    solve_adjoint_coordinates,
+    solve_both,
+    solve_coordinates,
+)
+from nodepint_mpi.parallel.recurrence_cost import Sizes, Way, choose_way
 from nodepint_mpi.training.batch_model import BatchedField, split_model
 
 WIDTH, FINE_STEPS = 64, 64
@@ -80,25 +85,29 @@ def format_coarse(result: dict[str, Any]) -> str:
             f"{1e6 * row['compose_slice_s']:18.2f} {1e6 * row['fine_slice_s']:15.1f}"
         )
     lines.append(
-        f"{'slices':>6} {'r':>5} {'samples':>8} {'way':>7} {'forward, ms':>12} {'adjoint, ms':>12} "
+        f"{'slices':>6} {'r':>5} {'samples':>8} {'way':>8} {'forward, ms':>12} {'adjoint, ms':>12} "
+        f"{'at once, ms':>12} "
         f"{'of fine':>8} {'to rank 0, MB':>14} {'sent, MB':>9}"
     )
     for case in result["cases"]:
         for way, done in case["ways"].items():
             lines.append(
-                f"{case['n_slices']:6} {case['rank']:5} {case['samples']:8} {way:>7} "
+                f"{case['n_slices']:6} {case['rank']:5} {case['samples']:8} "
+                f"{way + '*' * (way == case['chosen']):>8} "
                 f"{1e3 * done['forward_s']:12.3f} {1e3 * done['adjoint_s']:12.3f} "
+                f"{1e3 * done['both_s']:12.3f} "
                 f"{done['forward_s'] / case['fine_s']:8.2%} "
                 f"{done['gathered_bytes'] / 1e6:14.3f} {done['sent_bytes'] / 1e6:9.3f}"
             )
     lines.append(
-        "of fine: of a sweep's fine solves on one rank. to rank 0: maps, before the walk there; "
-        "sent: by all ranks, forward."
+        '*: what `recurrence = "auto"` takes. at once: forward and adjoint together, as in a '
+        "tracked step. of fine: of a sweep's fine solves on one rank. to rank 0: maps, before the "
+        "walk there; sent: by all ranks, forward."
     )
     return "\n".join(lines)
 
 
-def gathered_bytes(way: Recurrence, n_ranks: int, n_slices: int, map_bytes: int) -> int:
+def gathered_bytes(way: Way, n_ranks: int, n_slices: int, map_bytes: int) -> int:
     """Bytes of the maps on the first rank, of which it has its own already. Local."""
     n_maps = {"slices": n_slices, "blocks": n_ranks, "scan": 0}[way]
     return 0 if n_ranks == 1 else n_maps * map_bytes
@@ -113,7 +122,7 @@ def _time_case(
     matrices, vectors = _maps(owned.indices, rank, n_samples)
     map_bytes = (matrices[0].size + vectors[0].size) * vectors.itemsize
     ways = {}
-    for way in get_args(Recurrence):
+    for way in get_args(Way):
 
         def forward(matrices, vectors, way=way):
             with counting() as ledger:
@@ -123,17 +132,30 @@ def _time_case(
             return solved, ledger.tally.as_array()
 
         def adjoint(matrices, vectors, way=way):
-            return solve_cocoordinates(comm, matrices, vectors, owned, way).at_lefts
+            return solve_adjoint_coordinates(comm, matrices, vectors, owned, way).at_lefts
 
-        forward, adjoint = jax.jit(forward), jax.jit(adjoint)
+        def both(matrices, vectors, way=way):
+            radius = jnp.array(RADIUS)
+            solved = solve_both(comm, matrices, vectors, vectors, radius, owned, way)
+            return solved[0].at_starts, solved[1].at_lefts
+
+        forward, adjoint, both = jax.jit(forward), jax.jit(adjoint), jax.jit(both)
         words = int(forward(matrices, vectors)[1][-1])
         ways[way] = {
             "forward_s": seconds(partial(forward, matrices, vectors)),
             "adjoint_s": seconds(partial(adjoint, matrices, vectors)),
+            "both_s": seconds(partial(both, matrices, vectors)),
             "gathered_bytes": gathered_bytes(way, comm.size, n_slices, map_bytes),
             "sent_bytes": sum(comms.control.allgather(words)) * WORD_BYTES,
         }
-    return {"n_slices": n_slices, "rank": rank, "samples": n_samples, "ways": ways}
+    sizes = Sizes(comm.size, n_slices, rank, n_samples, number_bytes=vectors.itemsize)
+    return {
+        "n_slices": n_slices,
+        "rank": rank,
+        "samples": n_samples,
+        "chosen": choose_way(sizes),
+        "ways": ways,
+    }
 
 
 def _time_pieces(seconds: Seconds, n_slices: int, rank: int, n_samples: int) -> dict[str, Any]:

@@ -102,7 +102,8 @@ class BasisSection(Section):
 
     `recurrence` is how coordinates are tied together from slice to slice, with the same numbers to
     round-off: rank 0 walks through all slices ("slices"), or from rank to rank through blocks of
-    them ("blocks"), or the ranks do it among themselves ("scan").
+    them ("blocks"), or the ranks do it among themselves ("scan"). "auto" takes the way that should
+    take least on these ranks, by counts of operations and bytes; `nodepint info` says which.
 
     For `tangent` alone: with `recycle` tangents of earlier sweeps are kept and only new ones taken,
     unless the last sweep was slow;
@@ -118,7 +119,7 @@ class BasisSection(Section):
     recycle: bool = True
     precision: Literal["float16", "bfloat16", "float32", "float64"] | None = None
     trust: NonNegativeFloat = 0.5
-    recurrence: Literal["slices", "blocks", "scan"] = "slices"
+    recurrence: Literal["auto", "slices", "blocks", "scan"] = "auto"
 
     @model_validator(mode="after")
     def _rank_of_the_kind(self):

@@ -27,15 +27,20 @@ class Walked(NamedTuple):
     after: Inexact[Array, "maps *batch rank"]
 
 
-def pack(maps: Affine) -> Inexact[Array, "*maps rows rank"]:
-    """As one array for a message: the rows of the matrix, and the vector below. Local."""
-    vector = maps.vector[..., None, :]
-    return vector if maps.matrix is None else jnp.concatenate([maps.matrix, vector], axis=-2)
+def pack(maps: Affine, *others: Affine) -> Inexact[Array, "*maps rows rank"]:
+    """As one array for a message: the rows of the matrix, and the vector below. Local.
+
+    With `others`, maps by the same matrices, whose vectors follow.
+    """
+    vectors = [each.vector[..., None, :] for each in (maps, *others)]
+    matrix = [] if maps.matrix is None else [maps.matrix]
+    return jnp.concatenate([*matrix, *vectors], axis=-2)
 
 
-def unpack(packed: Inexact[Array, "*maps rows rank"]) -> Affine:
-    """From what `pack` has made. Local."""
-    return Affine(packed[..., :-1, :] if packed.shape[-2] > 1 else None, packed[..., -1, :])
+def unpack(packed: Inexact[Array, "*maps rows rank"], which: int = 0, n_vectors: int = 1) -> Affine:
+    """From what `pack` has made of `n_vectors` maps by the same matrices, one of them. Local."""
+    n_rows = packed.shape[-2] - n_vectors
+    return Affine(packed[..., :n_rows, :] if n_rows else None, packed[..., n_rows + which, :])
 
 
 def apply(
@@ -74,11 +79,16 @@ def walk(
     start: Inexact[Array, "*batch rank"],
     *,
     transposed: bool,
+    which: int = 0,
+    n_vectors: int = 1,
 ) -> Walked:
-    """Apply maps, open or packed, one after the other. Local."""
+    """Apply maps, open or packed, one after the other. Local.
+
+    Packed with others, they are those that `unpack` gives for `which` and `n_vectors`.
+    """
 
     def advance(x, each):
-        end = apply(_opened(each), x, transposed=transposed)
+        end = apply(_opened(each, which, n_vectors), x, transposed=transposed)
         return end, Walked(x, end)
 
     return jax.lax.scan(advance, start, maps, reverse=transposed)[1]
@@ -90,11 +100,14 @@ def walk_guarded(
     radius: Float[Array, ""] | None,
     *,
     transposed: bool,
+    which: int = 0,
+    n_vectors: int = 1,
 ) -> tuple[Walked, Int[Array, ""]]:
     """`walk` by guarded steps, and how many of them were cut. Local."""
 
     def advance(x, each):
-        end, is_cut = step_guarded(_opened(each), x, radius, transposed=transposed)
+        opened = _opened(each, which, n_vectors)
+        end, is_cut = step_guarded(opened, x, radius, transposed=transposed)
         return end, (Walked(x, end), is_cut)
 
     walked, is_cut = jax.lax.scan(advance, start, maps, reverse=transposed)[1]
@@ -133,5 +146,5 @@ def needs_guard(
     return ~finite | jnp.any(jnp.linalg.norm(after, axis=-1) > radius)
 
 
-def _opened(each: Affine | Array) -> Affine:
-    return each if isinstance(each, Affine) else unpack(each)
+def _opened(each: Affine | Array, which: int, n_vectors: int) -> Affine:
+    return each if isinstance(each, Affine) else unpack(each, which, n_vectors)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 MAX_ROWS = 2**14
 """An array is dealt in at most so many rows, each of which has a checksum in a checkpoint."""
@@ -114,6 +114,25 @@ _INLINED = {
     "remat2": "jaxpr", "checkpoint": "jaxpr", "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr",
 }  # fmt: skip
+
+
+def match_leaves(params: PyTree, tree: PyTree) -> list[int | None]:
+    """For each array of a tree, the number of the parameter that it belongs to. Local.
+
+    It does if the parameter's path ends its own, as in optax's moments, and has its shape.
+    """
+    paths, _ = jax.tree_util.tree_flatten_with_path(params)
+    found, _ = jax.tree_util.tree_flatten_with_path(tree)
+    known = {path: (number, leaf.shape) for number, (path, leaf) in enumerate(paths)}
+
+    def number(path: tuple[Any, ...], leaf: Any) -> int | None:
+        for start in range(len(path)):
+            leaf_number, shape = known.get(path[start:], (None, None))
+            if leaf_number is not None and shape == leaf.shape:
+                return leaf_number
+        return None
+
+    return [number(tuple(path), leaf) for path, leaf in found]
 
 
 class OnPieces(NamedTuple):

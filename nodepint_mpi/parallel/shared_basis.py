@@ -38,8 +38,9 @@ class SharedBasis(eqx.Module):
     less than `drop` of the largest singular value are left out.
 
     `recurrence` is how the coordinates of the slices are tied together: by the first rank alone
-    (`slices`), by the first rank between blocks (`blocks`), or by exchanges of all ranks (`scan`);
-    see `parallel.recurrence`. The numbers are the same to round-off.
+    (`slices`), by the first rank between blocks (`blocks`), by exchanges of all ranks (`scan`), or
+    in that way of them which should take least (`auto`); see `parallel.recurrence`. The numbers are
+    the same to round-off.
     """
 
     kind: BasisKind = eqx.field(static=True)
@@ -48,7 +49,7 @@ class SharedBasis(eqx.Module):
     n_batch_axes: int = eqx.field(static=True, default=0)
     drop: float = eqx.field(static=True, default=1e-4)
     seed: int = eqx.field(static=True, default=0)
-    recurrence: Recurrence = eqx.field(static=True, default="slices")
+    recurrence: Recurrence = eqx.field(static=True, default="auto")
 
     def __check_init__(self):
         if self.kind not in get_args(BasisKind):

@@ -21,6 +21,7 @@ from nodepint_mpi.io.checkpoint_file import checkpoint_bytes
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.dealing import part_of
 from nodepint_mpi.parallel.methods.base import ENDS, LEFTS
+from nodepint_mpi.parallel.recurrence_cost import Sizes, choose_way
 from nodepint_mpi.training.batch_model import split_model
 from nodepint_mpi.training.check_model import check_model
 from nodepint_mpi.training.memory import (
@@ -68,10 +69,15 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
     }
     if config.network is None and config.problem is not None:
         state = int(np.size(build_problem(config.problem, section.horizon).initial))
-        return plan | {
-            "message_bytes": state * number_bytes,
-            "interface_bytes_per_rank": max(owned) * 2 * state * number_bytes,
-        }
+        n_paths = (config.noise and config.noise.n_paths) or 1
+        return (
+            plan
+            | plan_recurrence(config, n_along, state, n_paths)
+            | {
+                "message_bytes": state * number_bytes,
+                "interface_bytes_per_rank": max(owned) * 2 * state * number_bytes,
+            }
+        )
     splits = open_alone(config)
     samples = splits.train
     shape, size = samples.input_shape, count_outputs(samples)
@@ -117,27 +123,52 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
     here = for_rank(samples, config, n_along, int(np.argmax(owned)), relaxed=True)
     sample_bytes, input_bytes = plan_samples(here, n_samples).values()
     replicated = {"params": params, "opt_state": opt_state}
-    return plan | {
-        "n_train": samples.n_rows,
-        "n_valid": None if splits.valid is None else splits.valid.n_rows,
-        "batch_size": batch,
-        "steps_per_epoch": samples.epoch_steps,
-        "rows_left_out": samples.n_left_out,
-        "n_steps": n_steps,
-        "n_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
-        "parameter_paths": parameter_paths(params),
-        "state_size": state,
-        "message_bytes": message,
-        "gradient_message_bytes": params_bytes,
-        "interface_bytes_per_rank": max(owned) * 6 * message,
-        "adjoint_bytes_per_rank": max(owned) * kept_states(section.fine) * message,
-        "samples_bytes_per_rank": sample_bytes,
-        "inputs_bytes_per_rank": input_bytes,
-        "update": update.describe(),
-        "parameter_bytes_per_rank": 2 * params_bytes,
-        "optimizer_bytes_per_rank": tree_bytes(jax.eval_shape(update.init, params)),
-        "checkpoint_bytes": checkpoint_bytes(replicated, rows, meta_bytes=4096),
-    }
+    return (
+        plan
+        | plan_recurrence(config, n_along, state, n_samples)
+        | {
+            "n_train": samples.n_rows,
+            "n_valid": None if splits.valid is None else splits.valid.n_rows,
+            "batch_size": batch,
+            "steps_per_epoch": samples.epoch_steps,
+            "rows_left_out": samples.n_left_out,
+            "n_steps": n_steps,
+            "n_parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+            "parameter_paths": parameter_paths(params),
+            "state_size": state,
+            "message_bytes": message,
+            "gradient_message_bytes": params_bytes,
+            "interface_bytes_per_rank": max(owned) * 6 * message,
+            "adjoint_bytes_per_rank": max(owned) * kept_states(section.fine) * message,
+            "samples_bytes_per_rank": sample_bytes,
+            "inputs_bytes_per_rank": input_bytes,
+            "update": update.describe(),
+            "parameter_bytes_per_rank": 2 * params_bytes,
+            "optimizer_bytes_per_rank": tree_bytes(jax.eval_shape(update.init, params)),
+            "checkpoint_bytes": checkpoint_bytes(replicated, rows, meta_bytes=4096),
+        }
+    )
+
+
+def plan_recurrence(config: Config, n_along: int, state: int, n_samples: int) -> dict[str, str]:
+    """How the coarse problem in coordinates is solved; nothing where there is none. Local.
+
+    Args:
+        config: The experiment.
+        n_along: Ranks along time.
+        state: Entries of a sample's state.
+        n_samples: Samples of a line of ranks.
+    """
+    section, basis = config.time, config.time.basis
+    if section.method not in ("tangent", "reduced") or basis is None or basis.complement:
+        return {}
+    if basis.recurrence != "auto":
+        return {"recurrence": basis.recurrence}
+    sizes = Sizes(
+        n_along, section.n_slices, basis.rank or state, n_samples, config.run.data_ranks,
+        np.dtype(config.run.precision).itemsize,
+    )  # fmt: skip
+    return {"recurrence": choose_way(sizes)}
 
 
 def format_plan(plan: dict[str, Any]) -> str:

@@ -22,7 +22,14 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
-from nodepint_mpi.core.pieces import Deal, OnPieces, Ranks, UnsupportedError, on_pieces
+from nodepint_mpi.core.pieces import (
+    Deal,
+    OnPieces,
+    Ranks,
+    UnsupportedError,
+    match_leaves,
+    on_pieces,
+)
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.io.checkpoint_rows import Rows
 from nodepint_mpi.io.leaves import LeafSpec, describe_leaves
@@ -388,22 +395,3 @@ class Update:
         values, structure = jax.tree.flatten(tree)
         new = [function(*one) for one in zip(leaves, values, strict=True)]
         return jax.tree.unflatten(structure, new)
-
-
-def match_leaves(params: PyTree, tree: PyTree) -> list[int | None]:
-    """For each array of a tree, the number of the parameter that it belongs to. Local.
-
-    It does if the parameter's path ends its own, as in optax's moments, and has its shape.
-    """
-    paths, _ = jax.tree_util.tree_flatten_with_path(params)
-    found, _ = jax.tree_util.tree_flatten_with_path(tree)
-    known = {path: (number, leaf.shape) for number, (path, leaf) in enumerate(paths)}
-
-    def number(path: tuple[Any, ...], leaf: Any) -> int | None:
-        for start in range(len(path)):
-            leaf_number, shape = known.get(path[start:], (None, None))
-            if leaf_number is not None and shape == leaf.shape:
-                return leaf_number
-        return None
-
-    return [number(tuple(path), leaf) for path, leaf in found]

@@ -263,8 +263,8 @@ def test_tracked_steps_that_sweep_twice_take_twice_as_long_and_one_rank_sends_no
         ("parareal", 2, 1, 1 + 1 + 2),
         ("parareal", 4, 1, 3 + 3 + 2 * 2),
         ("parareal", 4, 2, 3 + 3 + 2 * 3),
-        # Neighbors at once: states and cotangents, at the start and after the correction.
-        ("picard", 4, 1, 4 + 2 * 2),
+        # Neighbors at once: states and cotangents that the last step has left.
+        ("picard", 4, 1, 2 + 2 * 2),
     ],
 )
 def test_messages_on_the_longest_path_are_those_counted_by_hand(
@@ -285,25 +285,28 @@ def test_ways_of_the_coarse_problem_differ_by_the_messages_counted_by_hand(recor
             ("slices", "tangent"), ("blocks", "tangent, by blocks"), ("scan", "tangent, by scan")
         )
     }  # fmt: skip
-    # Two coarse problems forward and one back. Gathered and dealt out along trees of two levels;
-    # besides, all agree on whether a correction was too long, by such a tree there and back; or
-    # two rounds and a shift to the neighbor in place of gathering and dealing.
-    assert found["blocks"] - found["slices"] == pytest.approx(3 * 2 * 2)
-    assert found["scan"] - found["blocks"] == pytest.approx(3 * (3 - 4))
+    # A coarse problem each way at once, and one forward by new tangents. Gathered and dealt out
+    # along trees of two levels; besides, all agree on whether a correction was too long, by such a
+    # tree there and back; or two rounds and a shift to the neighbor, for each way, in place of
+    # gathering and dealing.
+    assert found["blocks"] - found["slices"] == pytest.approx(2 * 2 * 2)
+    assert found["scan"] - found["blocks"] == pytest.approx((3 - 4) + (2 * 3 - 4))
 
 
 @ALONE
 def test_ways_of_the_coarse_problem_walk_and_compose_so_many_maps(recorder):
     costs = NOTHING._replace(recurrence_s=1.0, compose_s=10.0)
-    for name, four in (
-        ("tangent", 7 * 1.0),  # all on the first rank
-        # Two slices a rank, then four blocks on the first rank, then two slices.
-        ("tangent, by blocks", 10.0 + 4 * 1.0 + 2 * 1.0),
+    for name, forward, at_once in (
+        ("tangent", 7.0, 2 * 7.0),  # all on the first rank
+        # Two slices a rank, then four blocks on the first rank, then two slices. Both ways at once
+        # the two slices are composed once, and walked through once more for the vector back.
+        ("tangent, by blocks", 10.0 + 4.0 + 2.0, 10.0 + 2.0 + 2 * 4.0 + 2 * 2.0),
         # A map of the rank before, a vector of the second before, then two slices.
-        ("tangent, by scan", 10.0 + 10.0 + 1.0 + 2 * 1.0),
+        ("tangent, by scan", 10.0 + 11.0 + 2.0, 10.0 + 2.0 + 2 * 11.0 + 2 * 2.0),
     ):
         made = recorder(name)
-        assert simulate_step(made.line(Layout(4)), costs, Sweeps(), FREE).step_s == 3 * four
+        found = simulate_step(made.line(Layout(4)), costs, Sweeps(), FREE)
+        assert found.step_s == forward + at_once
         assert simulate_step(made.line(Layout(1)), costs, Sweeps(), FREE).step_s == 3 * 7.0
 
 

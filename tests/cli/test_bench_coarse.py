@@ -20,7 +20,11 @@ def test_bench_coarse(nodepint, tmp_path):
     for case in (short, long):
         ways = case["ways"]
         assert list(ways) == ["slices", "blocks", "scan"]
-        assert min(ways[way][f"{name}_s"] for way in ways for name in ("forward", "adjoint")) > 0
+        assert (
+            min(ways[way][f"{name}_s"] for way in ways for name in ("forward", "adjoint", "both"))
+            > 0
+        )
+        assert case["chosen"] == "slices"
         gathered = {way: ways[way]["gathered_bytes"] for way in ways}
         maps = {"slices": case["n_slices"], "blocks": 2, "scan": 0}
         assert gathered == {way: n_maps * 4 * vector for way, n_maps in maps.items()}

@@ -78,7 +78,10 @@ def test_every_config_in_the_repository_survives_being_written_out(path):
         ("time.tracking.bound=0", "greater than 0"),
         ("time.tracking.max_sweep=2", "did you mean `time.tracking.max_sweeps`"),
         ("time.warm_start=true", "unknown key `time.warm_start`"),
-        ("time.basis={kind='jumps', rank=2, recurrence='tree'}", "'slices', 'blocks' or 'scan'"),
+        (
+            "time.basis={kind='jumps', rank=2, recurrence='tree'}",
+            "'auto', 'slices', 'blocks' or 'scan'",
+        ),
         ("run.basis_ranks=2", r"shares tangents, and `time.method = 'parareal'` has none"),
         ("time.relaxation={steps=3}", "it needs `data.times`"),
         ("time.relaxation={steps=3, start=1.0}", "less than 1"),

@@ -15,12 +15,17 @@ from nodepint_mpi.errors import ProblemError
 from nodepint_mpi.parallel.comms import alone, free_comms, make_comms, make_time_comm, world
 from nodepint_mpi.parallel.counters import Tally, counting
 from nodepint_mpi.parallel.exchange import max_over_ranks
-from nodepint_mpi.parallel.recurrence import Recurrence, solve_cocoordinates, solve_coordinates
+from nodepint_mpi.parallel.recurrence import (
+    solve_adjoint_coordinates,
+    solve_both,
+    solve_coordinates,
+)
+from nodepint_mpi.parallel.recurrence_cost import Sizes, Way, choose_way, count_seconds
 from nodepint_mpi.parallel.shared_basis import SharedBasis
 from nodepint_mpi.profiling.trace import Call, Profile, read_program
 from nodepint_mpi.profiling.waits import _partners
 
-WAYS = get_args(Recurrence)
+WAYS = get_args(Way)
 
 
 def draw(n_slices, rank, batch, seed=0):
@@ -72,9 +77,12 @@ def make_check(comms, n_slices, *, bounded=False):
         found = {}
         for way in WAYS:
             forward = solve_coordinates(time, transfers, residuals, limit, owned, way)
-            back = solve_cocoordinates(time, transfers, residuals, owned, way)
+            back = solve_adjoint_coordinates(time, transfers, residuals, owned, way)
             n_damped = max_over_ranks(time, forward.n_damped)
             found[way] = (forward.at_starts, *back), n_damped
+            forward, back = solve_both(time, transfers, residuals, residuals, limit, owned, way)
+            n_damped = max_over_ranks(time, forward.n_damped)
+            found[f"{way} at once"] = (forward.at_starts, *back), n_damped
         return found
 
     def check(transfers, residuals, radius=np.inf):
@@ -84,7 +92,7 @@ def make_check(comms, n_slices, *, bounded=False):
         with np.errstate(all="ignore"):
             starts, n_cut = walk(transfers, residuals, radius if bounded else None)
             wanted = starts, *walk_back(transfers, residuals)
-        for way in WAYS:
+        for way in own:
             for i, whole in enumerate(wanted):
                 ours = np.concatenate([part[way][0][i] for part in every])
                 scale = np.max(np.abs(whole[np.isfinite(whole)]), initial=1e-300)
@@ -180,14 +188,23 @@ def test_what_is_sent_is_counted_and_depends_on_slices_in_one_way_only(comms, n_
             with counting() as forward:
                 solve_coordinates(time, transfers, residuals, None, owned, way)
             with counting() as back:
-                solve_cocoordinates(time, transfers, residuals, owned, way)
-            counts[way] = forward.tally.as_array(), back.tally.as_array()
+                solve_adjoint_coordinates(time, transfers, residuals, owned, way)
+            with counting() as both:
+                solve_both(time, transfers, residuals, residuals, None, owned, way)
+            counts[way] = [each.tally.as_array() for each in (forward, back, both)]
         return counts
 
+    # At once a vector goes along with every map, and one more comes back; agreed is once.
+    more = n_others * vector
+    at_once = {
+        "slices": (n_others + 1, wanted["slices"][1] + 2 * widest * more),
+        "blocks": (wanted["blocks"][0], wanted["blocks"][1] + 2 * more),
+        "scan": tuple(2 * each - once for each, once in zip(wanted["scan"], agreed, strict=True)),
+    }
     for way, counts in jax.device_get(solve(transfers, residuals)).items():
-        for own in counts:
+        for own, expected in zip(counts, (wanted, wanted, at_once), strict=True):
             total = Tally(*np.sum(comms.control.allgather(own), axis=0))
-            assert (total.messages, total.words) == wanted[way], way
+            assert (total.messages, total.words) == expected[way], way
 
 
 @pytest.mark.mpi(max_size=3)
@@ -200,7 +217,7 @@ def test_calls_of_ranks_are_matched_to_tell_waits(comms, way):
     @jax.jit
     def solve(transfers, residuals):
         forward = solve_coordinates(time, transfers, residuals, None, owned, way)
-        return forward, solve_cocoordinates(time, transfers, residuals, owned, way)
+        return forward, solve_adjoint_coordinates(time, transfers, residuals, owned, way)
 
     arrays = map(jnp.asarray, draw(owned.n_owned, 2, (3,)))
     ops = read_program(solve.lower(*arrays).compile().as_text() or "").values()
@@ -261,5 +278,32 @@ def test_solutions_and_gradients_are_those_of_one_rank(comms, on_one_rank, name,
 
 def test_a_way_that_is_not_known_is_refused(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # it would refuse it, too
-    with pytest.raises(ProblemError, match="recurrence 'tree'; choose from 'slices', 'blocks'"):
+    with pytest.raises(ProblemError, match="recurrence 'tree'; choose from 'auto', 'slices'"):
         SharedBasis("identity", recurrence="tree")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.mpi(max_size=1)
+def test_few_ranks_walk_through_all_slices_and_many_compose():
+    def chosen(n_ranks, n_slices, rank=16, **sizes):
+        return choose_way(Sizes(n_ranks, n_slices, rank, **sizes))
+
+    assert [chosen(n, 64, n_samples=40) for n in (1, 2, 4, 8, 64)] == ["slices"] * 3 + ["scan"] * 2
+    assert {
+        chosen(2, n, rank, n_samples=n_samples)
+        for n in (8, 1024)
+        for rank in (1, 16, 64)
+        for n_samples in (1, 64)
+    } == {"slices"}  # composing takes longer than it saves
+    assert chosen(512, 512) == chosen(4096, 4096, n_lines=8) == "scan"
+    # Each step of the walk costs something, however little there is to do, and so does a message.
+    assert chosen(16, 16, 1) == "slices" and chosen(512, 512, 1) == "scan"
+
+
+@pytest.mark.mpi(max_size=1)
+def test_what_a_way_takes_grows_with_the_logarithm_of_the_ranks_by_scan_alone():
+    few, many = (count_seconds(Sizes(n, n, 16, n_samples=8)) for n in (256, 4096))
+    # Sixteen times the maps, but for messages along a tree, whose depth grows from 8 to 12.
+    assert many["slices"] == pytest.approx(16 * few["slices"], rel=0.1)
+    assert many["blocks"] == pytest.approx(16 * few["blocks"], rel=0.2)
+    # 11 rounds of composing for 7, and the ranks agree along trees of 12 levels for 8.
+    assert 11 / 7 > many["scan"] / few["scan"] > 12 / 8

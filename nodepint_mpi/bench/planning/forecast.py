@@ -135,10 +135,10 @@ def limits(choice: Choice, network: Network) -> list[tuple[str, float]]:
         for name, costs in without.items()
     }
     basis = way.config.time.basis
-    if basis is not None and basis.recurrence == "slices":
-        scan = way._replace(recorder=way.recorder.changed('time.basis.recurrence="scan"'))
-        gain = now / _simulate(scan, layout, network).step_s
-        gains['`recurrence = "slices"` instead of "scan"'] = gain
+    if basis is not None and basis.recurrence != "auto":
+        chosen = way._replace(recorder=way.recorder.changed('time.basis.recurrence="auto"'))
+        gain = now / _simulate(chosen, layout, network).step_s
+        gains[f'`recurrence = "{basis.recurrence}"` instead of "auto"'] = gain
     at_once = Network(0.0, math.inf)
     gains["messages"] = now / _simulate(way, layout, at_once).step_s
     return sorted(gains.items(), key=lambda item: -item[1])

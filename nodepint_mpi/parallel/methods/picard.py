@@ -1,8 +1,13 @@
 """Picard's method: C_n = 0. Every sweep moves information one slice on."""
 
+import jax.numpy as jnp
+
 from nodepint_mpi.core.sweeps import replace_ends
 from nodepint_mpi.parallel.methods.base import (
+    ENDS,
+    LEFTS,
     AbstractMethod,
+    Carry,
     Coswept,
     Swept,
     first_cotangents,
@@ -38,3 +43,9 @@ class Picard(AbstractMethod):
     def adjoint_sweep(self, line, starts, coswept, outs):
         del starts
         return Coswept(with_lefts(line, outs), coswept.linear)
+
+    def carry(self, line, initial, swept, fine_ends, coswept, outs, known):
+        """What the sweeps give; neighbors exchange it when the next step begins."""
+        del initial, coswept, known
+        ends, _ = replace_ends(fine_ends, swept.states.ends, jnp.array(-1), line.owned)
+        return Carry({ENDS: ends, LEFTS: outs}, {})

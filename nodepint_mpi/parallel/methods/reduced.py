@@ -35,6 +35,8 @@ from nodepint_mpi.parallel.line import Line
 from nodepint_mpi.parallel.methods.base import (
     BASIS,
     BASIS_SWEEPS,
+    ENDS,
+    LEFTS,
     AbstractMethod,
     Carry,
     Coswept,
@@ -50,7 +52,7 @@ from nodepint_mpi.parallel.methods.base import (
     with_lefts,
 )
 from nodepint_mpi.parallel.methods.parareal import Parareal
-from nodepint_mpi.parallel.recurrence import solve_cocoordinates
+from nodepint_mpi.parallel.recurrence import solve_adjoint_coordinates
 from nodepint_mpi.parallel.shared_basis import SharedBasis
 
 COMPLETED = "coarse", "reduced"
@@ -138,32 +140,18 @@ class Reduced(AbstractMethod):
 
     def sweep(self, line, initial, swept, fine_ends, front, slow=False):
         del slow
-        old, (basis, k), _ = swept
-        index = jnp.asarray(line.owned.indices)
-        n_lead = 1 + self.coarse.n_sample_axes
-        finite = samples_finite(fine_ends, n_lead)
-        fine_ends = jnp.where(finite, fine_ends, old.ends)
-        if self.basis.n_new:
-            key = jax.random.fold_in(jax.random.key(self.basis.seed), k)
-            jumps = jnp.where(by_slice(index >= front, old.ends), fine_ends - old.ends, 0.0)
-            basis, _ = self.basis.turn(self.basis.new_directions(line, key, jumps, old.ends), basis)
-        memory = ReducedMemory(basis, k + 1)
-        if self.use_complement:
-            both = self._completed(line, basis)
-            n_owned = line.owned.n_owned
-            with work(COARSE, Tally(coarse=n_owned, reduced=n_owned)):
-                coarse_ends = coarse_block(both, line.params, old.starts, line.owned)
-            begun = swept._replace(memory=coarse_ends)
-            corrected = Parareal(both, COMPLETED).sweep(line, initial, begun, fine_ends, front)
-            return corrected._replace(memory=memory)
-        targets = jnp.where(by_slice(index < front, old.ends), old.ends, fine_ends)
-        changes, guarded = self._walk(line, basis, old.starts, targets, front)
-        ends = targets + lift(basis, changes)
-        sane = samples_finite(ends, n_lead)
-        ends = jnp.where(sane & by_slice(index > front, ends), ends, targets)
-        guarded = guarded + jnp.sum((index > front) & ~every_sample(finite & sane))
-        counts = no_counts()._replace(guarded=guarded)
-        return Swept(with_ends(line, initial, ends), memory, counts)
+        if not self.use_complement:
+            ends, memory, guarded = self._corrected(line, swept, fine_ends, front)
+            counts = no_counts()._replace(guarded=guarded)
+            return Swept(with_ends(line, initial, ends), memory, counts)
+        old = swept.states
+        memory, fine_ends, _ = self._turned(line, swept, fine_ends, front)
+        both, n_owned = self._completed(line, memory.basis), line.owned.n_owned
+        with work(COARSE, Tally(coarse=n_owned, reduced=n_owned)):
+            coarse_ends = coarse_block(both, line.params, old.starts, line.owned)
+        begun = swept._replace(memory=coarse_ends)
+        corrected = Parareal(both, COMPLETED).sweep(line, initial, begun, fine_ends, front)
+        return corrected._replace(memory=memory)
 
     def adjoint_init(self, line, starts, memory, sources, carry):
         basis = self.basis.first(line, starts) if memory is None else memory.basis
@@ -181,7 +169,7 @@ class Reduced(AbstractMethod):
         pulled = with_lefts(line, outs)
         misfits = project(linear.basis, pulled.rights - old.rights)
         along = jnp.einsum("...ij,...j->...i", linear.transfers, misfits)
-        solved = solve_cocoordinates(
+        solved = solve_adjoint_coordinates(
             line.comm, linear.transfers, along, line.owned, self.basis.recurrence
         )
         cotangents = BlockCotangents(
@@ -192,14 +180,48 @@ class Reduced(AbstractMethod):
 
     def carry(self, line, initial, swept, fine_ends, coswept, outs, known):
         del known
-        left, memory = leave_swept(self, line, initial, swept, fine_ends, coswept, outs)
-        return Carry(left.rows, {BASIS: memory.basis, BASIS_SWEEPS: memory.n_sweeps})
+        if self.use_complement:
+            left, memory = leave_swept(self, line, initial, swept, fine_ends, coswept, outs)
+            rows = left.rows
+        else:  # what neighbors would exchange after the sweep waits for the next step
+            ends, memory, _ = self._corrected(line, swept, fine_ends, jnp.array(-1))
+            back = self.adjoint_sweep(line, swept.states.starts, coswept, outs)
+            rows = {ENDS: ends, LEFTS: back.cotangents.lefts}
+        return Carry(rows, {BASIS: memory.basis, BASIS_SWEEPS: memory.n_sweeps})
 
     def carry_like(self, n_owned, state):
         return Carry({}, {BASIS: self.basis.blank(state), BASIS_SWEEPS: jnp.array(0)})
 
     def fallback(self):
         return Parareal(self.coarse)
+
+    def _turned(
+        self, line: Line, swept: Swept, fine_ends: Block, front
+    ) -> tuple[ReducedMemory, Block, Array]:
+        """The basis with new directions, fine ends kept finite, and where they were."""
+        old, (basis, k), _ = swept
+        finite = samples_finite(fine_ends, 1 + self.coarse.n_sample_axes)
+        fine_ends = jnp.where(finite, fine_ends, old.ends)
+        if self.basis.n_new:
+            index = jnp.asarray(line.owned.indices)
+            key = jax.random.fold_in(jax.random.key(self.basis.seed), k)
+            jumps = jnp.where(by_slice(index >= front, old.ends), fine_ends - old.ends, 0.0)
+            basis, _ = self.basis.turn(self.basis.new_directions(line, key, jumps, old.ends), basis)
+        return ReducedMemory(basis, k + 1), fine_ends, finite
+
+    def _corrected(
+        self, line: Line, swept: Swept, fine_ends: Block, front
+    ) -> tuple[Block, ReducedMemory, Array]:
+        """Ends after a sweep in coordinates alone, what it has learned, and slices guarded."""
+        memory, fine_ends, finite = self._turned(line, swept, fine_ends, front)
+        old, index = swept.states, jnp.asarray(line.owned.indices)
+        targets = jnp.where(by_slice(index < front, old.ends), old.ends, fine_ends)
+        changes, guarded = self._walk(line, memory.basis, old.starts, targets, front)
+        ends = targets + lift(memory.basis, changes)
+        sane = samples_finite(ends, 1 + self.coarse.n_sample_axes)
+        ends = jnp.where(sane & by_slice(index > front, ends), ends, targets)
+        guarded = guarded + jnp.sum((index > front) & ~every_sample(finite & sane))
+        return ends, memory, guarded
 
     def _linearized(self, line: Line, starts: Block, basis: Array) -> ReducedLinear:
         """Derivatives of the reduced flow on the owned slices. Local."""

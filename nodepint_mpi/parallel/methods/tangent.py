@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Int
 
-from nodepint_mpi.core.basis import along, combine, lift, project, transfers
+from nodepint_mpi.core.basis import project, transfers
 from nodepint_mpi.core.complement import Split, walk_cocorrections, walk_corrections
 from nodepint_mpi.core.partition import owned_range
 from nodepint_mpi.core.propagators import Propagator
@@ -26,6 +26,12 @@ from nodepint_mpi.core.sweeps import BlockStates, every_sample, samples_finite
 from nodepint_mpi.core.transposed import BlockCotangents
 from nodepint_mpi.core.types import Block
 from nodepint_mpi.errors import ProblemError
+from nodepint_mpi.parallel.corrections import (
+    Found,
+    correct_adjoint,
+    corrections_from,
+    pose_adjoint,
+)
 from nodepint_mpi.parallel.counters import Tally, cond, unsolved, usually, work
 from nodepint_mpi.parallel.exchange import (
     gather_directions,
@@ -39,6 +45,8 @@ from nodepint_mpi.parallel.line import Line
 from nodepint_mpi.parallel.methods.base import (
     BASIS,
     BASIS_SWEEPS,
+    ENDS,
+    LEFTS,
     AbstractMethod,
     Carry,
     Coswept,
@@ -50,10 +58,13 @@ from nodepint_mpi.parallel.methods.base import (
     leave_swept,
     needs_basis,
     with_ends,
-    with_lefts,
 )
 from nodepint_mpi.parallel.methods.parareal import Parareal
-from nodepint_mpi.parallel.recurrence import solve_cocoordinates, solve_coordinates
+from nodepint_mpi.parallel.recurrence import (
+    solve_adjoint_coordinates,
+    solve_both,
+    solve_coordinates,
+)
 from nodepint_mpi.parallel.shared_basis import SharedBasis, count_in_use
 
 TANGENT_ROWS = "tangents"
@@ -65,6 +76,15 @@ class TangentMemory(NamedTuple):
     basis: Inexact[Array, "rank *sample"]
     tangents: Inexact[Array, "owned rank *state"]
     n_sweeps: Int[Array, ""]
+
+
+class _Posed(NamedTuple):
+    """What a sweep has to put right: fine ends, which are finite, jumps that count, the radius."""
+
+    fine_ends: Block
+    finite: Array
+    jumps: Block
+    radius: Array | None
 
 
 class Tangent(AbstractMethod):
@@ -124,23 +144,12 @@ class Tangent(AbstractMethod):
         return Swept(states, TangentMemory(basis, tangents, jnp.array(0)), counts)
 
     def sweep(self, line, initial, swept, fine_ends, front, slow=False):
-        old = swept.states
-        index = jnp.asarray(line.owned.indices)
-        n_lead = 1 + self.propagator.n_sample_axes
-        finite = samples_finite(fine_ends, n_lead)
-        usable = by_slice(index >= front, fine_ends) & finite
-        jumps = jnp.where(usable, fine_ends - old.ends, 0.0)
-        radius = self._radius(line, old)
-        memory = self._turn(line, old, jumps, radius, front, swept.memory, slow)
-        changes, damped, guarded = self._corrections(line, old, jumps, radius, front, memory)
-        ends = old.ends + changes
-        ends = jnp.where(by_slice(index == front, ends), fine_ends, ends)
-        ends = jnp.where(by_slice(index < front, ends), old.ends, ends)
-        sane = samples_finite(ends, n_lead) | by_slice(index <= front, ends)
-        ends = jnp.where(sane, ends, old.ends)
-        guarded = guarded + jnp.sum((index > front) & ~every_sample(finite & sane))
-        memory = memory._replace(n_sweeps=memory.n_sweeps + 1)
-        return Swept(with_ends(line, initial, ends), memory, Counts(guarded, damped))
+        posed = self._posed(line, swept, fine_ends, front)
+        predicted = None
+        if self.basis.n_new:
+            predicted = self._corrections(line, swept.states, posed, front, swept.memory)
+        ends, memory, counts = self._corrected(line, swept, posed, front, predicted, slow)
+        return Swept(with_ends(line, initial, ends), memory, counts)
 
     def adjoint_init(self, line, starts, memory, sources, carry):
         if memory is not None and self.recycle:
@@ -152,7 +161,6 @@ class Tangent(AbstractMethod):
 
     def adjoint_sweep(self, line, starts, coswept, outs):
         old, linear = coswept
-        pulled = with_lefts(line, outs)
         if self.use_complement:
             assert self.coarse is not None  # checked when made
             incoming = recv_right(line.comm, jnp.zeros_like(outs[-1]))
@@ -162,24 +170,20 @@ class Tangent(AbstractMethod):
                 )
             send_left(line.comm, lefts[0])
             return Coswept(BlockCotangents(old.lefts + lefts, old.rights + rights), linear)
-        n_sample_axes = linear.basis.ndim - 1
-        with scope(TANGENTS):
-            matrices = transfers(linear.basis, linear.tangents)
-            misfits = along(linear.tangents, pulled.rights - old.rights, n_sample_axes)
-        solved = solve_cocoordinates(
+        pulled, matrices, misfits = pose_adjoint(line, coswept, outs)
+        solved = solve_adjoint_coordinates(
             line.comm, matrices, misfits, line.owned, self.basis.recurrence
         )
-        with scope(TANGENTS):
-            cotangents = BlockCotangents(
-                pulled.lefts + lift(linear.basis, solved.at_lefts),
-                pulled.rights + lift(linear.basis, solved.at_rights),
-            )
-        return Coswept(cotangents, linear)
+        return Coswept(correct_adjoint(linear, pulled, solved), linear)
 
     def carry(self, line, initial, swept, fine_ends, coswept, outs, known):
         del known
-        left, memory = leave_swept(self, line, initial, swept, fine_ends, coswept, outs)
-        rows = left.rows
+        if self.recycle and not self.use_complement:
+            ends, lefts, memory = self._swept_both_ways(line, swept, fine_ends, coswept, outs)
+            rows = {ENDS: ends, LEFTS: lefts}
+        else:
+            left, memory = leave_swept(self, line, initial, swept, fine_ends, coswept, outs)
+            rows = left.rows
         if self.recycle:
             rows = rows | {TANGENT_ROWS: jnp.moveaxis(memory.tangents, 1, self._last_batch_axis)}
         return Carry(rows, {BASIS: memory.basis, BASIS_SWEEPS: memory.n_sweeps})
@@ -190,6 +194,53 @@ class Tangent(AbstractMethod):
     def fallback(self):
         """Parareal; without a coarse propagator none, since Picard's sweeps gain no more."""
         return Parareal(self.coarse) if self.coarse is not None and self.falls_back else None
+
+    def _swept_both_ways(
+        self, line: Line, swept: Swept, fine_ends: Block, coswept: Coswept, outs: Block
+    ) -> tuple[Block, Block, TangentMemory]:
+        """A sweep each way through the tangents that both begin with: ends, lefts, and memory.
+
+        Both coarse problems are solved together. What neighbors would exchange after the sweeps
+        waits for the next step, which begins with it.
+        """
+        nothing_solved = jnp.array(-1)
+        posed = self._posed(line, swept, fine_ends, nothing_solved)
+        pulled, matrices, misfits = pose_adjoint(line, coswept, outs)
+        with scope(TANGENTS):
+            vectors = project(coswept.linear.basis, posed.jumps)
+        forward, back = solve_both(
+            line.comm, matrices, vectors, misfits, posed.radius, line.owned, self.basis.recurrence
+        )
+        found = corrections_from(swept.memory.tangents, posed.jumps, forward)
+        ends, memory, _ = self._corrected(line, swept, posed, nothing_solved, found, slow=False)
+        return ends, correct_adjoint(coswept.linear, pulled, back).lefts, memory
+
+    def _posed(self, line: Line, swept: Swept, fine_ends: Block, front) -> _Posed:
+        """Jumps that count, and how far to trust what follows from them."""
+        old, index = swept.states, jnp.asarray(line.owned.indices)
+        finite = samples_finite(fine_ends, 1 + self.propagator.n_sample_axes)
+        usable = by_slice(index >= front, fine_ends) & finite
+        jumps = jnp.where(usable, fine_ends - old.ends, 0.0)
+        return _Posed(fine_ends, finite, jumps, self._radius(line, old))
+
+    def _corrected(
+        self, line: Line, swept: Swept, posed: _Posed, front, predicted: Found | None, slow
+    ) -> tuple[Block, TangentMemory, Counts]:
+        """Ends after a sweep. `predicted` is what follows from the tangents in hand, if known."""
+        old, index = swept.states, jnp.asarray(line.owned.indices)
+        n_lead = 1 + self.propagator.n_sample_axes
+        memory = self._turn(line, old, posed.jumps, front, swept.memory, predicted, slow)
+        found = predicted
+        if found is None or memory.tangents is not swept.memory.tangents:
+            found = self._corrections(line, old, posed, front, memory)
+        ends = old.ends + found.changes
+        ends = jnp.where(by_slice(index == front, ends), posed.fine_ends, ends)
+        ends = jnp.where(by_slice(index < front, ends), old.ends, ends)
+        sane = samples_finite(ends, n_lead) | by_slice(index <= front, ends)
+        ends = jnp.where(sane, ends, old.ends)
+        guarded = jnp.sum((index > front) & ~every_sample(posed.finite & sane))
+        memory = memory._replace(n_sweeps=memory.n_sweeps + 1)
+        return ends, memory, Counts(found.guarded + guarded, found.damped)
 
     def _recalled(self, line: Line, starts: Block, carry: Carry) -> "TangentMemory":
         """What an earlier solve has left; tangents that are not recycled are taken when needed."""
@@ -240,11 +291,19 @@ class Tangent(AbstractMethod):
         return self.trust * max_over_ranks(line.comm, longest)
 
     def _turn(
-        self, line: Line, old: BlockStates, jumps: Block, radius, front, memory: TangentMemory, slow
+        self,
+        line: Line,
+        old: BlockStates,
+        jumps: Block,
+        front,
+        memory: TangentMemory,
+        predicted: Found | None,
+        slow,
     ) -> TangentMemory:
         """New directions for what the tangents in hand do not put right; tangents for all of them.
 
-        Recycled tangents are taken anew where the last sweep was slow.
+        What they put right is `predicted`, where directions are to be found. Recycled tangents are
+        taken anew where the last sweep was slow.
         """
         basis, tangents, k = memory
         kept = tangents
@@ -256,9 +315,9 @@ class Tangent(AbstractMethod):
             return kept
 
         if self.basis.n_new:
-            predicted, _, _ = self._corrections(line, old, jumps, radius, front, memory)
+            assert predicted is not None  # by who lets directions turn
             key = jax.random.fold_in(jax.random.key(self.basis.seed), k)
-            new = self.basis.new_directions(line, key, jumps, predicted)
+            new = self.basis.new_directions(line, key, jumps, predicted.changes)
             basis, mix = self.basis.turn(new, basis)
 
             def recycled() -> Array:
@@ -275,9 +334,11 @@ class Tangent(AbstractMethod):
             tangents = cond(slow, anew, recycled, usual=False)
         return TangentMemory(basis, tangents, k)
 
-    def _corrections(self, line: Line, old: BlockStates, jumps: Block, radius, front, memory):
-        """Corrections at the ends of the owned slices; slices damped, and slices guarded."""
-        basis, tangents, _ = memory
+    def _corrections(
+        self, line: Line, old: BlockStates, posed: _Posed, front, memory: TangentMemory
+    ) -> Found:
+        """What follows from some tangents."""
+        (basis, tangents, _), jumps = memory, posed.jumps
         if self.use_complement:
             assert self.coarse is not None  # checked when made
             incoming = recv_left(line.comm, jnp.zeros_like(jumps[0]))
@@ -295,12 +356,10 @@ class Tangent(AbstractMethod):
                     line.owned,
                 )
             send_right(line.comm, changes[-1])
-            return changes, jnp.array(0), guarded
+            return Found(changes, jnp.array(0), guarded)
         with scope(TANGENTS):
             matrices, vectors = transfers(basis, tangents), project(basis, jumps)
         solved = solve_coordinates(
-            line.comm, matrices, vectors, radius, line.owned, self.basis.recurrence
+            line.comm, matrices, vectors, posed.radius, line.owned, self.basis.recurrence
         )
-        with scope(TANGENTS):
-            changes = combine(tangents, solved.at_starts) + jumps
-        return changes, solved.n_damped, jnp.array(0)
+        return corrections_from(tangents, jumps, solved)
