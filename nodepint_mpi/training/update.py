@@ -141,7 +141,7 @@ class Update:
                         f"`run.sharded_update` is true, but {self.reason}. Leave it out: the "
                         "update is then done on the first rank."
                     ) from error
-        self._step = jax.jit(self._finished, static_argnums=0)
+        self._step = jax.jit(self.update_step, static_argnums=0)
         self._gather = jax.jit(self._gathered, static_argnums=1)
 
     @property
@@ -242,7 +242,8 @@ class Update:
         opt_state = jax.tree.unflatten(jax.tree.structure(self._state), flat)
         return TrainState(jax.tree.map(jnp.asarray, kept["params"]), opt_state)
 
-    def _finished(self, finish, state: TrainState, gradient, sums: Sums, *known):
+    def update_step(self, finish, state: TrainState, gradient, sums: Sums, *known):
+        """What is jitted; its name ends like those of steps, by which profiles find them."""
         updated = self.take(state, gradient, sums)
         return updated.state, updated.gradient, finish(updated, *known)
 
