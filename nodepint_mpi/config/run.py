@@ -23,7 +23,8 @@ class RunSection(Section):
     Parameters are compared across ranks every `compare_every` steps and before each checkpoint (0:
     only there). `data_ranks` lines of ranks share the samples of a step, and the ranks of each line
     the time slices. `share_gpus` lets ranks share a GPU where there are fewer than ranks;
-    `cuda_mpi` sends messages from GPU to GPU where MPI can.
+    `cuda_mpi` sends messages from GPU to GPU where MPI can. Compiled programs are kept in the
+    folder `compile_cache` for the next run ("auto": in the user's cache folder; "off": nowhere).
     """
 
     name: Name
@@ -39,6 +40,7 @@ class RunSection(Section):
     data_ranks: PositiveInt = 1
     share_gpus: bool = False
     cuda_mpi: bool = False
+    compile_cache: str = "auto"
 
     @model_validator(mode="before")
     @classmethod
