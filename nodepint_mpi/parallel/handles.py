@@ -1,8 +1,8 @@
 """Compiled programs that send messages, apart from the process that compiled them.
 
 mpi4jax writes the handle of a communicator into the program: with Open MPI the address of an
-object, with MPICH a number. So are those of the reduction and of the types of the numbers. Another process
-has other handles, and what lies at the old ones may be another communicator.
+object, with MPICH a number. So are those of the reduction and of the types of the numbers. Another
+process has other handles, and what lies at the old ones may be another communicator.
 
 A program can be kept all the same, because XLA does not look into what it passes to MPI: it is
 compiled with placeholders, numbered in the order in which handles first appear, and every process

@@ -36,6 +36,9 @@ from nodepint_mpi.parallel.handles import (
 MOST_BYTES = 2 * 1024**3
 """Of a folder of programs, where the least recently used ones go."""
 
+FOLDER = "jax_compilation_cache_dir"
+"""JAX's setting, which also `JAX_COMPILATION_CACHE_DIR` sets."""
+
 _SUFFIX = ".program"
 _VERSION = "1"  # of what is written here
 _KNOWN = ["backend", "computation", "devices", "compile_options", "host_callbacks",
@@ -129,7 +132,7 @@ def keep_programs(setting: str, *, prune: bool = False) -> Path | None:
     Returns:
         Where programs are kept, or None.
     """
-    given = jax.config.read("jax_compilation_cache_dir")
+    given = getattr(jax.config, FOLDER)
     if given:
         _keep_in(ProgramFiles(Path(given)), with_own_files=False)
         return Path(given)
@@ -141,7 +144,7 @@ def keep_programs(setting: str, *, prune: bool = False) -> Path | None:
     files = ProgramFiles(folder)
     if prune:
         files.prune()
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update(FOLDER, str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     _keep_in(files, with_own_files=True)
