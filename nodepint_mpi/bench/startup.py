@@ -46,7 +46,7 @@ def run_bench_startup(
 
     Returns:
         A row for each case: medians of the seconds from the command to the end of the first step
-        and to its own end, the ratio to plain diffrax, and how many programs were compiled and kept.
+        and to its own end, the ratio to plain diffrax, and how many programs were compiled.
 
     Raises:
         ConfigError: inside a job, or for more ranks than cores.
