@@ -133,9 +133,13 @@ def keep_programs(setting: str, *, prune: bool = False) -> Path | None:
         Where programs are kept, or None.
     """
     given = getattr(jax.config, FOLDER)
-    if given:
+    if given and Path(given).name != _surroundings():
         _keep_in(ProgramFiles(Path(given)), with_own_files=False)
         return Path(given)
+    if given:  # of an earlier run in this process
+        jax.config.update(FOLDER, None)
+        compilation_cache.reset_cache()
+        compiler.compile_or_get_cached = _WHOLE
     if setting == "off":
         return None
     folder = make_folder(setting)

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +18,33 @@ from nodepint_mpi.parallel.handles import UnknownCallError, with_handles, withou
 from nodepint_mpi.ranks.compile_cache import ProgramFiles, compile_with, make_folder
 
 ROLES = Path(__file__).with_name("roles.py")
+
+
+SETTINGS = """
+import sys
+import jax
+from nodepint_mpi.ranks.compile_cache import keep_programs
+
+for setting in sys.argv[1:]:
+    folder = keep_programs(setting)
+    before = list(folder.glob("*")) if folder else []
+    assert jax.jit(lambda x: x + len(sys.argv))(1) == 1 + len(sys.argv)
+    print(len(list(folder.glob("*"))) > len(before) if folder else None)
+"""
+
+
+@pytest.mark.mpi(max_size=1)
+def test_every_run_of_a_process_has_its_own_setting(tmp_path):
+    """In a new process: the setting is JAX's, and of all that it compiles."""
+    one, other = str(tmp_path / "one"), str(tmp_path / "other")
+    command = [sys.executable, "-c", SETTINGS, "off", one, "off", other]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.stdout.split() == ["None", "True", "None", "True"], done.stderr
+    env["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "jax")
+    done = subprocess.run([*command[:3], one], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "jax").is_dir()
 
 
 @pytest.mark.mpi(max_size=1)
