@@ -214,6 +214,31 @@ def compare_training(
     write_json(result, json_file)
 
 
+@bench.command()
+@click.argument("configs", nargs=-1, required=True, metavar="CONFIG...", type=Path)
+@click.option(
+    "--ranks", default="1,2", show_default=True, metavar="N,...", callback=parse_ranks,
+    help="Numbers of ranks, one core each.",
+)  # fmt: skip
+@click.option("--repeats", default=3, show_default=True, type=click.IntRange(1))
+@json_option
+def startup(
+    configs: tuple[Path, ...], ranks: tuple[int, ...], repeats: int, json_file: Path | None
+) -> None:
+    """Time the first step of each CONFIG, with no compiled programs and with those of a run before.
+
+    Starts its own jobs: run it without mpirun, on a machine that does nothing else.
+    """
+    from nodepint_mpi.bench.startup import format_bench_startup, run_bench_startup
+
+    rows = run_bench_startup(
+        [read_config(path, ()) for path in configs], ranks=ranks, repeats=repeats,
+        timeout_s=600.0, report=click.echo,
+    )  # fmt: skip
+    click.echo("\n" + format_bench_startup(rows))
+    write_json(rows, json_file)
+
+
 @bench.command(name="methods")
 @click.argument("problems", nargs=-1)
 @click.option(
