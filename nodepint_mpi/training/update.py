@@ -254,11 +254,9 @@ class Update:
     def _sharded(self, state: TrainState, gradient: PyTree[Array], sums: Sums) -> Updated:
         comm, deals, on_pieces = self.comm, self._deals, self._on_pieces
         assert on_pieces is not None
+        leaves = zip(deals, jax.tree.leaves(gradient), strict=True)
         with counting() as ledger:
-            blocks = [
-                deal.blocks(leaf, comm.n_grid)
-                for deal, leaf in zip(deals, jax.tree.leaves(gradient), strict=True)
-            ]
+            blocks = [deal.blocks(leaf, comm.n_grid) for deal, leaf in leaves]
             own = reduce_scatter(comm, jnp.concatenate(blocks, axis=1))
             sums, square = sum_over_grid(comm, (sums, jnp.sum(own**2)))
             own = own / sums.divisor.astype(own.dtype)
@@ -271,8 +269,8 @@ class Update:
             flat = gather_shards(comm, jnp.concatenate(jax.tree.leaves(params)))
             params = self._joined(flat)
             opt_state = self._with_common_of_first(opt_state)
-        state, loss = TrainState(params, opt_state), sums.loss / sums.divisor
-        tally = ledger.tally.as_array()
+        state, tally = TrainState(params, opt_state), ledger.tally.as_array()
+        loss = sums.loss / sums.divisor
         return Updated(state, pieces, loss, sums.divisor, grad_norm, sums.misfits, tally)
 
     def _make_on_pieces(self) -> OnPieces:
