@@ -60,17 +60,18 @@ def make_run(comms, shared_tmp_path):
             (folder / CONFIG).write_text(config_text(parse_config(text)))
         comms.control.Barrier()
         experiment = set_up(parse_config(text), comms)
-        state = fresh_state(experiment)
+        whole, dealt = experiment.update.kept(fresh_state(experiment))
         save_checkpoint(
             comms.control,
             folder / CHECKPOINTS,
             step=3,
-            replicated={"params": state.params, "opt_state": state.opt_state},
+            replicated=whole,
             rows={},
             row_start=0,
             n_rows=0,
             meta={"fingerprint": experiment.config.fingerprint()},
             keep=1,
+            dealt=dealt,
         )
         return folder, experiment
 
