@@ -35,9 +35,11 @@ def describe_all(control: MPI.Intracomm, rows: Mapping[str, Rows]) -> dict[str, 
         LayoutError: on all ranks, if the ranks' rows of an array, in whatever order, do not make
             the whole of it.
     """
+    named = control.allgather([(name, one.n_rows) for name, one in rows.items()])
+    odd = next((rank for rank, names in enumerate(named) if names != named[0]), None)
+    if odd is not None:
+        raise LayoutError(f"rank {odd} holds rows of other arrays than rank 0")
     totals = sorted({one.n_rows for one in rows.values()} or {0})
-    if len({tuple(each) for each in control.allgather(totals)}) > 1:
-        raise LayoutError("the ranks hold rows of arrays of different lengths")
     specs: dict[str, LeafSpec] = {}
     for total in totals:
         alike = {name: one for name, one in rows.items() if one.n_rows == total}
