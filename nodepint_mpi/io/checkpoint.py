@@ -33,7 +33,8 @@ from nodepint_mpi.io.checkpoint_folder import (
 )
 from nodepint_mpi.io.checkpoint_rows import (
     Rows,
-    describe_all,
+    describe_dealt,
+    describe_rows,
     read_all_rows,
     read_back,
     write_all_rows,
@@ -122,10 +123,13 @@ def save_checkpoint(
     partial = partial_path(path)
     with together(control):
         leaves = take_leaves(replicated)
-        held = {n: Rows(take_array(n, rows[n]), row_start, n_rows) for n in sorted(rows)}
+        blocks = {name: take_array(name, rows[name]) for name in sorted(rows)}
+        held = {name: Rows(block, row_start, n_rows) for name, block in blocks.items()}
         held |= {n: dealt[n]._replace(block=take_array(n, dealt[n].block)) for n in sorted(dealt)}
         sums = {name: sum_rows(one.block, name) for name, one in held.items()}
-    specs = describe_all(control, held)
+    # Each by itself: there may be as many rows of an array of the optimizer's as there are slices.
+    specs = describe_rows(control, blocks, row_start=row_start, n_rows=n_rows)
+    specs |= describe_dealt(control, {name: held[name] for name in sorted(dealt)})
     try:
         places = {}
         with together(control):

@@ -28,8 +28,10 @@ class Rows(NamedTuple):
     n_rows: int
 
 
-def describe_all(control: MPI.Intracomm, rows: Mapping[str, Rows]) -> dict[str, LeafSpec]:
-    """Shapes of the whole arrays, by name. Collective over `control`.
+def describe_dealt(control: MPI.Intracomm, rows: Mapping[str, Rows]) -> dict[str, LeafSpec]:
+    """Shapes of whole arrays, by name, of which those with equally many rows are dealt alike.
+
+    Collective over `control`.
 
     Raises:
         LayoutError: on all ranks, if the ranks' rows of an array, in whatever order, do not make
