@@ -1,8 +1,8 @@
 """`nodepint bench update`: memory, messages and time of the optimizer's step, in both ways.
 
-Adam on a dense network of so many parameters. Of messages, what a rank hands to MPI is counted; a
-ring's all-reduce of the gradient, after which every rank would do the whole update, hands over
-2 (P - 1) / P of it.
+Adam on a dense network. Bytes are those that a rank hands to MPI. For comparison: an all-reduce of
+the gradient along a ring, after which every rank would do the whole update, hands over 2 (P - 1) / P
+of the gradient.
 """
 
 import statistics
@@ -28,7 +28,7 @@ def run_update(comms: Comms, *, n_parameters: int, repeats: int) -> dict[str, An
 
     Args:
         comms: The ranks.
-        n_parameters: About so many, in square matrices and their biases.
+        n_parameters: Approximate size of the network: square matrices and their biases.
         repeats: Timed steps of each way.
 
     Returns:

@@ -22,7 +22,7 @@ from nodepint_mpi.cli.common import (
 )  # fmt: skip
 @click.option(
     "--repeats", default=0, show_default=True, type=click.IntRange(0),
-    help="Also time solves on one core and on one for each of these ranks, so many times.",
+    help="Also time solves on one core and on one for each of these ranks: number of repeats.",
 )  # fmt: skip
 @click.option(
     "--grids", default="", metavar="TxDxB,...",

@@ -16,7 +16,7 @@ from jax.extend import core as jex
 from jaxtyping import Array, PyTree
 
 MAX_ROWS = 2**14
-"""An array is dealt in at most so many rows, each of which has a checksum in a checkpoint."""
+"""Maximum number of rows of an array; each has a checksum in a checkpoint."""
 
 
 class UnsupportedError(Exception):

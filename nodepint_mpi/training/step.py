@@ -66,7 +66,7 @@ class Solved(NamedTuple):
 
     @staticmethod
     def of_sweep(n_sweeps: int, like: Array) -> "Solved":
-        """Of so many sweeps that were not looked at. Local."""
+        """A step of `n_sweeps` sweeps, without jumps and residuals. Local."""
         none, zero = jnp.array(0), jnp.zeros_like(like)
         number = jnp.array(n_sweeps)
         return Solved(number, zero, number, zero, none, none, none, jnp.array(True))

@@ -77,7 +77,7 @@ class Sums(NamedTuple):
 class Updated(NamedTuple):
     """The new state, this rank's pieces of the gradient, and what was summed, equal on all ranks.
 
-    `loss` and `gradient` are divided by it; `tally` is what this rank did.
+    `loss` and `gradient` are divided by the divisor; `tally` is what this rank did.
     """
 
     state: TrainState | None
