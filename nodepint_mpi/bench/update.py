@@ -1,8 +1,8 @@
 """`nodepint bench update`: memory, messages and time of the optimizer's step, in both ways.
 
 Adam on a dense network. Bytes are those that a rank hands to MPI. For comparison: an all-reduce of
-the gradient along a ring, after which every rank would do the whole update, hands over 2 (P - 1) / P
-of the gradient.
+the gradient along a ring, after which every rank would do the whole update, hands over
+2 (P - 1) / P of it.
 """
 
 import statistics
