@@ -60,6 +60,12 @@ if MPI is not None and MPI.COMM_WORLD.Get_rank() > 0:
     os.environ["PYTEST_DEBUG_TEMPROOT"] = os.path.join(tempfile.gettempdir(), ROOT)
     os.makedirs(os.environ["PYTEST_DEBUG_TEMPROOT"], mode=0o700, exist_ok=True)
 
+if MPI is not None and os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    # Programs that send messages are found again, too: most tests make their own communicators.
+    from nodepint_mpi.ranks.compile_cache import keep_programs
+
+    keep_programs("off")
+
 LAUNCHED = not {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"}.isdisjoint(os.environ)
 DEFAULT_TIMEOUT_S = 120.0
 COLLECT_TIMEOUT_S = 300.0

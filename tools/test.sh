@@ -66,8 +66,8 @@ export JAX_TRACEBACK_IN_LOCATIONS_LIMIT=0
 XLA_FLAGS="${XLA_FLAGS:+$XLA_FLAGS }--xla_cpu_use_fusion_emitters=false"
 export XLA_FLAGS="$XLA_FLAGS --xla_cpu_parallel_codegen_split_count=1"
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" MPLBACKEND=Agg HF_HUB_OFFLINE=1
-# The stages compile much the same programs: keep those that hold no communicator from one stage to
-# the next.
+# The stages compile much the same programs, and most tests make communicators of their own: keep what
+# is compiled from one to the next, also what sends messages (tests/conftest.py).
 scratch="$(mktemp -d)"
 # A job is a shell, which ends when the command does that it waits for.
 trap 'for pid in $(jobs -p); do pkill -P "$pid" || true; done; rm -rf -- "$scratch"' EXIT

@@ -1,17 +1,17 @@
 """`nodepint bench ...`: the commands that measure."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
 from nodepint_mpi.cli.basis import basis
+from nodepint_mpi.cli.bench_problems import control, sampling, sde
 from nodepint_mpi.cli.common import (
     check_file,
     config_argument,
     finish,
     json_option,
+    numbers_option,
     parse_ranks,
     say,
     set_float64,
@@ -78,13 +78,6 @@ def overhead(repeats: int, json_file: Path | None) -> None:
     result = run_overhead(comms, repeats)
     say(comms.control, format_overhead(result))
     finish(comms.control, result, json_file)
-
-
-def numbers_option(name: str, default: str, told: str) -> Callable[[Any], Any]:
-    """An option that takes integers, separated by commas."""
-    return click.option(
-        name, default=default, show_default=True, metavar="N,...", callback=parse_ranks, help=told
-    )
 
 
 @bench.command()
@@ -214,6 +207,31 @@ def compare_training(
     write_json(result, json_file)
 
 
+@bench.command()
+@click.argument("configs", nargs=-1, required=True, metavar="CONFIG...", type=Path)
+@click.option(
+    "--ranks", default="1,2", show_default=True, metavar="N,...", callback=parse_ranks,
+    help="Numbers of ranks, one core each.",
+)  # fmt: skip
+@click.option("--repeats", default=3, show_default=True, type=click.IntRange(1))
+@json_option
+def startup(
+    configs: tuple[Path, ...], ranks: tuple[int, ...], repeats: int, json_file: Path | None
+) -> None:
+    """Time the first step of each CONFIG, with no compiled programs and with those of a run before.
+
+    Starts its own jobs: run it without mpirun, on a machine that does nothing else.
+    """
+    from nodepint_mpi.bench.startup import format_bench_startup, run_bench_startup
+
+    rows = run_bench_startup(
+        [read_config(path, ()) for path in configs], ranks=ranks, repeats=repeats,
+        timeout_s=600.0, report=click.echo,
+    )  # fmt: skip
+    click.echo("\n" + format_bench_startup(rows))
+    write_json(rows, json_file)
+
+
 @bench.command(name="methods")
 @click.argument("problems", nargs=-1)
 @click.option(
@@ -314,81 +332,5 @@ def sweeps(
     finish(comms.control, result, json_file)
 
 
-@bench.command()
-@click.argument("tables", nargs=-1, type=click.Choice(["strong", "weak", "sweeps", "time"]))
-@click.option(
-    "--paths", default=4000, show_default=True, type=click.IntRange(2),
-    help="Paths of the strong errors; ten times as many for the weak ones.",
-)  # fmt: skip
-@click.option("--repeats", default=15, show_default=True, type=click.IntRange(3))
-@json_option
-def sde(tables: tuple[str, ...], paths: int, repeats: int, json_file: Path | None) -> None:
-    """Solve stochastic equations: TABLES of errors, orders, sweeps and time [all].
-
-    Errors are along paths against a closed form, where there is one, with those of derivatives with
-    respect to parameters. Sweeps are counted path by path; time is that of a serial solve against a
-    loop written out by hand.
-    """
-    comms = start_ranks()
-    set_float64()
-    from nodepint_mpi.bench.sde import format_sde, run_sde
-
-    result = run_sde(
-        comms, tables, n_paths=paths, repeats=repeats,
-        report=lambda line: say(comms.control, line),
-    )  # fmt: skip
-    say(comms.control, format_sde(result))
-    finish(comms.control, result, json_file)
-
-
-@bench.command()
-@numbers_option("--steps", "64,256,1024", "Numbers of steps from noise to data.")
-@click.option("--n", "n_samples", default=64, show_default=True, type=click.IntRange(1))
-@json_option
-def sampling(steps: tuple[int, ...], n_samples: int, json_file: Path | None) -> None:
-    """Sample diffusion models with an exact score by all methods, against the serial sampler.
-
-    Eight Gaussians on a circle, and ten in a subspace of a larger space, by the probability-flow
-    equation and by the stochastic one. Sweeps and evaluations of the field are the same on any
-    number of ranks.
-    """
-    comms = start_ranks()
-    set_float64()
-    from nodepint_mpi.bench.sampling import format_sampling, run_sampling
-
-    result = run_sampling(
-        comms, steps, n_samples=n_samples, report=lambda line: say(comms.control, line)
-    )
-    say(comms.control, format_sampling(result))
-    finish(comms.control, result, json_file)
-
-
-@bench.command()
-@click.argument(
-    "tables", nargs=-1,
-    type=click.Choice(["gradients", "costs", "paraopt", "laplace", "learning", "time"]),
-)  # fmt: skip
-@click.option(
-    "--plan", default="", metavar="RANKS", callback=parse_ranks,
-    help="With `time`: forecast these numbers of ranks, such as 2,8,32.",
-)  # fmt: skip
-@json_option
-def control(tables: tuple[str, ...], plan: tuple[int, ...], json_file: Path | None) -> None:
-    """Find optimal controls, and compare with known costs and published sweeps.
-
-    TABLES: gradients by DP and by DAL; costs found with nodes and with networks; sweeps of ParaOpt;
-    Laplace's equation, controlled at a boundary; and a field that is learned and steered by all
-    combinations of DP and DAL. All of these unless named. The table `time`, of seconds to 1 % of
-    the least cost on 2,048 steps, is made only if named: it starts jobs of its own.
-    """
-    comms = start_ranks()
-    set_float64()
-    from nodepint_mpi.bench.control import format_control, run_control
-
-    result = run_control(comms, tables, plan=plan, report=lambda line: say(comms.control, line))
-    say(comms.control, format_control(result))
-    finish(comms.control, result, json_file)
-
-
-bench.add_command(basis)
-bench.add_command(table)
+for command in (basis, table, sde, sampling, control):
+    bench.add_command(command)

@@ -168,3 +168,10 @@ def _without_infinity(result: Any) -> Any:
         case float() if not math.isfinite(result):
             return None
     return result
+
+
+def numbers_option(name: str, default: str, told: str) -> Callable[[Any], Any]:
+    """An option that takes integers, separated by commas."""
+    return click.option(
+        name, default=default, show_default=True, metavar="N,...", callback=parse_ranks, help=told
+    )

@@ -268,7 +268,8 @@ class Config(Section):
         """
         left_out = {"output"} if self.control is not None else {"output", "problem", "control"}
         identity = self.model_dump(mode="json", exclude=left_out)
-        where = ("data_ranks", "basis_ranks", "share_gpus", "cuda_mpi", "sharded_update")
+        where = ("data_ranks", "basis_ranks", "share_gpus", "cuda_mpi")
+        where += ("sharded_update", "compile_cache")
         length = ("n_steps", "n_epochs", "validate_every", "patience", "min_delta")
         for key in ("name", "hang_timeout_s", "compare_every", *length, *where):
             del identity["run"][key]

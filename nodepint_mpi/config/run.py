@@ -28,6 +28,8 @@ class RunSection(Section):
     With `sharded_update` every rank updates a part of the parameters and keeps that part of the
     optimizer's moments; without, rank 0 does; unless given it is sharded where the optimizer
     permits and the network is large enough.
+    Compiled programs are kept in the folder `compile_cache` for the next run ("auto": in the user's
+    cache folder; "off": nowhere).
     """
 
     name: Name
@@ -45,6 +47,7 @@ class RunSection(Section):
     share_gpus: bool = False
     cuda_mpi: bool = False
     sharded_update: bool | None = None
+    compile_cache: str = "auto"
 
     @model_validator(mode="before")
     @classmethod

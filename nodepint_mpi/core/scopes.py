@@ -15,9 +15,11 @@ COARSE = "coarse"
 SEND = "send"
 RECEIVE = "receive"
 REDUCE = "reduce"
+UPDATE = "update"
 
-SCOPES = (FINE_FORWARD, FINE_ADJOINT, TANGENTS, COARSE, SEND, RECEIVE, REDUCE)
-"""A send may receive at the same time; a reduction is any message of more than two ranks."""
+SCOPES = (FINE_FORWARD, FINE_ADJOINT, TANGENTS, COARSE, SEND, RECEIVE, REDUCE, UPDATE)
+"""The last is the optimizer's. A send may receive at the same time; a reduction is any message of
+more than two ranks."""
 MESSAGES = (SEND, RECEIVE, REDUCE)
 
 RIGHTWARDS, LEFTWARDS, LINE, GRID = "rightwards", "leftwards", "line", "grid"
@@ -57,10 +59,11 @@ def channel(name: str) -> contextlib.AbstractContextManager[object]:
 def scope_of(op_name: str) -> str | None:
     """The phase of an operation by its name in XLA's metadata; None if it has none. Local.
 
-    The outermost counts: a pull-back holds the names of what it transposes.
+    The outermost counts: a pull-back holds the names of what it transposes. But a message is one
+    whatever it is part of.
     """
-    found = _SCOPE.search(op_name)
-    return None if found is None else found[1]
+    found = _SCOPE.findall(op_name)
+    return next((name for name in found if name in MESSAGES), next(iter(found), None))
 
 
 def channel_of(op_name: str) -> str | None:

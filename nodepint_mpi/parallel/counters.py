@@ -100,14 +100,19 @@ def count(tally: Tally) -> None:
 
 @contextlib.contextmanager
 def work(
-    name: str, tally: Tally | None = None, *, walked: int = 0, composed: int = 0
+    name: str,
+    tally: Tally | None = None,
+    *,
+    walked: int = 0,
+    composed: int = 0,
+    updated: int = 0,
 ) -> Iterator[None]:
     """Name the phase of what is traced in the body, and count it. Local.
 
-    `walked` and `composed` are affine maps, which are not counted but recorded alone; see
-    `operations.Work`.
+    `walked` and `composed` are affine maps, `updated` parameters; they are not counted but recorded
+    alone: see `operations.Work`.
     """
-    _note(name, tally, walked, composed)
+    _note(name, tally, walked, composed, updated)
     with scope(name):
         yield
 
@@ -131,7 +136,9 @@ def usually(value: Array, usual: int) -> Any:
     return usual if is_recording() else value
 
 
-def _note(name: str, tally: Tally | None, walked: int = 0, composed: int = 0) -> None:
+def _note(
+    name: str, tally: Tally | None, walked: int = 0, composed: int = 0, updated: int = 0
+) -> None:
     """Count work, or record it."""
     if not is_recording():
         if tally is not None:
@@ -139,7 +146,7 @@ def _note(name: str, tally: Tally | None, walked: int = 0, composed: int = 0) ->
         return
     amounts = Tally() if tally is None else tally
     known: Any = (None if isinstance(amount, jax.Array) else amount for amount in amounts)
-    record(Work(name, Tally(*known), walked, composed))
+    record(Work(name, Tally(*known), walked, composed, updated))
 
 
 @contextlib.contextmanager

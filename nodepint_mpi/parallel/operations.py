@@ -40,13 +40,15 @@ class Work(NamedTuple):
 
     `tally` is a `counters.Tally` of whole numbers, of `FromFront`, and of None where a number is
     not known before the step runs. `walked` and `composed` are affine maps of the coarse problem in
-    coordinates that a state is walked through, and that are made of two.
+    coordinates that a state is walked through, and that are made of two; `updated` are parameters
+    that the optimizer changes.
     """
 
     phase: str
     tally: Any
     walked: int = 0
     composed: int = 0
+    updated: int = 0
 
 
 class Call(NamedTuple):

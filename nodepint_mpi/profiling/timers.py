@@ -11,6 +11,7 @@ import jax
 from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.counters import Tally
 from nodepint_mpi.profiling.sampling import Result, Sampler
+from nodepint_mpi.ranks.machine import started_at
 
 COMPILING = "/jax/core/compile/"
 
@@ -62,13 +63,15 @@ class CompileClock:
 class Timers:
     """Seconds, counts and profiles of the steps of a start.
 
-    `seconds` has all steps, `warm_s` those that compiled nothing and were not profiled.
+    `seconds` has all steps, `warm_s` those that compiled nothing and were not profiled;
+    `first_step_s` is how long after the start of this process the first step was done.
     """
 
     def __init__(self, comms: Comms, compiling: CompileClock):
         self.compiling = compiling
         self.seconds = Seconds([], [])
         self.warm_s: list[float] = []
+        self.first_step_s: float | None = None
         self.tally = Tally()
         self.sampler = Sampler(comms.control)
 
@@ -78,6 +81,8 @@ class Timers:
         began, compiled = time.perf_counter(), self.compiling.seconds
         taken = self.sampler.profiled(work, step) if due else work()
         self.seconds.steps.append(time.perf_counter() - began)
+        if self.first_step_s is None:
+            self.first_step_s = time.time() - started_at()
         if self.compiling.seconds > compiled:
             self.sampler.forget(step)
         elif not due:

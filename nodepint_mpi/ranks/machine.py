@@ -13,12 +13,31 @@ from pathlib import Path
 from nodepint_mpi.ranks.devices import own_cores
 
 _CPU_INFO, _STAT = Path("/proc/cpuinfo"), Path("/proc/stat")
+_OWN_STAT = Path("/proc/self/stat")
+_BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", None)
+_STARTED = 19  # starttime of proc_pid_stat(5), counted from after the command's name
+_LOADED_AT = time.time()
 _IDLE = slice(3, 5)  # of a line in _STAT: idle, and waiting for a disk (proc(5))
 
 
 def peak_bytes() -> int:
     """The most memory this process has held. Local."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def started_at() -> float:
+    """When this process started, in seconds since the epoch. Local.
+
+    Where the system does not say, when this module was loaded.
+    """
+    try:
+        ticks = int(_OWN_STAT.read_text().rpartition(")")[2].split()[_STARTED])
+    except (OSError, ValueError, IndexError):
+        return _LOADED_AT
+    if _BOOT_CLOCK is None:
+        return _LOADED_AT
+    age_s = time.clock_gettime(_BOOT_CLOCK) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.time() - age_s
 
 
 def describe_machine() -> str:

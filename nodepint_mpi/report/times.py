@@ -19,6 +19,7 @@ LOOKS = {
     "send": ("lightgreen", "||||"),
     "receive": ("tab:cyan", "----"),
     "reduce": ("lightsteelblue", "++++"),
+    "update": ("plum", "oooo"),
     "wait": ("mistyrose", "..."),
     "other": ("white", ""),
 }

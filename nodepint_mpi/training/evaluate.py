@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -78,16 +78,39 @@ def make_scorer(comms: Comms, experiment: Experiment, split: Split) -> Scorer:
             )
         samples, problem = experiment.valid, experiment.valid_problem
     run = make_evaluation(problem)
+    return lambda params: _score(run, params, samples, comms.time)[0]
 
-    def score(params: EncodeProcessDecode) -> dict[str, float]:
-        totals = {}
-        for own, counted in deal_rows(comms.time, samples.n_rows, BATCH):
-            for name, mean in run(params, samples.take(own), counted).items():
-                part, before = jax.tree.map(float, mean), totals.get(name)
-                totals[name] = part if before is None else jax.tree.map(operator.add, before, part)
-        return {name: total.value() for name, total in totals.items()}
 
-    return score
+def _score(
+    run: Callable, params: EncodeProcessDecode, samples: Samples, comm: TimeComm
+) -> tuple[dict[str, float], Any]:
+    """Scores over all rows, and what was predicted of the first of them. Collective."""
+    totals, first = {}, None
+    for start, (own, counted) in enumerate(deal_rows(comm, samples.n_rows, BATCH)):
+        means, seen = run(params, samples.take(own), counted)
+        first = seen if start == 0 else first
+        for name, mean in means.items():
+            part, before = jax.tree.map(float, mean), totals.get(name)
+            totals[name] = part if before is None else jax.tree.map(operator.add, before, part)
+    return {name: total.value() for name, total in totals.items()}, first
+
+
+def evaluate_and_draw(
+    comms: Comms, experiment: Experiment, params: EncodeProcessDecode, folder: Path
+) -> dict[str, float]:
+    """Scores on the test split, as of `evaluate`, and predictions drawn by rank 0. Collective.
+
+    One program gives both where the predictions are of the same paths as the scores.
+    """
+    samples, problem = experiment.test, experiment.test_problem
+    same = experiment.predicts and problem.noise is None and not samples.differ
+    if not same or comms.time.n_groups > 1:
+        scores = evaluate(comms, experiment, params)
+        save_predictions(comms, experiment, params, folder)
+        return scores
+    scores, seen = _score(make_evaluation(problem, predicts=True), params, samples, comms.time)
+    save_predictions(comms, experiment, params, folder, seen)
+    return scores
 
 
 def deal_rows(comm: TimeComm, n_rows: int, size: int) -> Iterator[tuple[np.ndarray, bool]]:
@@ -234,15 +257,24 @@ def problem_to_show(experiment: Experiment) -> LineProblem:
 
 
 def save_predictions(
-    comms: Comms, experiment: Experiment, params: EncodeProcessDecode, folder: Path
+    comms: Comms,
+    experiment: Experiment,
+    params: EncodeProcessDecode,
+    folder: Path,
+    known: Any = None,
 ) -> None:
-    """Draw predictions for the first test samples. Collective over `comms`; rank 0 draws."""
+    """Draw predictions for the first test samples. Collective over `comms`; rank 0 draws.
+
+    `known` are this rank's predictions of at least these samples, if they are known already.
+    """
     if not experiment.predicts:
         return
     samples, observations = experiment.test, experiment.test_problem.observations
     kind = "labels" if samples.section.times is None else "trajectories"
     batch = samples.take(np.arange(min(N_SHOWN[kind], samples.n_rows)))
-    seen = np.asarray(make_prediction(problem_to_show(experiment))(params, batch))
+    if known is None:
+        known = make_prediction(problem_to_show(experiment))(params, batch)
+    seen = np.asarray(known)[:, : len(batch.rows)]
     own = place_predictions(samples, batch, observations.indices, seen)
     gathered = comms.control.gather(own.predictions)  # of all groups, which agree
     with together(comms.control):

@@ -30,26 +30,34 @@ class Walked(NamedTuple):
     cotangent: Bool[Array, ""]
 
 
-def make_evaluation(problem: LineProblem) -> Callable:
-    """Make the jitted `(params, batch, counted) -> {name: Mean}`; sums over all ranks.
+def make_evaluation(problem: LineProblem, *, predicts: bool = False) -> Callable:
+    """Make the jitted `(params, batch, counted) -> ({name: Mean}, predictions)`; sums over ranks.
 
     Local to make; the evaluation is collective over the grid. What is not `counted` adds nothing.
+    Where it `predicts`, it also returns what `make_prediction` does, else None: one program that
+    solves, in place of two.
     """
 
-    def scores(params: PyTree, batch: SampleBatch) -> dict[str, Mean]:
-        if isinstance(problem.loss, SimulationFree):
-            return {"loss": mean_of_samples(problem, params, batch)}
+    def scores(params: PyTree, batch: SampleBatch) -> tuple[dict[str, Mean], Array | None]:
+        if isinstance(problem.loss, SimulationFree) and not predicts:
+            return {"loss": mean_of_samples(problem, params, batch)}, None
         result = _forward(problem, params, batch)
+        seen = None
+        if predicts:
+            seen = decode_states(problem, params, read_states(problem, result, batch), batch)
+        if isinstance(problem.loss, SimulationFree):
+            return {"loss": mean_of_samples(problem, params, batch)}, seen
         functions = {"loss": problem.loss, **problem.metrics}
-        return {
+        means = {
             name: compare(problem, params, result, batch, function)
             for name, function in functions.items()
         }
+        return means, seen
 
-    def evaluate(params: PyTree, batch: SampleBatch, counted: Array) -> dict[str, Mean]:
-        local = scores(params, batch)
+    def evaluate(params: PyTree, batch: SampleBatch, counted: Array):
+        local, seen = scores(params, batch)
         local = jax.tree.map(lambda part: jnp.where(counted, part, jnp.zeros_like(part)), local)
-        return sum_over_ranks(problem.comm, local)
+        return sum_over_ranks(problem.comm, local), seen
 
     return jax.jit(evaluate)
 

@@ -36,6 +36,10 @@ def begin(control: MPI.Intracomm, read: Callable[[], Config], *, placed: bool = 
     if not placed:
         settle(control, share_gpus=config.run.share_gpus, cuda_mpi=config.run.cuda_mpi)
     set_precision(config)
+    # Here, as it loads JAX.
+    from nodepint_mpi.ranks.compile_cache import keep_programs
+
+    keep_programs(config.run.compile_cache, prune=control.rank == 0)
     return config
 
 

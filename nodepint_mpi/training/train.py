@@ -32,14 +32,14 @@ from nodepint_mpi.profiling.record import record_times, write_times
 from nodepint_mpi.profiling.timers import CompileClock, Timers
 from nodepint_mpi.ranks.agreement import together
 from nodepint_mpi.ranks.devices import own_cores
-from nodepint_mpi.ranks.machine import peak_bytes
+from nodepint_mpi.ranks.machine import peak_bytes, started_at
 from nodepint_mpi.ranks.signals import StopFlag
 from nodepint_mpi.ranks.watchdog import Watchdog
 from nodepint_mpi.training.cadence import is_due
 from nodepint_mpi.training.callbacks import Callback, Listeners, make_callbacks
 from nodepint_mpi.training.enlarge import grow
 from nodepint_mpi.training.error_control import Stepper, Taken, make_stepper
-from nodepint_mpi.training.evaluate import evaluate, save_predictions
+from nodepint_mpi.training.evaluate import evaluate_and_draw
 from nodepint_mpi.training.length import describe_length
 from nodepint_mpi.training.nonfinite import LastGood, raise_nonfinite
 from nodepint_mpi.training.plain import make_plain_stepper
@@ -165,6 +165,8 @@ def train(
             "n_ranks": control.size,
             **grid,
             "train_loss": None if report is None else float(report.loss),
+            "started_at": started_at(),
+            "first_step_s": timers.first_step_s,
             "step_s": statistics.median(seconds.steps) if seconds.steps else None,
             "training_s": sum(seconds.steps),
             "saving_s": sum(seconds.saving),
@@ -192,9 +194,8 @@ def train(
             if best is not None:
                 scored, params, result["test_of_step"] = best.experiment, best.params, best.step
                 _log.info("test scores are of the best checkpoint, of step %d", best.step)
-            scores = evaluate(comms, scored, params)
+            scores = evaluate_and_draw(comms, scored, params, folder)
             result |= {f"test_{name}": value for name, value in scores.items()}
-            save_predictions(comms, scored, params, folder)
         with watchdog.phase("writing results", limit_s=120.0), together(control):
             if control.rank == 0:
                 assert records is not None  # rank 0 keeps them

@@ -30,11 +30,12 @@ from nodepint_mpi.core.pieces import (
     match_leaves,
     on_pieces,
 )
+from nodepint_mpi.core.scopes import UPDATE
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.io.checkpoint_rows import Rows
 from nodepint_mpi.io.leaves import LeafSpec, describe_leaves
 from nodepint_mpi.parallel.comms import TimeComm
-from nodepint_mpi.parallel.counters import counting
+from nodepint_mpi.parallel.counters import counting, work
 from nodepint_mpi.parallel.exchange import max_over_ranks, sum_over_grid
 from nodepint_mpi.parallel.shards import (
     from_first,
@@ -125,6 +126,7 @@ class Update:
         self._params, self._state = like, jax.eval_shape(optimizer.init, like)
         self._deals = [Deal(tuple(leaf.shape)) for leaf in jax.tree.leaves(like)]
         self._leaves = match_leaves(like, self._state)
+        self._ends = np.cumsum([deal.length(comm.n_grid) for deal in self._deals])
         self._on_pieces, self.reason = None, ""
         n_parameters, n_ranks = sum(deal.size for deal in self._deals), comm.n_grid
         if sharded is None and n_parameters < max(SMALL, SMALL_PIECE * n_ranks):
@@ -252,23 +254,22 @@ class Update:
     def _sharded(self, state: TrainState, gradient: PyTree[Array], sums: Sums) -> Updated:
         comm, deals, on_pieces = self.comm, self._deals, self._on_pieces
         assert on_pieces is not None
+        leaves = zip(deals, jax.tree.leaves(gradient), strict=True)
         with counting() as ledger:
-            blocks = [
-                deal.blocks(leaf, comm.n_grid)
-                for deal, leaf in zip(deals, jax.tree.leaves(gradient), strict=True)
-            ]
+            blocks = [deal.blocks(leaf, comm.n_grid) for deal, leaf in leaves]
             own = reduce_scatter(comm, jnp.concatenate(blocks, axis=1))
             sums, square = sum_over_grid(comm, (sums, jnp.sum(own**2)))
             own = own / sums.divisor.astype(own.dtype)
             grad_norm = jnp.sqrt(square) / sums.divisor
             pieces = self._split(own)
-            params = self._each(state.params, range(len(deals)), self._cut)
-            params, opt_state = on_pieces(self._ranks, pieces, state.opt_state, params)
+            held = sum(deal.n_held(comm.n_grid, comm.grid_rank) for deal in deals)
+            with work(UPDATE, updated=held):
+                params = self._each(state.params, range(len(deals)), self._cut)
+                params, opt_state = on_pieces(self._ranks, pieces, state.opt_state, params)
             flat = gather_shards(comm, jnp.concatenate(jax.tree.leaves(params)))
             params = self._joined(flat)
             opt_state = self._with_common_of_first(opt_state)
-        state = TrainState(params, opt_state)
-        tally = ledger.tally.as_array()
+        state, tally = TrainState(params, opt_state), ledger.tally.as_array()
         loss = sums.loss / sums.divisor
         return Updated(state, pieces, loss, sums.divisor, grad_norm, sums.misfits, tally)
 
@@ -299,14 +300,12 @@ class Update:
 
     def _split(self, flat: Array) -> PyTree[Array]:
         """One rank's pieces of all parameters from what they are in a row."""
-        lengths = [deal.length(self.comm.n_grid) for deal in self._deals]
-        parts = jnp.split(flat, np.cumsum(lengths)[:-1])
+        parts = jnp.split(flat, self._ends[:-1])
         return jax.tree.unflatten(jax.tree.structure(self._params), parts)
 
     def _joined(self, flat: Array) -> PyTree[Array]:
         """Whole parameters from the pieces of all ranks, (ranks, length)."""
-        lengths = [deal.length(self.comm.n_grid) for deal in self._deals]
-        parts = jnp.split(flat, np.cumsum(lengths)[:-1], axis=1)
+        parts = jnp.split(flat, self._ends[:-1], axis=1)
         whole = [deal.whole(part) for deal, part in zip(self._deals, parts, strict=True)]
         return jax.tree.unflatten(jax.tree.structure(self._params), whole)
 
@@ -329,9 +328,11 @@ class Update:
             grad_norm = jnp.zeros_like(loss)
             if total is not None:
                 gradient, sums = (gradient, sums) if comm.n_grid == 1 else unravel(total)
-                gradient = jax.tree.map(lambda x: x / sums.divisor.astype(x.dtype), gradient)
-                grad_norm, loss = optax.tree.norm(gradient), sums.loss / sums.divisor
-                new = apply_gradient(self.optimizer, state, gradient)
+                loss = sums.loss / sums.divisor
+                with work(UPDATE, updated=sum(deal.size for deal in self._deals)):
+                    gradient = jax.tree.map(lambda x: x / sums.divisor.astype(x.dtype), gradient)
+                    grad_norm = optax.tree.norm(gradient)
+                    new = apply_gradient(self.optimizer, state, gradient)
             else:
                 gradient = self._each(gradient, range(len(self._deals)), self._cut)
             known = new.params, loss, sums, grad_norm

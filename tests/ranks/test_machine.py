@@ -2,6 +2,9 @@
 
 import os
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -49,3 +52,13 @@ def test_the_peak_of_memory_is_that_of_the_system():
 def test_a_machine_has_a_name_and_cores():
     n_cores = len(os.sched_getaffinity(0))
     assert re.fullmatch(rf".+, {n_cores} cores?", machine.describe_machine())
+
+
+def test_a_process_knows_when_it_started():
+    """Between what its parent's clock showed before and after; the system counts in 10 ms."""
+    before = time.time()
+    code = "import time; time.sleep(0.3); from nodepint_mpi.ranks import machine\n"
+    code += "print(machine.started_at(), time.time())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    started, ended = map(float, done.stdout.split())
+    assert before - 0.03 <= started <= ended - 0.3 + 0.03

@@ -15,7 +15,7 @@ from nodepint_mpi.parallel.failure import _log_power as warn_once
 from nodepint_mpi.training.batch_model import BatchedField
 from nodepint_mpi.training.error_control import Tracker, make_stepper, relative_error
 from nodepint_mpi.training.evaluate import evaluate
-from nodepint_mpi.training.forward import make_prediction
+from nodepint_mpi.training.forward import make_evaluation
 from nodepint_mpi.training.plain import make_plain_loss
 from nodepint_mpi.training.setup import fresh_state, set_up
 from tests.training.small_config import EXACT, small_config
@@ -278,7 +278,9 @@ def test_the_relative_error_counts_every_rank_once(comms, source):
     scores = evaluate(comms, experiment, params)
     batch = experiment.test.take(np.arange(6))
     targets = np.asarray(batch.targets)
-    states = make_prediction(experiment.test_problem)(params, batch)
+    run = make_evaluation(experiment.test_problem, predicts=True)
+    means, states = run(params, batch, True)
+    assert means["loss"].value() == pytest.approx(scores["loss"], rel=1e-12)
     parts = comms.control.allgather((experiment.test_problem.observations.indices, states))
     squares = sum(
         np.sum((np.asarray(part) - np.moveaxis(targets[:, indices], 1, 0)) ** 2)

@@ -10,6 +10,7 @@ from nodepint_mpi.bench.planning.forecast import (
     efficiency,
     limits,
     model_errors,
+    undivided_s,
     ways_of,
     why_slow,
 )
@@ -173,8 +174,36 @@ def format_advice(advice: Advice) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [_line(choice, advice) for choice in advice.choices.values()]
+    lines += _undivided_table(advice)
     lines += ["", advice.reason]
     return "\n".join(lines)
+
+
+def _undivided_table(advice: Advice) -> list[str]:
+    """What a step takes beyond its share of a step on one rank, and what would be saved without
+    each thing that costs."""
+    rows = [(choice, _costs_s(choice, advice)) for choice in advice.choices.values()]
+    names = list(rows[0][1])
+    head = " | ".join(names)
+    return [
+        "",
+        "Milliseconds of a step that the ranks do not divide (s of the efficiency "
+        "1 / (1 + P s / T)), and what a step would save without:",
+        "",
+        f"| ranks | not divided | {head} |",
+        f"|---|---|{'---|' * len(names)}",
+        *(
+            f"| {choice.layout.n_ranks} | {undivided_s(choice) * 1e3:.3g} | "
+            f"{' | '.join(f'{1e3 * saved.get(name, 0.0):.3g}' for name in names)} |"
+            for choice, saved in rows
+        ),
+    ]
+
+
+def _costs_s(choice: Choice, advice: Advice) -> dict[str, float]:
+    """Seconds that a simulated step would save without each thing, in one order."""
+    gains = dict(limits(choice, advice.network))
+    return {name: choice.simulated.step_s * (1 - 1 / gains[name]) for name in sorted(gains)}
 
 
 def advice_as_data(advice: Advice) -> dict[str, Any]:
@@ -223,6 +252,8 @@ def _choice_as_data(choice: Choice, advice: Advice) -> dict[str, Any]:
         "sweeps": way.trial.sweeps,
         "memory_bytes": choice.memory_bytes,
         "limits": dict(limits(choice, advice.network)),
+        "undivided_s": undivided_s(choice),
+        "saved_s": _costs_s(choice, advice),
     }
 
 

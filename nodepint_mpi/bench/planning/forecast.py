@@ -71,6 +71,7 @@ def ways_of(config: Config, trials: Trials) -> list[Way]:
             ]
         if saved is not None:
             half = Costs(*(cost * share for cost, share in zip(costs, saved, strict=True)))
+            half = half._replace(update_s=costs.update_s)  # the same parameters
         sweeps, info = recorder.sweeps(trial.sweeps), make_plan(recorder.config, 1)
         found.append(Way(trial.settings, recorder, sweeps, costs, half, info, trial))
     return found
@@ -127,7 +128,8 @@ def limits(choice: Choice, network: Network) -> list[tuple[str, float]]:
     without = {
         "the walk from slice to slice by coarse steps": ("coarse_s", "copulled_s"),
         "the coarse problem in coordinates": ("recurrence_s", "compose_s"),
-        "what all ranks do alike (update, encoder, loss)": ("other_s",),
+        "what all ranks do alike (encoder, loss)": ("other_s",),
+        "the update": ("update_s",),
     }
     now = choice.simulated.step_s
     gains = {
@@ -148,6 +150,14 @@ def efficiency(choice: Choice) -> float:
     """Of the same way on one rank, whose trial is known. Local."""
     alone = choice.way.trial.seconds
     return alone / (choice.layout.n_ranks * choice.step_s)
+
+
+def undivided_s(choice: Choice) -> float:
+    """Seconds of a step that its ranks do not divide. Local.
+
+    The s of the efficiency 1 / (1 + P s / T), with a step of T seconds on one rank.
+    """
+    return choice.step_s - choice.way.trial.seconds / choice.layout.n_ranks
 
 
 def why_slow(choice: Choice, serial_s: float) -> str:

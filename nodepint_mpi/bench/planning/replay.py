@@ -26,12 +26,14 @@ from nodepint_mpi.bench.planning.stages import (
     unrolled,
 )
 from nodepint_mpi.core.scopes import COARSE as COARSE_PHASE
-from nodepint_mpi.core.scopes import FINE_ADJOINT, FINE_FORWARD, TANGENTS
+from nodepint_mpi.core.scopes import FINE_ADJOINT, FINE_FORWARD, TANGENTS, UPDATE
 from nodepint_mpi.errors import DataError
 from nodepint_mpi.parallel import operations
 from nodepint_mpi.parallel.operations import Call, FromFront
 
-PART_OF = {FINE_FORWARD: FINE, FINE_ADJOINT: FINE, TANGENTS: FINE, COARSE_PHASE: COARSE}
+PART_OF = {
+    FINE_FORWARD: FINE, FINE_ADJOINT: FINE, TANGENTS: FINE, COARSE_PHASE: COARSE, UPDATE: OTHER,
+}  # fmt: skip
 """Where the time of a phase goes; messages are not work."""
 
 
@@ -41,7 +43,7 @@ class Costs(NamedTuple):
     Of a slice: `fine_s`, a fine solve; `pulled_s`, its pull-back; `tangent_s`, a direction pushed
     through it; `coarse_s` and `copulled_s`, the coarse propagator and its pull-back; in coordinates
     of a basis `recurrence_s`, the walk through a slice's map, and `compose_s`, making one map of
-    two. Of a step: `other_s`, which all ranks do.
+    two. Of a step: `other_s`, which all ranks do. Of a parameter: `update_s`, its update.
     """
 
     fine_s: float
@@ -52,6 +54,7 @@ class Costs(NamedTuple):
     recurrence_s: float
     compose_s: float
     other_s: float
+    update_s: float = 0.0
 
 
 class Simulated(NamedTuple):
@@ -185,6 +188,7 @@ def cost_of(costs: Costs, phase: str, name: str) -> float:
             "walked": costs.recurrence_s,
             "composed": costs.compose_s,
         },
+        UPDATE: {"updated": costs.update_s},
     }
     return each[phase].get(name, 0.0)
 

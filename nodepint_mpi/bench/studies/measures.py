@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from nodepint_mpi.bench.studies.scaling import describe
-from nodepint_mpi.core.scopes import COARSE, FINE_ADJOINT, FINE_FORWARD, MESSAGES, TANGENTS
+from nodepint_mpi.core.scopes import COARSE, FINE_ADJOINT, FINE_FORWARD, MESSAGES, TANGENTS, UPDATE
 from nodepint_mpi.profiling.trace import OTHER
 from nodepint_mpi.profiling.waits import WAIT
 
@@ -19,7 +19,7 @@ SHARES = {
     "coarse": (COARSE,),
     "messages": MESSAGES,
     "idle": (WAIT,),
-    "other": (OTHER,),
+    "other": (UPDATE, OTHER),
 }
 """Parts of a step and the phases that make them up."""
 COUNTED = {FINE_FORWARD: ("fine",), FINE_ADJOINT: ("fine_pulled",), TANGENTS: ("tangent_passes",)}
