@@ -15,11 +15,21 @@ COARSE = "coarse"
 SEND = "send"
 RECEIVE = "receive"
 REDUCE = "reduce"
+ENCODER = "encoder"
+LOSS = "loss"
+SNAPSHOTS = "snapshots"
+FACTOR = "factor"
 UPDATE = "update"
+SWEEP = "sweep"
 
-SCOPES = (FINE_FORWARD, FINE_ADJOINT, TANGENTS, COARSE, SEND, RECEIVE, REDUCE, UPDATE)
-"""The last is the optimizer's. A send may receive at the same time; a reduction is any message of
-more than two ranks."""
+SCOPES = (
+    FINE_FORWARD, FINE_ADJOINT, TANGENTS, COARSE, SEND, RECEIVE, REDUCE, ENCODER, LOSS, SNAPSHOTS,
+    FACTOR, UPDATE, SWEEP,
+)  # fmt: skip
+"""A send may receive at the same time; a reduction is any message of more than two ranks. The loss
+is with the decoder. A shared basis is found from snapshots, which each rank has of its own slices,
+and by small factorizations, which all ranks do alike. The update is the optimizer's. The rest of a
+sweep are jumps, corrections, guards and copies of the slices: what no other phase claims."""
 MESSAGES = (SEND, RECEIVE, REDUCE)
 
 RIGHTWARDS, LEFTWARDS, LINE, GRID = "rightwards", "leftwards", "line", "grid"
@@ -60,10 +70,11 @@ def scope_of(op_name: str) -> str | None:
     """The phase of an operation by its name in XLA's metadata; None if it has none. Local.
 
     The outermost counts: a pull-back holds the names of what it transposes. But a message is one
-    whatever it is part of.
+    whatever it is part of, and a sweep has only what is of no phase in it.
     """
     found = _SCOPE.findall(op_name)
-    return next((name for name in found if name in MESSAGES), next(iter(found), None))
+    inside = [name for name in found if name != SWEEP]
+    return next((name for name in found if name in MESSAGES), next(iter(inside or found), None))
 
 
 def channel_of(op_name: str) -> str | None:

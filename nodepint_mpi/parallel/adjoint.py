@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from nodepint_mpi.core.propagators import SliceResult
-from nodepint_mpi.core.scopes import FINE_ADJOINT
+from nodepint_mpi.core.scopes import FINE_ADJOINT, SWEEP, scope
 from nodepint_mpi.core.sweeps import slice_distance
 from nodepint_mpi.core.transposed import BlockCotangents, PullBack
 from nodepint_mpi.core.types import Block, Params
-from nodepint_mpi.parallel.counters import Tally, work
+from nodepint_mpi.parallel.counters import Tally, note, work
 from nodepint_mpi.parallel.exchange import max_over_ranks
 from nodepint_mpi.parallel.iterate import (
     AbstractDirection,
@@ -115,11 +115,12 @@ def solve_adjoint(
     Reference:
         Maday, Turinici (2002), C. R. Acad. Sci. 335, 387-392, for parareal of optimality systems.
     """
-    begun = solver.method.adjoint_init(
-        line, linear.starts, linear.memory, sources, no_carry() if carry is None else carry
-    )
-    backward = Backward(line, solver, linear, sources, begun.linear)
-    last, seen = iterate(backward, backward.first(begun.cotangents), on_iterate, seen)
+    with scope(SWEEP):
+        begun = solver.method.adjoint_init(
+            line, linear.starts, linear.memory, sources, no_carry() if carry is None else carry
+        )
+        backward = Backward(line, solver, linear, sources, begun.linear)
+        last, seen = iterate(backward, backward.first(begun.cotangents), on_iterate, seen)
     return Gradient(last.params_bar, last.initial_bar, last.record, seen)
 
 
@@ -151,6 +152,7 @@ class Backward(AbstractDirection[Coiterate]):
 
     def propagate(self, iterate):
         sources = self.sources
+        note(SWEEP, swept=self.line.owned.n_owned)
         with work(FINE_ADJOINT, Tally(fine_pulled=self.line.owned.n_owned)):
             end = sources.end + iterate.cotangents.rights
             return self.linear.pull_back(SliceResult(sources.saves, end))

@@ -99,20 +99,12 @@ def count(tally: Tally) -> None:
 
 
 @contextlib.contextmanager
-def work(
-    name: str,
-    tally: Tally | None = None,
-    *,
-    walked: int = 0,
-    composed: int = 0,
-    updated: int = 0,
-) -> Iterator[None]:
+def work(name: str, tally: Tally | None = None, **others: int) -> Iterator[None]:
     """Name the phase of what is traced in the body, and count it. Local.
 
-    `walked` and `composed` are affine maps, `updated` parameters; they are not counted but recorded
-    alone: see `operations.Work`.
+    The `others` are not counted but recorded alone: see `operations.Work`.
     """
-    _note(name, tally, walked, composed, updated)
+    note(name, tally, **others)
     with scope(name):
         yield
 
@@ -136,24 +128,22 @@ def usually(value: Array, usual: int) -> Any:
     return usual if is_recording() else value
 
 
-def _note(
-    name: str, tally: Tally | None, walked: int = 0, composed: int = 0, updated: int = 0
-) -> None:
-    """Count work, or record it."""
+def note(name: str, tally: Tally | None = None, **others: int) -> None:
+    """Count work of a phase, or record it, wherever it is traced. Local."""
     if not is_recording():
         if tally is not None:
             count(tally)
         return
     amounts = Tally() if tally is None else tally
     known: Any = (None if isinstance(amount, jax.Array) else amount for amount in amounts)
-    record(Work(name, Tally(*known), walked, composed, updated))
+    record(Work(name, Tally(*known), tuple(others.items())))
 
 
 @contextlib.contextmanager
 def message(name: str, among: str, *sent: Array) -> Iterator[None]:
     """Name phase and channel of a message traced in the body; count what it hands over. Local."""
     for array in sent:
-        _note(name, Tally(messages=1, words=-(-array.nbytes // WORD_BYTES)))
+        note(name, Tally(messages=1, words=-(-array.nbytes // WORD_BYTES)))
     with scope(name), channel(among):
         yield
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nodepint_mpi.core.propagators import SliceResult
-from nodepint_mpi.core.scopes import FINE_FORWARD
+from nodepint_mpi.core.scopes import FINE_FORWARD, SWEEP, scope
 from nodepint_mpi.core.sweeps import BlockStates, propagate_block
 from nodepint_mpi.core.transposed import linearise_block
 from nodepint_mpi.core.types import Block, State
@@ -64,7 +64,8 @@ def linearize_solve(line: Line, solver: TimeSolver, initial: State) -> Linearize
     solved = solve_interface(line, solver, initial)
     at = linearize_at(line, solver, solved.states.starts, solved.memory)
     _warn(line, solver, at)
-    jump = largest_jump(line.comm, at.result, solved.states)
+    with scope(SWEEP):
+        jump = largest_jump(line.comm, at.result, solved.states)
     return LinearizedSolve(at, solved.record, jump)
 
 

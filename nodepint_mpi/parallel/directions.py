@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int, PRNGKeyArray
 
 from nodepint_mpi.core.basis import lift, project, rows_in_use
+from nodepint_mpi.core.scopes import FACTOR, SNAPSHOTS, scope
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.exchange import sum_over_ranks
 
@@ -53,27 +54,38 @@ def leading_directions(
     """
     sample, dtype = snapshots.shape[1:], snapshots.dtype
     size = math.prod(sample)
-    flat = snapshots.reshape(-1, size)
-    finite = jnp.all(jnp.isfinite(flat), axis=1, keepdims=True)
-    flat = jnp.where(finite, flat, 0.0)
     n_probes = min(rank + OVERSAMPLING, size)
 
     def weights(number):
         return jax.random.normal(jax.random.fold_in(key, number), (n_probes,), dtype)
 
-    probes = sum_over_ranks(comm, jax.vmap(weights)(numbers).T @ flat)
+    with scope(SNAPSHOTS):
+        flat = snapshots.reshape(-1, size)
+        finite = jnp.all(jnp.isfinite(flat), axis=1, keepdims=True)
+        flat = jnp.where(finite, flat, 0.0)
+        shown = jax.vmap(weights)(numbers).T @ flat
+    probes = sum_over_ranks(comm, shown)
     for _ in range(POWER_ITERATIONS):
-        probes = sum_over_ranks(comm, (flat @ _orthonormal(probes).T).T @ flat)
-    basis = _orthonormal(probes)
-    inside = flat @ basis.T
-    energies, rotation = jnp.linalg.eigh(sum_over_ranks(comm, inside.T @ inside))
-    energies, rotation = energies[::-1][:rank], rotation[:, ::-1][:, :rank]
-    noise = n_probes * jnp.finfo(dtype).eps
-    real = (energies > noise * energies[0]) & (energies > 0)
-    vectors = jnp.where(real[:, None], rotation.T @ basis, 0.0)
-    padding = max(0, rank - n_probes)
-    vectors = jnp.pad(vectors, [(0, padding), (0, 0)])
-    energies = jnp.pad(jnp.where(real, energies, 0.0), [(0, padding)])
+        with scope(FACTOR):
+            rows = _orthonormal(probes).T
+        with scope(SNAPSHOTS):
+            shown = (flat @ rows).T @ flat
+        probes = sum_over_ranks(comm, shown)
+    with scope(FACTOR):
+        basis = _orthonormal(probes)
+    with scope(SNAPSHOTS):
+        inside = flat @ basis.T
+        gram = inside.T @ inside
+    gram = sum_over_ranks(comm, gram)
+    with scope(FACTOR):
+        energies, rotation = jnp.linalg.eigh(gram)
+        energies, rotation = energies[::-1][:rank], rotation[:, ::-1][:, :rank]
+        noise = n_probes * jnp.finfo(dtype).eps
+        real = (energies > noise * energies[0]) & (energies > 0)
+        vectors = jnp.where(real[:, None], rotation.T @ basis, 0.0)
+        padding = max(0, rank - n_probes)
+        vectors = jnp.pad(vectors, [(0, padding), (0, 0)])
+        energies = jnp.pad(jnp.where(real, energies, 0.0), [(0, padding)])
     return Directions(vectors.reshape(rank, *sample), energies)
 
 

@@ -39,16 +39,16 @@ class Work(NamedTuple):
     """What one rank does by itself in a phase, or hands over in a message.
 
     `tally` is a `counters.Tally` of whole numbers, of `FromFront`, and of None where a number is
-    not known before the step runs. `walked` and `composed` are affine maps of the coarse problem in
-    coordinates that a state is walked through, and that are made of two; `updated` are parameters
-    that the optimizer changes.
+    not known before the step runs. `others` are what is not counted but recorded alone, by name:
+    `walked` and `composed`, affine maps of the coarse problem in coordinates that a state is walked
+    through, and that are made of two; `swept`, slices of a sweep; `snapshots`, slices whose states
+    show new directions, and `factored`, how often these are found; `encoded`, how often the encoder
+    is called; `observed`, observation times; `updated`, parameters that the optimizer changes.
     """
 
     phase: str
     tally: Any
-    walked: int = 0
-    composed: int = 0
-    updated: int = 0
+    others: tuple[tuple[str, int], ...] = ()
 
 
 class Call(NamedTuple):

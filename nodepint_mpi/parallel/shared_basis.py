@@ -15,8 +15,10 @@ from nodepint_mpi.core.basis import (
     random_directions,
     rows_in_use,
 )
+from nodepint_mpi.core.scopes import FACTOR, SNAPSHOTS, scope
 from nodepint_mpi.core.types import Block
 from nodepint_mpi.errors import ProblemError
+from nodepint_mpi.parallel.counters import note
 from nodepint_mpi.parallel.directions import leading_directions
 from nodepint_mpi.parallel.line import Line
 from nodepint_mpi.parallel.recurrence import Recurrence
@@ -127,12 +129,15 @@ class SharedBasis(eqx.Module):
         self, new: Inexact[Array, "new *sample"], old: Inexact[Array, "rank *sample"]
     ) -> Merged:
         """Let new directions in and the oldest out. Local."""
-        return merge(new, old, old.shape[0])
+        with scope(FACTOR):
+            return merge(new, old, old.shape[0])
 
     def _samples(
         self, line: Line, block: Block, sample: tuple[int, ...]
     ) -> tuple[Array, Int[Array, " snapshots"]]:
         """A block's states as snapshots, with their numbers among those of all ranks."""
+        note(SNAPSHOTS, snapshots=line.owned.n_owned)
+        note(FACTOR, factored=1)  # once for these snapshots, and with it the turn
         flat = block.reshape(-1, *sample)
         per_slice = flat.shape[0] // line.owned.n_owned
         numbers = line.owned.first * per_slice + jnp.arange(flat.shape[0])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
 from nodepint_mpi.core.propagators import SliceResult
-from nodepint_mpi.core.scopes import FINE_FORWARD
+from nodepint_mpi.core.scopes import FINE_FORWARD, SWEEP, scope
 from nodepint_mpi.core.sweeps import (
     BlockStates,
     propagate_block,
@@ -18,7 +18,7 @@ from nodepint_mpi.core.sweeps import (
 )
 from nodepint_mpi.core.types import State
 from nodepint_mpi.parallel.comms import TimeComm
-from nodepint_mpi.parallel.counters import Tally, cond, count, counting, unsolved, work
+from nodepint_mpi.parallel.counters import Tally, cond, count, counting, note, unsolved, work
 from nodepint_mpi.parallel.exchange import max_over_ranks
 from nodepint_mpi.parallel.iterate import (
     AbstractDirection,
@@ -92,16 +92,17 @@ def solve_interface(
         record = with_samples(serial_record(line.comm, result.end, line.owned), n_samples)
         return Interface(states, record, None, saves=result.saves)
     forward = Forward(line, solver, initial)
-    with counting() as ledger:
-        first = forward.first(no_carry() if carry is None else carry)
-    count(ledger.tally)
-    first = first._replace(record=with_samples(first.record, n_samples))
-    seen = None if on_iterate is None else on_iterate(None, first, ledger.tally)
-    last, seen = iterate(forward, first, on_iterate, seen)
-    if solver.stopping.freezes_by_update:
-        last = forward.confirm(last)
-    record = locate_failure(line.comm, last.record, last.bad_entries, line.owned)
-    states = without_unsolvable(last.states, record, line.owned)
+    with scope(SWEEP):
+        with counting() as ledger:
+            first = forward.first(no_carry() if carry is None else carry)
+        count(ledger.tally)
+        first = first._replace(record=with_samples(first.record, n_samples))
+        seen = None if on_iterate is None else on_iterate(None, first, ledger.tally)
+        last, seen = iterate(forward, first, on_iterate, seen)
+        if solver.stopping.freezes_by_update:
+            last = forward.confirm(last)
+        record = locate_failure(line.comm, last.record, last.bad_entries, line.owned)
+        states = without_unsolvable(last.states, record, line.owned)
     return Interface(states, record, last.memory, seen)
 
 
@@ -132,6 +133,7 @@ class Forward(AbstractDirection[Iterate]):
     def propagate(self, iterate):
         line, at_once = self.line, self.solver.slices_at_once
         front = front_of(iterate.record)
+        note(SWEEP, swept=line.owned.n_owned)
         with work(FINE_FORWARD, Tally(fine=unsolved(front, line.owned, at_once=at_once))):
             return propagate_unsolved(
                 self.solver.fine, line.params, iterate.states, front, line.owned, at_once=at_once

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
 from nodepint_mpi.core.propagators import SliceResult
-from nodepint_mpi.core.scopes import FINE_ADJOINT, FINE_FORWARD
+from nodepint_mpi.core.scopes import FINE_ADJOINT, FINE_FORWARD, SWEEP, scope
 from nodepint_mpi.core.transposed import PullBack, linearise_block
 from nodepint_mpi.core.types import Params, State
 from nodepint_mpi.parallel.counters import Tally, work
@@ -83,21 +83,23 @@ def follow(
             and whatever else it finds, which is returned.
     """
     begun = follow_forward(line, solver, initial, carry)
-    sources, found = read_loss(begun.result)
+    with scope(SWEEP):
+        sources, found = read_loss(begun.result)
     return follow_back(line, solver, initial, carry, begun, sources), found
 
 
 def follow_forward(line: Line, solver: TimeSolver, initial: State, carry: Carry) -> Begun:
     """The first half of `follow`. Collective over the line, inside jit."""
     owned = line.owned
-    begun = solver.method.init(line, initial, carry)
-    starts = begun.states.starts
-    with work(FINE_FORWARD, Tally(fine=owned.n_owned)):
-        result, pull_back = linearise_block(
-            solver.fine, line.params, starts, owned, at_once=solver.slices_at_once
-        )
-    result = result._replace(end=in_order(line.comm, result.end))
-    warn_of_drift(line, solver.fine, starts, result.end, again=False)
+    with work(SWEEP, swept=owned.n_owned):
+        begun = solver.method.init(line, initial, carry)
+        starts = begun.states.starts
+        with work(FINE_FORWARD, Tally(fine=owned.n_owned)):
+            result, pull_back = linearise_block(
+                solver.fine, line.params, starts, owned, at_once=solver.slices_at_once
+            )
+        result = result._replace(end=in_order(line.comm, result.end))
+        warn_of_drift(line, solver.fine, starts, result.end, again=False)
     return Begun(begun, result, pull_back)
 
 
@@ -105,6 +107,13 @@ def follow_back(
     line: Line, solver: TimeSolver, initial: State, carry: Carry, begun: Begun, sources: SliceResult
 ) -> Followed:
     """The second half, from the cotangents of what the loss reads. Collective, inside jit."""
+    with work(SWEEP, swept=line.owned.n_owned):
+        return _follow_back(line, solver, initial, carry, begun, sources)
+
+
+def _follow_back(
+    line: Line, solver: TimeSolver, initial: State, carry: Carry, begun: Begun, sources: SliceResult
+) -> Followed:
     method, owned = solver.method, line.owned
     swept, result, pull_back = begun
     states = swept.states

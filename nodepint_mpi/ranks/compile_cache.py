@@ -212,6 +212,9 @@ def _keep_in(files: ProgramFiles, *, with_own_files: bool) -> None:
     if list(inspect.signature(_WHOLE).parameters) != _KNOWN:
         _log.info("this JAX compiles in another way: programs with messages are not kept")
         return
+    # Profiles read phases and channels of operations in a program's metadata, by which alone two
+    # programs may differ.
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
     if with_own_files:
         compilation_cache.get_file_cache = lambda path: (files, path)
     compiler.compile_or_get_cached = compile_with(files)

@@ -19,7 +19,12 @@ LOOKS = {
     "send": ("lightgreen", "||||"),
     "receive": ("tab:cyan", "----"),
     "reduce": ("lightsteelblue", "++++"),
+    "encoder": ("khaki", "\\\\\\\\"),
+    "loss": ("rosybrown", "...."),
+    "snapshots": ("thistle", "xx"),
+    "factor": ("palegoldenrod", "**"),
     "update": ("plum", "oooo"),
+    "sweep": ("gainsboro", "//"),
     "wait": ("mistyrose", "..."),
     "other": ("white", ""),
 }

@@ -12,6 +12,8 @@ from nodepint_mpi.core.batch import SampleBatch
 from nodepint_mpi.core.by_name import call
 from nodepint_mpi.core.objective import Loss, Mean, SimulationFree, nothing
 from nodepint_mpi.core.propagators import SliceResult
+from nodepint_mpi.core.scopes import LOSS
+from nodepint_mpi.parallel.counters import work
 from nodepint_mpi.training.batch_model import decode_paths, offered_to_loss
 from nodepint_mpi.training.line_problem import LineProblem
 
@@ -31,7 +33,9 @@ def linearize_loss(
         mean = compare(problem, params, result, batch, loss)
         return mean.sum, mean.count
 
-    return jax.vjp(local_loss, params, result, has_aux=True)
+    n_seen = len(problem.observations.indices if batch.reads is None else batch.reads.columns)
+    with work(LOSS, observed=n_seen):
+        return jax.vjp(local_loss, params, result, has_aux=True)
 
 
 def read_states(problem: LineProblem, result: SliceResult, batch: SampleBatch) -> Array:

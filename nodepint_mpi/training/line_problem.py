@@ -19,8 +19,10 @@ from nodepint_mpi.core.observations import BlockObservations
 from nodepint_mpi.core.relaxation import RelaxedParams
 from nodepint_mpi.core.sample_noise import SampleNoise
 from nodepint_mpi.core.sample_params import SampleParams
+from nodepint_mpi.core.scopes import ENCODER
 from nodepint_mpi.models.networks import EncodeProcessDecode
 from nodepint_mpi.parallel.comms import TimeComm
+from nodepint_mpi.parallel.counters import work
 from nodepint_mpi.parallel.iterate import TimeSolver
 from nodepint_mpi.parallel.line import Line
 from nodepint_mpi.training.batch_model import encode, sample_keys, takes_key
@@ -64,7 +66,8 @@ def encode_initial(
         return states if problem.noise is None else problem.noise.spread(states)
 
     if problem.comm.rank == 0:
-        return jax.vjp(of_params, params)
+        with work(ENCODER, encoded=1):
+            return jax.vjp(of_params, params)
     shape = jax.eval_shape(of_params, params)
     return jnp.zeros(shape.shape, shape.dtype), None
 

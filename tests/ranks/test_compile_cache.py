@@ -95,6 +95,23 @@ def test_equal_programs_on_other_communicators_are_compiled_once(comm, files, mo
 
 
 @pytest.mark.mpi(max_size=1)
+def test_programs_that_differ_in_the_names_of_phases_are_told_apart(files, tmp_path):
+    """A profile of the second would else tell of the phases of the first."""
+    line, texts = alone().Dup(), []
+    for name in ("phase.coarse", "phase.update"):
+
+        @jax.jit
+        def total(x, name=name):
+            with jax.named_scope(name):
+                return mpi4jax.allreduce(x, MPI.SUM, comm=line)
+
+        texts.append(total.lower(jnp.full(2, 1.0)).compile().as_text())
+    assert "phase.coarse" in texts[0] and "phase.update" in texts[1]
+    assert len(list(tmp_path.glob("messages-*"))) == 2
+    line.Free()
+
+
+@pytest.mark.mpi(max_size=1)
 def test_a_program_that_knows_an_address_is_not_kept(files, tmp_path):
     """The status of a message, where mpi4jax is to write to it, is no handle."""
     status = MPI.Status()

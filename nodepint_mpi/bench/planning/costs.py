@@ -6,7 +6,18 @@ from collections.abc import Mapping, Sequence
 from nodepint_mpi.bench.planning.lines import RecordedLine
 from nodepint_mpi.bench.planning.replay import Costs
 from nodepint_mpi.bench.planning.stages import Sweeps, count_work
-from nodepint_mpi.core.scopes import COARSE, FINE_ADJOINT, FINE_FORWARD, TANGENTS, UPDATE
+from nodepint_mpi.core.scopes import (
+    COARSE,
+    ENCODER,
+    FACTOR,
+    FINE_ADJOINT,
+    FINE_FORWARD,
+    LOSS,
+    SNAPSHOTS,
+    SWEEP,
+    TANGENTS,
+    UPDATE,
+)
 from nodepint_mpi.errors import DataError
 from nodepint_mpi.profiling.trace import OTHER
 
@@ -59,7 +70,11 @@ def read_costs(
         coarse_s = min(coarse_s, coarse_in_fine * spent[FINE_FORWARD] / n_fine)
     rest_s = max(0.0, spent[COARSE] - n_coarse * coarse_s)
     recurrence_s = rest_s / n_walked if n_walked else 0.0
-    n_updated = count(UPDATE, "updated")
+
+    def each(phase: str, name: str) -> float:
+        number = count(phase, name)
+        return spent.get(phase, 0.0) / number if number else 0.0
+
     return Costs(
         fine_s=fine_s,
         pulled_s=spent[FINE_ADJOINT] / n_pulled,
@@ -69,7 +84,12 @@ def read_costs(
         recurrence_s=recurrence_s,
         compose_s=COMPOSED * recurrence_s,
         other_s=spent[OTHER] / len(seconds[OTHER]) / sweeps.n_updates,
-        update_s=spent.get(UPDATE, 0.0) / n_updated if n_updated else 0.0,
+        update_s=each(UPDATE, "updated"),
+        sweep_s=each(SWEEP, "swept"),
+        snapshot_s=each(SNAPSHOTS, "snapshots"),
+        factor_s=each(FACTOR, "factored"),
+        encoder_s=each(ENCODER, "encoded"),
+        loss_s=each(LOSS, "observed"),
     )
 
 

@@ -71,7 +71,8 @@ def ways_of(config: Config, trials: Trials) -> list[Way]:
             ]
         if saved is not None:
             half = Costs(*(cost * share for cost, share in zip(costs, saved, strict=True)))
-            half = half._replace(update_s=costs.update_s)  # the same parameters
+            # The same parameters, the same basis.
+            half = half._replace(update_s=costs.update_s, factor_s=costs.factor_s)
         sweeps, info = recorder.sweeps(trial.sweeps), make_plan(recorder.config, 1)
         found.append(Way(trial.settings, recorder, sweeps, costs, half, info, trial))
     return found
@@ -128,8 +129,11 @@ def limits(choice: Choice, network: Network) -> list[tuple[str, float]]:
     without = {
         "the walk from slice to slice by coarse steps": ("coarse_s", "copulled_s"),
         "the coarse problem in coordinates": ("recurrence_s", "compose_s"),
-        "what all ranks do alike (encoder, loss)": ("other_s",),
+        "the encoder": ("encoder_s",),
+        "decoder and loss": ("loss_s",),
+        "small factorizations of the basis": ("factor_s",),
         "the update": ("update_s",),
+        "what else all ranks do alike": ("other_s",),
     }
     now = choice.simulated.step_s
     gains = {

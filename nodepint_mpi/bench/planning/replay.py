@@ -26,13 +26,24 @@ from nodepint_mpi.bench.planning.stages import (
     unrolled,
 )
 from nodepint_mpi.core.scopes import COARSE as COARSE_PHASE
-from nodepint_mpi.core.scopes import FINE_ADJOINT, FINE_FORWARD, TANGENTS, UPDATE
+from nodepint_mpi.core.scopes import (
+    ENCODER,
+    FACTOR,
+    FINE_ADJOINT,
+    FINE_FORWARD,
+    LOSS,
+    SNAPSHOTS,
+    SWEEP,
+    TANGENTS,
+    UPDATE,
+)
 from nodepint_mpi.errors import DataError
 from nodepint_mpi.parallel import operations
 from nodepint_mpi.parallel.operations import Call, FromFront
 
 PART_OF = {
     FINE_FORWARD: FINE, FINE_ADJOINT: FINE, TANGENTS: FINE, COARSE_PHASE: COARSE, UPDATE: OTHER,
+    SWEEP: OTHER, SNAPSHOTS: OTHER, FACTOR: OTHER, ENCODER: OTHER, LOSS: OTHER,
 }  # fmt: skip
 """Where the time of a phase goes; messages are not work."""
 
@@ -43,7 +54,9 @@ class Costs(NamedTuple):
     Of a slice: `fine_s`, a fine solve; `pulled_s`, its pull-back; `tangent_s`, a direction pushed
     through it; `coarse_s` and `copulled_s`, the coarse propagator and its pull-back; in coordinates
     of a basis `recurrence_s`, the walk through a slice's map, and `compose_s`, making one map of
-    two. Of a step: `other_s`, which all ranks do. Of a parameter: `update_s`, its update.
+    two; `sweep_s`, what else a sweep does with it, `snapshot_s`, its snapshots' part in a basis
+    that turns. Of a turn of the basis: `factor_s`. Of a batch: `encoder_s`. Of an observation time:
+    `loss_s`. Of a parameter: `update_s`, its update. Of a step: `other_s`, which all ranks do.
     """
 
     fine_s: float
@@ -55,6 +68,11 @@ class Costs(NamedTuple):
     compose_s: float
     other_s: float
     update_s: float = 0.0
+    sweep_s: float = 0.0
+    snapshot_s: float = 0.0
+    factor_s: float = 0.0
+    encoder_s: float = 0.0
+    loss_s: float = 0.0
 
 
 class Simulated(NamedTuple):
@@ -189,6 +207,11 @@ def cost_of(costs: Costs, phase: str, name: str) -> float:
             "composed": costs.compose_s,
         },
         UPDATE: {"updated": costs.update_s},
+        SWEEP: {"swept": costs.sweep_s},
+        SNAPSHOTS: {"snapshots": costs.snapshot_s},
+        FACTOR: {"factored": costs.factor_s},
+        ENCODER: {"encoded": costs.encoder_s},
+        LOSS: {"observed": costs.loss_s},
     }
     return each[phase].get(name, 0.0)
 

@@ -138,7 +138,7 @@ def make_clocks(line: RecordedLine, network: Network) -> Clocks:
 def amounts(work: Work) -> Iterator[tuple[str, Any]]:
     """All that a work counts."""
     yield from work.tally._asdict().items()
-    yield from (("walked", work.walked), ("composed", work.composed), ("updated", work.updated))
+    yield from work.others
 
 
 def known_on(amount: int | FromFront | None, clocks: Clocks, front: int) -> Ranks:

@@ -8,7 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from nodepint_mpi.bench.studies.scaling import describe
-from nodepint_mpi.core.scopes import COARSE, FINE_ADJOINT, FINE_FORWARD, MESSAGES, TANGENTS, UPDATE
+from nodepint_mpi.core.scopes import (
+    COARSE,
+    ENCODER,
+    FACTOR,
+    FINE_ADJOINT,
+    FINE_FORWARD,
+    LOSS,
+    MESSAGES,
+    SNAPSHOTS,
+    SWEEP,
+    TANGENTS,
+    UPDATE,
+)
 from nodepint_mpi.profiling.trace import OTHER
 from nodepint_mpi.profiling.waits import WAIT
 
@@ -19,7 +31,7 @@ SHARES = {
     "coarse": (COARSE,),
     "messages": MESSAGES,
     "idle": (WAIT,),
-    "other": (UPDATE, OTHER),
+    "other": (ENCODER, LOSS, SNAPSHOTS, FACTOR, UPDATE, SWEEP, OTHER),
 }
 """Parts of a step and the phases that make them up."""
 COUNTED = {FINE_FORWARD: ("fine",), FINE_ADJOINT: ("fine_pulled",), TANGENTS: ("tangent_passes",)}

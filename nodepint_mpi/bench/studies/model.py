@@ -72,7 +72,9 @@ def _model(first: Row, network: Network) -> Model:
     def model(row: Row) -> Predicted:
         share = samples_of_a_line(row) / samples_of_a_line(first)
         shared = Costs(*(cost * share for cost in costs))
-        shared = shared._replace(other_s=costs.other_s, update_s=costs.update_s)
+        shared = shared._replace(
+            other_s=costs.other_s, update_s=costs.update_s, factor_s=costs.factor_s
+        )
         n_samples = max(1, round(share * recorder.n_samples(layout)))
         there = recorder.with_slices(row["n_slices"])
         simulated = simulate_step(
