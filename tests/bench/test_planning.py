@@ -12,7 +12,7 @@ from nodepint_mpi.bench.planning.costs import COMPOSED, for_share, read_costs, w
 from nodepint_mpi.bench.planning.lines import Layout
 from nodepint_mpi.bench.planning.network import Network
 from nodepint_mpi.bench.planning.recording import StepRecorder
-from nodepint_mpi.bench.planning.replay import Costs
+from nodepint_mpi.bench.planning.replay import Costs, simulate_step
 from nodepint_mpi.bench.planning.stages import Sweeps
 from nodepint_mpi.bench.planning.validation import format_validation, validate
 from nodepint_mpi.bench.studies.measures import Curve
@@ -109,6 +109,28 @@ def test_costs_of_tangents_are_those_of_a_pass_and_of_a_map(recorder):
     kept = recorder("tangent", TRACKED + 'basis = { kind = "identity" }\n')
     costs = read_costs(spent, kept.line(Layout(1)), Sweeps(), None)
     assert costs.tangent_s == 0 and costs.fine_s == pytest.approx((6.0 + 2.4) / N)
+
+
+def test_costs_beside_solves_belong_to_slices_times_batches_and_turns(recorder):
+    """What a rank does once, for its slices, or for the eight times that it observes."""
+    made = recorder("tangent", TRACKED + BASIS)
+    spent = SECONDS | {
+        "tangents": [1.2, 1.2], "sweep": [1.0, 1.8], "snapshots": [0.3, 0.4], "factor": [0.5, 0.5],
+        "encoder": [0.25, 0.0], "loss": [0.4, 0.5],
+    }  # fmt: skip
+    costs = read_costs(spent, made.line(Layout(2)), Sweeps(), None)
+    assert costs.sweep_s == pytest.approx(2.8 / (2 * N))  # forward and back
+    assert costs.snapshot_s == pytest.approx(0.7 / N) and costs.factor_s == pytest.approx(0.5)
+    assert costs.encoder_s == pytest.approx(0.25) and costs.loss_s == pytest.approx(0.9 / 8)
+    # A step of these alone: the first rank of two encodes and has 4 slices, the other one 3.
+    line = made.line(Layout(2))
+    alone = Costs(*[0.0] * len(costs))
+    encoded = simulate_step(line, alone._replace(encoder_s=0.25), Sweeps(), FREE)
+    assert encoded.step_s == 0.25 and encoded.shares["wait"] == pytest.approx(0.5)
+    swept = simulate_step(line, alone._replace(sweep_s=1.0), Sweeps(), FREE)
+    assert swept.step_s == 8.0 and swept.shares["wait"] == pytest.approx(1 / 8)
+    turned = simulate_step(line, alone._replace(factor_s=0.5), Sweeps(), FREE)
+    assert turned.step_s == 0.5 and turned.shares["wait"] == 0
 
 
 def test_coarse_steps_and_maps_share_the_coarse_phase_by_field_evaluations(recorder):

@@ -17,6 +17,7 @@ from nodepint_mpi.core.scopes import (
     RECEIVE,
     REDUCE,
     SEND,
+    SWEEP,
     every,
 )
 from nodepint_mpi.core.scopes import RIGHTWARDS as RIGHT
@@ -187,6 +188,8 @@ def test_a_program_tells_phases_channels_and_loops():
   %add.4 = f64[2]{0} add(%c, %c)
   %send.5 = f64[2]{0} custom-call(%c), metadata={op_name="jit(step)/phase.send/channel.every_16/send"}
   %copy.6 = f64[2]{0} fusion(%send.5), metadata={op_name="jit(step)/phase.send/channel.every_16/send"}
+  %sub.7 = f64[2]{0} subtract(%c, %c), metadata={op_name="jit(step)/phase.sweep/while/sub"}
+  %mul.8 = f64[2]{0} multiply(%c, %c), metadata={op_name="jit(step)/phase.sweep/while/phase.coarse/phase.sweep/mul"}
 """)  # noqa: E501
     assert program == {
         "fusion.1": Op("fine_adjoint", None, False),
@@ -195,6 +198,8 @@ def test_a_program_tells_phases_channels_and_loops():
         "add.4": Op(None, None, False),
         "send.5": Op(SEND, every(16), False),
         "copy.6": Op(SEND, None, False),
+        "sub.7": Op(SWEEP, None, False),
+        "mul.8": Op(COARSE, None, False),
     }
 
 
@@ -250,6 +255,7 @@ def test_the_record_has_all_ranks_and_phases_that_add_up_to_the_step(
         assert sum(found.values()) == pytest.approx(times["step_s"]["ranks"][rank])
         assert min(found[name] for name in ("fine_forward", "fine_adjoint", "coarse")) > 0
         assert (found["reduce"] > 0) == (size > 1)
+        assert found["loss"] > 0 and found["sweep"] > 0
 
 
 @pytest.mark.mpi(max_size=2)
