@@ -269,7 +269,7 @@ class Config(Section):
         left_out = {"output"} if self.control is not None else {"output", "problem", "control"}
         identity = self.model_dump(mode="json", exclude=left_out)
         where = ("data_ranks", "basis_ranks", "share_gpus", "cuda_mpi")
-        where += ("sharded_update", "compile_cache")
+        where += ("sharded_update", "dealt_encoder", "compile_cache")
         length = ("n_steps", "n_epochs", "validate_every", "patience", "min_delta")
         for key in ("name", "hang_timeout_s", "compare_every", *length, *where):
             del identity["run"][key]

@@ -28,6 +28,8 @@ class RunSection(Section):
     With `sharded_update` every rank updates a part of the parameters and keeps that part of the
     optimizer's moments; without, rank 0 does; unless given it is sharded where the optimizer
     permits and the network is large enough.
+    With `dealt_encoder` the ranks of a line share the encoder by samples; without, the first rank
+    encodes all; unless given they share it where that should take less time.
     Compiled programs are kept in the folder `compile_cache` for the next run ("auto": in the user's
     cache folder; "off": nowhere).
     """
@@ -47,6 +49,7 @@ class RunSection(Section):
     share_gpus: bool = False
     cuda_mpi: bool = False
     sharded_update: bool | None = None
+    dealt_encoder: bool | None = None
     compile_cache: str = "auto"
 
     @model_validator(mode="before")

@@ -61,6 +61,23 @@ class SampleBatch(NamedTuple):
     step: Numbers = None
 
 
+def encoder_reads(batch: SampleBatch, samples: range) -> SampleBatch:
+    """What an encoder may read of consecutive samples of a batch. Local."""
+
+    def own(array: Numbers) -> Numbers:
+        return None if array is None else array[samples.start : samples.stop]
+
+    return SampleBatch(
+        own(batch.initial),
+        own(batch.targets),
+        own(batch.mask),
+        times=own(batch.times),
+        static=own(batch.static),
+        rows=own(batch.rows),
+        step=batch.step,
+    )
+
+
 def as_numbers(inputs: Array, dtype: Any = None) -> Array:
     """Inputs in the precision of the run, or a given one; bytes, such as gray, in [0, 1]. Local."""
     scale = 255 if inputs.dtype == jnp.uint8 else 1

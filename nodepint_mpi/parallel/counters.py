@@ -99,7 +99,7 @@ def count(tally: Tally) -> None:
 
 
 @contextlib.contextmanager
-def work(name: str, tally: Tally | None = None, **others: int) -> Iterator[None]:
+def work(name: str, tally: Tally | None = None, **others: int | float) -> Iterator[None]:
     """Name the phase of what is traced in the body, and count it. Local.
 
     The `others` are not counted but recorded alone: see `operations.Work`.
@@ -128,7 +128,7 @@ def usually(value: Array, usual: int) -> Any:
     return usual if is_recording() else value
 
 
-def note(name: str, tally: Tally | None = None, **others: int) -> None:
+def note(name: str, tally: Tally | None = None, **others: int | float) -> None:
     """Count work of a phase, or record it, wherever it is traced. Local."""
     if not is_recording():
         if tally is not None:

@@ -42,13 +42,13 @@ class Work(NamedTuple):
     not known before the step runs. `others` are what is not counted but recorded alone, by name:
     `walked` and `composed`, affine maps of the coarse problem in coordinates that a state is walked
     through, and that are made of two; `swept`, slices of a sweep; `snapshots`, slices whose states
-    show new directions, and `factored`, how often these are found; `encoded`, how often the encoder
-    is called; `observed`, observation times; `updated`, parameters that the optimizer changes.
+    show new directions, and `factored`, how often these are found; `encoded`, batches, or a share
+    of one; `observed`, observation times; `updated`, parameters that the optimizer changes.
     """
 
     phase: str
     tally: Any
-    others: tuple[tuple[str, int], ...] = ()
+    others: tuple[tuple[str, int | float], ...] = ()
 
 
 class Call(NamedTuple):

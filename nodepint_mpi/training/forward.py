@@ -16,7 +16,8 @@ from nodepint_mpi.parallel.differentiate import solve_block
 from nodepint_mpi.parallel.exchange import sum_over_ranks
 from nodepint_mpi.parallel.methods.serial import walk_linearized
 from nodepint_mpi.training.block_loss import compare, decode_states, linearize_loss, read_states
-from nodepint_mpi.training.line_problem import LineProblem, encode_initial, field_params
+from nodepint_mpi.training.encoder import encode_initial
+from nodepint_mpi.training.line_problem import LineProblem, field_params
 from nodepint_mpi.training.simulation_free import mean_of_samples
 
 

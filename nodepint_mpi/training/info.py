@@ -24,6 +24,7 @@ from nodepint_mpi.parallel.methods.base import ENDS, LEFTS
 from nodepint_mpi.parallel.recurrence_cost import Sizes, choose_way
 from nodepint_mpi.training.batch_model import split_model
 from nodepint_mpi.training.check_model import check_model
+from nodepint_mpi.training.encoder import deals_encoder
 from nodepint_mpi.training.memory import (
     kept_states,
     plan_samples,
@@ -142,6 +143,9 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
             "adjoint_bytes_per_rank": max(owned) * kept_states(section.fine) * message,
             "samples_bytes_per_rank": sample_bytes,
             "inputs_bytes_per_rank": input_bytes,
+            "encoder": "shared by samples"
+            if deals_encoder(config, grid, model, samples)
+            else "on the first rank",
             "update": update.describe(),
             "parameter_bytes_per_rank": 2 * params_bytes,
             "optimizer_bytes_per_rank": tree_bytes(jax.eval_shape(update.init, params)),

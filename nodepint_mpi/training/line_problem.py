@@ -1,8 +1,7 @@
-"""What a line of ranks computes with, and what it makes of a batch before the solve: initial states
-and the parameters of the vector field.
+"""What a line of ranks computes with, and the parameters of the vector field that it makes of a
+batch before the solve.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -19,13 +18,11 @@ from nodepint_mpi.core.observations import BlockObservations
 from nodepint_mpi.core.relaxation import RelaxedParams
 from nodepint_mpi.core.sample_noise import SampleNoise
 from nodepint_mpi.core.sample_params import SampleParams
-from nodepint_mpi.core.scopes import ENCODER
 from nodepint_mpi.models.networks import EncodeProcessDecode
 from nodepint_mpi.parallel.comms import TimeComm
-from nodepint_mpi.parallel.counters import work
 from nodepint_mpi.parallel.iterate import TimeSolver
 from nodepint_mpi.parallel.line import Line
-from nodepint_mpi.training.batch_model import encode, sample_keys, takes_key
+from nodepint_mpi.training.batch_model import sample_keys, takes_key
 
 
 class LineProblem(NamedTuple):
@@ -33,7 +30,8 @@ class LineProblem(NamedTuple):
 
     `edge_weights` (edges, times), for relaxed continuity, gives the data at the slice boundaries of
     samples without gaps. `interpolation` is that of inputs over time, `terms` are added to the
-    loss, `seed` is that of random keys, and `noise` that of a stochastic equation.
+    loss, `seed` is that of random keys, and `noise` that of a stochastic equation. With a
+    `dealt_encoder` the ranks share the encoder by samples: see `training.encoder`.
     """
 
     comm: TimeComm
@@ -47,29 +45,11 @@ class LineProblem(NamedTuple):
     terms: tuple[Term, ...] = ()
     seed: int = 0
     noise: SampleNoise | None = None
+    dealt_encoder: bool = False
 
     def line(self, of_field: PyTree[Array]) -> Line:
         """The line, with these parameters of the vector field. Local."""
         return Line(self.comm, self.observations.owned, of_field)
-
-
-def encode_initial(
-    problem: LineProblem, params: PyTree, batch: SampleBatch
-) -> tuple[Array, Callable | None]:
-    """Initial states (samples, *state) and their pull-back to the parameters. Local, inside jit.
-
-    On the first rank; elsewhere nobody reads them, and they are zeros without a pull-back.
-    """
-
-    def of_params(params):
-        states = encode(eqx.combine(params, problem.static), batch, problem.seed)
-        return states if problem.noise is None else problem.noise.spread(states)
-
-    if problem.comm.rank == 0:
-        with work(ENCODER, encoded=1):
-            return jax.vjp(of_params, params)
-    shape = jax.eval_shape(of_params, params)
-    return jnp.zeros(shape.shape, shape.dtype), None
 
 
 def field_params(

@@ -58,6 +58,7 @@ from nodepint_mpi.training.check_model import (
     check_terms,
     require_taken,
 )
+from nodepint_mpi.training.encoder import deals_encoder
 from nodepint_mpi.training.line_problem import LineProblem
 from nodepint_mpi.training.memory import (
     plan_parameters,
@@ -202,11 +203,13 @@ def _assemble(config: Config, comms: Comms, splits: Splits, *, step: int) -> Exp
     """Everything that depends on the network. Local."""
     train, valid, test = splits
     model = _build(config, train, step)
-    train_problem = make_problem(config, comms.time, model, train, relaxed=True)
-    test_problem = make_problem(config, comms.time, model, test, relaxed=False)
+    dealt = deals_encoder(config, comms.time, model, train)
+    problem_of = partial(make_problem, config, comms.time, model, dealt_encoder=dealt)
+    train_problem = problem_of(train, relaxed=True)
+    test_problem = problem_of(test, relaxed=False)
     valid_problem = None
     if valid is not None:
-        valid_problem = make_problem(config, comms.time, model, valid, relaxed=False)
+        valid_problem = problem_of(valid, relaxed=False)
     n_samples = share_batch(config, train.n_rows, comms.time.n_groups)
     shape = (n_samples, *check_model(model, train, train_problem.noise))
     check_times(config, model, shape, args_of(train, 0))
@@ -318,12 +321,13 @@ def make_problem(
     *,
     relaxed: bool,
     scored: bool = True,
+    dealt_encoder: bool = False,
 ) -> LineProblem:
     """What a line of ranks computes with for one split. Local.
 
     Continuity is as `relaxed` as the config says, or not at all: a split is scored as whole
-    trajectories. With `scored=False` only
-    predictions are wanted: the loss of the config, which is not called then, is not looked up.
+    trajectories. With `scored=False` only predictions are wanted: the loss of the config, which is
+    not called then, is not looked up. With a `dealt_encoder` the line encodes together.
     """
     _, static = split_model(model)
     field = BatchedField(static.processor)
@@ -345,7 +349,7 @@ def make_problem(
         weights = edge_weights(samples.times, build_edges(config.time))
     return LineProblem(
         comm, static, solver, observations, loss, metrics, weights,
-        samples.section.interpolation, terms, config.run.seed, noise,
+        samples.section.interpolation, terms, config.run.seed, noise, dealt_encoder,
     )  # fmt: skip
 
 

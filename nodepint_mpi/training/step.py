@@ -28,7 +28,8 @@ from nodepint_mpi.training.batch_model import (
     terms_of_loss,
 )
 from nodepint_mpi.training.block_loss import linearize_loss
-from nodepint_mpi.training.line_problem import LineProblem, encode_initial, field_params
+from nodepint_mpi.training.encoder import encode_initial
+from nodepint_mpi.training.line_problem import LineProblem, field_params
 from nodepint_mpi.training.simulation_free import linearize_mean
 from nodepint_mpi.training.update import Sums, TrainState, Update, Updated
 

@@ -38,6 +38,7 @@ from nodepint_mpi.parallel.methods.base import BASIS
 from nodepint_mpi.parallel.solve import solve_interface
 from nodepint_mpi.training.batch_model import split_model
 from nodepint_mpi.training.check_model import check_model
+from nodepint_mpi.training.encoder import deals_encoder
 from nodepint_mpi.training.info import open_alone
 from nodepint_mpi.training.line_problem import LineProblem
 from nodepint_mpi.training.rank_samples import for_rank, share_batch
@@ -209,7 +210,11 @@ class StepRecorder:
         """What one rank computes with, and the samples that it reads."""
         samples = for_rank(self._samples, self.config, layout.n_time, rank, relaxed=True)
         line = imagined_line(layout, rank)
-        return make_problem(self.config, line, self._model, samples, relaxed=True), samples
+        dealt = deals_encoder(self.config, line, self._model, samples)
+        problem = make_problem(
+            self.config, line, self._model, samples, relaxed=True, dealt_encoder=dealt
+        )
+        return problem, samples
 
     def _operations(self, layout: Layout, rank: int, n_samples: int) -> Operations:
         """Those of one rank."""

@@ -141,7 +141,7 @@ def amounts(work: Work) -> Iterator[tuple[str, Any]]:
     yield from work.others
 
 
-def known_on(amount: int | FromFront | None, clocks: Clocks, front: int) -> Ranks:
+def known_on(amount: int | float | FromFront | None, clocks: Clocks, front: int) -> Ranks:
     """A count on all ranks; what is not known before a step runs is taken for all slices."""
     if amount is None:
         return clocks.owned.astype(float)
