@@ -51,6 +51,16 @@ class LineProblem(NamedTuple):
         return Line(self.comm, self.observations.owned, of_field)
 
 
+def initial_of(problem: LineProblem, batch: SampleBatch) -> Callable[[PyTree], Array]:
+    """From parameters to initial states (samples, *state). Local."""
+
+    def of_params(params: PyTree) -> Array:
+        states = encode(eqx.combine(params, problem.static), batch, problem.seed)
+        return states if problem.noise is None else problem.noise.spread(states)
+
+    return of_params
+
+
 def encode_initial(
     problem: LineProblem, params: PyTree, batch: SampleBatch
 ) -> tuple[Array, Callable | None]:
@@ -58,11 +68,7 @@ def encode_initial(
 
     On the first rank; elsewhere nobody reads them, and they are zeros without a pull-back.
     """
-
-    def of_params(params):
-        states = encode(eqx.combine(params, problem.static), batch, problem.seed)
-        return states if problem.noise is None else problem.noise.spread(states)
-
+    of_params = initial_of(problem, batch)
     if problem.comm.rank == 0:
         return jax.vjp(of_params, params)
     shape = jax.eval_shape(of_params, params)

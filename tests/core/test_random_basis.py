@@ -1,0 +1,141 @@
+"""Random directions against NumPy: their numbers, the projection by hand, and that they are the
+same however they are cut up."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nodepint_mpi.core import random_basis
+from nodepint_mpi.core.random_basis import (
+    RandomBasis,
+    Segment,
+    combine,
+    direction_keys,
+    draw,
+    find_coefficients,
+)
+
+pytestmark = pytest.mark.mpi(max_size=1)
+
+D = 1000
+
+
+def directions(basis, step=0, segments=(Segment(0, D),)):
+    indices = jnp.arange(basis.n_directions)
+    keys = direction_keys(basis, jnp.asarray(step), indices)
+    return np.asarray(draw(basis.kind, keys, segments, float))
+
+
+def rotated(x, n):
+    return (x << np.uint32(n)) | (x >> np.uint32(32 - n))
+
+
+def threefry(key, counter):
+    """Salmon, Moraes, Dror, Shaw (2011), Parallel random numbers: as easy as 1, 2, 3; 20 rounds."""
+    a, b = np.uint32(key[0]), np.uint32(key[1])
+    words = [a, b, a ^ b ^ np.uint32(0x1BD11BDA)]
+    x, y = np.uint32(0) + words[0], counter.astype(np.uint32) + words[1]
+    turns = ((13, 15, 26, 6), (17, 29, 16, 24))
+    for block in range(5):
+        for n in turns[block % 2]:
+            x = x + y
+            y = rotated(y, n) ^ x
+        x = x + words[(block + 1) % 3]
+        y = y + words[(block + 2) % 3] + np.uint32(block + 1)
+    return x, y
+
+
+def test_signs_are_the_bits_of_a_published_generator():
+    basis = RandomBasis(3, seed=7)
+    keys = np.asarray(direction_keys(basis, jnp.array(2), jnp.arange(3)))
+    found = directions(basis, 2)
+    with np.errstate(over="ignore"):
+        for key, row in zip(keys, found, strict=True):
+            words = np.stack(threefry(key, np.arange(-(-D // 64))), axis=-1).reshape(-1)
+            bits = (words[:, None] >> np.arange(31, -1, -1).astype(np.uint32)) & np.uint32(1)
+            np.testing.assert_array_equal(row, 1.0 - 2.0 * bits.reshape(-1)[:D])
+
+
+@pytest.mark.parametrize("kind", ["signs", "normal"])
+def test_numbers_are_independent_with_unit_variance(kind):
+    rows = directions(RandomBasis(400, kind=kind))
+    n = rows.size
+    assert abs(rows.mean()) < 5 / np.sqrt(n)
+    assert abs((rows**2).mean() - 1) < 8 / np.sqrt(n)
+    assert abs((rows[:, 1:] * rows[:, :-1]).mean()) < 5 / np.sqrt(n)
+    gram = rows @ rows.T / D
+    assert np.abs(gram - np.diag(np.diag(gram))).max() < 6 / np.sqrt(D)
+    if kind == "normal":
+        assert abs((rows**4).mean() - 3) < 60 / np.sqrt(n)
+
+
+@pytest.mark.parametrize("kind", ["signs", "normal"])
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_projection_is_that_of_numpy(monkeypatch, kind, unbiased):
+    """In chunks of three directions, the last of which is filled up."""
+    basis = RandomBasis(10, seed=3, kind=kind, unbiased=unbiased)
+    gradient = np.random.default_rng(0).normal(size=D)
+    unit = directions(basis, 5)
+    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+    wanted = unit.T @ (unit @ gradient) * (D / 10 if unbiased else 1.0)
+    monkeypatch.setattr(random_basis, "CHUNK", 3 * D)
+    whole, step = [Segment(0, D)], jnp.array(5)
+    found = find_coefficients(basis, step, jnp.asarray(gradient), whole)
+    projected = combine(basis, step, found, whole, n_parameters=D)
+    np.testing.assert_allclose(projected, wanted, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", ["signs", "normal"])
+def test_parts_of_directions_and_of_numbers_make_the_whole(kind):
+    basis = RandomBasis(7, kind=kind)
+    cuts = [0, 1, 63, 64, 130, 130, D]
+    parts = [Segment(a, b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
+    rows = directions(basis)
+    np.testing.assert_array_equal(directions(basis, segments=parts), rows)
+    np.testing.assert_array_equal(directions(basis, segments=parts[2:4]), rows[:, 63:130])
+    gradient, step = jnp.asarray(rows[0] + 0.5 * rows[6]), jnp.array(0)
+    whole = find_coefficients(basis, step, gradient, [Segment(0, D)])
+    dealt = [
+        find_coefficients(basis, step, gradient, [Segment(0, D)], own=own)
+        for own in (range(3), range(3, 3), range(3, 7))
+    ]
+    for one, other in zip(jax.tree.map(lambda *x: sum(x), *dealt), whole, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-13)
+
+
+def test_all_directions_and_orthogonal_ones_give_the_gradient():
+    """Two parameters, until two signs are neither equal nor opposite: then nothing is lost."""
+    for seed in range(20):
+        basis = RandomBasis(2, seed=seed)
+        rows = directions(basis, segments=[Segment(0, 2)])
+        if abs(rows[0] @ rows[1]) == 0:
+            break
+    found = find_coefficients(basis, jnp.array(0), jnp.array([3.0, -1.0]), [Segment(0, 2)])
+    projected = combine(basis, jnp.array(0), found, [Segment(0, 2)], n_parameters=2)
+    np.testing.assert_allclose(projected, [3.0, -1.0], rtol=1e-14)
+
+
+def test_drawn_anew_in_each_step_or_never():
+    first, fixed = RandomBasis(4), RandomBasis(4, redraw=False)
+    assert np.mean(directions(first, 0) == directions(first, 1)) == pytest.approx(0.5, abs=0.05)
+    np.testing.assert_array_equal(directions(fixed, 0), directions(fixed, 1))
+    assert np.any(directions(first, 0) != directions(RandomBasis(4, seed=1), 0))
+
+
+def test_a_thousand_draws_are_one_program():
+    basis, traces = RandomBasis(2), []
+
+    @jax.jit
+    def projected(step, gradient):
+        traces.append(1)
+        found = find_coefficients(basis, step, gradient, [Segment(0, 70)])
+        return combine(basis, step, found, [Segment(0, 70)], n_parameters=70)
+
+    total = np.zeros(70)
+    for step in range(1000):
+        total += np.asarray(projected(jnp.asarray(step), jnp.ones(70)))
+    assert traces == [1]
+    # The mean of projections is d / D of the gradient; a number of one varies by sqrt(2 * 69) / 70.
+    np.testing.assert_allclose(total / 1000, 2 / 70, atol=5 * np.sqrt(138 / 1000) / 70)
+    assert np.mean(total / 1000) == pytest.approx(2 / 70, rel=5 * np.sqrt(1 / 1000))
