@@ -110,6 +110,7 @@ def place_coefficients(
     step: Int[Array, ""],
     *,
     width: int,
+    over_rows: Callable[..., Coefficients] = jax.lax.map,
 ) -> Coefficients:
     """Coefficients of the directions `own`, found chunk by chunk; zeros elsewhere.
 
@@ -121,15 +122,16 @@ def place_coefficients(
         of_chunk: From keys (n, 2) to the coefficients of these directions.
         step: The optimizer step, traced.
         width: Directions of a chunk.
+        over_rows: Applies a function to rows, as `jax.lax.map`.
     """
     if not len(own):
         like = jax.eval_shape(of_chunk, jax.ShapeDtypeStruct((1, 2), jnp.uint32))
         return jax.tree.map(lambda x: jnp.zeros(basis.n_directions, x.dtype), like)
 
-    def advance(carry: None, indices: Array) -> tuple[None, Coefficients]:
-        return carry, of_chunk(direction_keys(basis, step, indices))
+    def of_row(indices: Array) -> Coefficients:
+        return of_chunk(direction_keys(basis, step, indices))
 
-    _, found = jax.lax.scan(advance, None, _chunks(own, width))
+    found = over_rows(of_row, _chunks(own, width))
 
     def placed(values: Array) -> Array:
         values = jnp.ravel(values)[: len(own)]

@@ -27,6 +27,7 @@ from nodepint_mpi.core.random_basis import (
 )
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.parallel.comms import TimeComm
+from nodepint_mpi.parallel.counters import map_rows
 
 PIPELINED = 4
 """Chunks of directions that each rank along time works on in turn, while others do the next."""
@@ -130,7 +131,9 @@ class RandomDescent:
 
         n_chunks = 1 if self.comm.size == 1 else PIPELINED * self.comm.size
         width = chunk_width(len(self.own), numbers + self.n_parameters, n_chunks=n_chunks)
-        return self.counted_once(place_coefficients(basis, self.own, found, step, width=width))
+        return self.counted_once(
+            place_coefficients(basis, self.own, found, step, width=width, over_rows=map_rows)
+        )
 
     def counted_once(self, part: Coefficients) -> Coefficients:
         """With squares of whole directions on one of the ranks that have them all. Local."""

@@ -19,9 +19,10 @@ from nodepint_mpi.core.random_basis import (
 pytestmark = pytest.mark.mpi(max_size=1)
 
 D = 1000
+WHOLE = [Segment(0, D)]
 
 
-def directions(basis, step=0, segments=(Segment(0, D),)):
+def directions(basis, step=0, segments=WHOLE):
     indices = jnp.arange(basis.n_directions)
     keys = direction_keys(basis, jnp.asarray(step), indices)
     return np.asarray(draw(basis.kind, keys, segments, float))
@@ -80,9 +81,9 @@ def test_projection_is_that_of_numpy(monkeypatch, kind, unbiased):
     unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
     wanted = unit.T @ (unit @ gradient) * (D / 10 if unbiased else 1.0)
     monkeypatch.setattr(random_basis, "CHUNK", 3 * D)
-    whole, step = [Segment(0, D)], jnp.array(5)
-    found = find_coefficients(basis, step, jnp.asarray(gradient), whole)
-    projected = combine(basis, step, found, whole, n_parameters=D)
+    step = jnp.array(5)
+    found = find_coefficients(basis, step, jnp.asarray(gradient), WHOLE)
+    projected = combine(basis, step, found, WHOLE, n_parameters=D)
     np.testing.assert_allclose(projected, wanted, rtol=1e-12, atol=1e-14)
 
 
@@ -95,9 +96,9 @@ def test_parts_of_directions_and_of_numbers_make_the_whole(kind):
     np.testing.assert_array_equal(directions(basis, segments=parts), rows)
     np.testing.assert_array_equal(directions(basis, segments=parts[2:4]), rows[:, 63:130])
     gradient, step = jnp.asarray(rows[0] + 0.5 * rows[6]), jnp.array(0)
-    whole = find_coefficients(basis, step, gradient, [Segment(0, D)])
+    whole = find_coefficients(basis, step, gradient, WHOLE)
     dealt = [
-        find_coefficients(basis, step, gradient, [Segment(0, D)], own=own)
+        find_coefficients(basis, step, gradient, WHOLE, own=own)
         for own in (range(3), range(3, 3), range(3, 7))
     ]
     for one, other in zip(jax.tree.map(lambda *x: sum(x), *dealt), whole, strict=True):
@@ -106,13 +107,11 @@ def test_parts_of_directions_and_of_numbers_make_the_whole(kind):
 
 def test_all_directions_and_orthogonal_ones_give_the_gradient():
     """Two parameters, until two signs are neither equal nor opposite: then nothing is lost."""
-    for seed in range(20):
-        basis = RandomBasis(2, seed=seed)
-        rows = directions(basis, segments=[Segment(0, 2)])
-        if abs(rows[0] @ rows[1]) == 0:
-            break
-    found = find_coefficients(basis, jnp.array(0), jnp.array([3.0, -1.0]), [Segment(0, 2)])
-    projected = combine(basis, jnp.array(0), found, [Segment(0, 2)], n_parameters=2)
+    drawn = (RandomBasis(2, seed=seed) for seed in range(20))
+    pair = [Segment(0, 2)]
+    basis = next(one for one in drawn if np.prod(directions(one, segments=pair)) < 0)
+    found = find_coefficients(basis, jnp.array(0), jnp.array([3.0, -1.0]), pair)
+    projected = combine(basis, jnp.array(0), found, pair, n_parameters=2)
     np.testing.assert_allclose(projected, [3.0, -1.0], rtol=1e-14)
 
 
