@@ -19,6 +19,7 @@ from nodepint_mpi.cli.common import (
     start_ranks,
     write_json,
 )
+from nodepint_mpi.cli.random_basis import random_basis
 from nodepint_mpi.cli.studies import table
 from nodepint_mpi.config.experiment import read_config
 from nodepint_mpi.ranks.agreement import together
@@ -391,4 +392,5 @@ def control(tables: tuple[str, ...], plan: tuple[int, ...], json_file: Path | No
 
 
 bench.add_command(basis)
+bench.add_command(random_basis)
 bench.add_command(table)
