@@ -20,7 +20,7 @@ from jaxtyping import Array, PyTree
 
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.config.optim import RandomBasisSection
-from nodepint_mpi.core.random_basis import RandomBasis
+from nodepint_mpi.core.random_basis import Kind, RandomBasis
 from nodepint_mpi.data.datasets import batch_indices, open_split
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.parallel.comms import Comms
@@ -60,6 +60,7 @@ def compare_on_images(
     steps: int | None = None,
     rate: float | None = None,
     times: int = 4,
+    kind: Kind = "hadamard",
     seeds: int = 1,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
@@ -74,6 +75,7 @@ def compare_on_images(
         steps: Optimizer steps.
         rate: Learning rate of the projection that is unbiased, and of the gradient.
         times: How many ranks' directions the last way takes.
+        kind: Of the directions.
         seeds: Runs of each way.
         report: Told about each run as it is done.
 
@@ -88,7 +90,7 @@ def compare_on_images(
     dims, steps, rate = dims or usual.dims, steps or usual.steps, rate or usual.rate
     train, test = (_read(source, name) for name in ("train", "test"))
     shape = (train[0].shape[1], usual.hidden, N_CLASSES)
-    rows = []
+    n_parameters, rows = sum(a * b + b for a, b in zip(shape, shape[1:], strict=False)), []
     for name, n_directions, redraw in _ways(dims, times):
         row: dict[str, Any] = {"name": name, "directions": n_directions, "accuracies": []}
         began = time.process_time()
@@ -96,12 +98,11 @@ def compare_on_images(
             params = _perceptron(seed, shape)
             descent = None
             if n_directions is not None:
-                basis = RandomBasis(n_directions, seed, redraw, unbiased=True)
+                basis = RandomBasis(n_directions, seed, redraw, kind, unbiased=True)
                 descent = RandomDescent(comms.time, basis, params)
             update = Update(comms.time, optax.sgd(rate), params, descent=descent)
             params = _descend(update, params, train, seed=seed, batch=usual.batch, steps=steps)
             row["accuracies"].append(_accuracy(params, *test))
-            n_parameters = sum(leaf.size for leaf in jax.tree.leaves(params))
             report(f"{name}, seed {seed}: {row['accuracies'][-1]:.2%}")
         row["numbers"] = n_parameters if n_directions is None else 2 * n_directions
         row["cpu_s"] = (time.process_time() - began) / seeds
@@ -115,6 +116,7 @@ def compare_on_config(
     *,
     dims: int,
     times: int = 4,
+    kind: Kind = "hadamard",
     report: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
     """Train the network of a config in the same ways. Collective over `comms`.
@@ -132,7 +134,9 @@ def compare_on_config(
     for name, n_directions, redraw in _ways(dims, times):
         random = None
         if n_directions is not None:
-            random = RandomBasisSection(dims=n_directions, redraw=redraw, scale="unbiased")
+            random = RandomBasisSection(
+                dims=n_directions, redraw=redraw, scale="unbiased", directions=kind
+            )
         optim = config.optim.model_copy(update={"random_basis": random})
         began = time.process_time()
         experiment = set_up(config.model_copy(update={"optim": optim}), comms)
@@ -188,9 +192,7 @@ def _read(source: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     every = np.arange(opened.n_rows)
     images = opened.take("image", every)
     if images.dtype != np.uint8:
-        raise ConfigError(
-            f"The images of {source} are {images.dtype}; expected uint8, as prepared."
-        )
+        raise ConfigError(f"The images of {source} are {images.dtype}; expected uint8, as prepared")
     return images.reshape(len(images), -1), opened.take("label", every).astype(np.int32)
 
 

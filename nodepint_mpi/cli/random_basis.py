@@ -1,6 +1,7 @@
 """`nodepint bench random-basis`: learning along random directions of the parameters."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -30,6 +31,10 @@ from nodepint_mpi.errors import ConfigError
     "--times", default=4, show_default=True, type=click.IntRange(1),
     help="How many ranks' directions the last way takes.",
 )  # fmt: skip
+@click.option(
+    "--directions", "kind", default="hadamard", show_default=True,
+    type=click.Choice(["hadamard", "signs", "normal"]),
+)  # fmt: skip
 @click.option("--seeds", default=1, show_default=True, type=click.IntRange(1), help="Runs of each.")
 @json_option
 def random_basis(
@@ -39,6 +44,7 @@ def random_basis(
     steps: int | None,
     rate: float | None,
     times: int,
+    kind: Any,
     seeds: int,
     json_file: Path | None,
 ) -> None:
@@ -63,7 +69,7 @@ def random_basis(
 
         grid = make_comms(world(), n_basis=comms.control.size)
         rows = compare_on_images(
-            grid, what, dims=dims, steps=steps, rate=rate, times=times, seeds=seeds,
+            grid, what, dims=dims, steps=steps, rate=rate, times=times, kind=kind, seeds=seeds,
             report=lambda line: say(comms.control, line),
         )  # fmt: skip
     else:
@@ -75,7 +81,7 @@ def random_basis(
         from nodepint_mpi.bench.random_basis import compare_on_config, format_random_basis
 
         rows = compare_on_config(
-            comms, config, dims=dims or 20, times=times,
+            comms, config, dims=dims or 20, times=times, kind=kind,
             report=lambda line: say(comms.control, line),
         )  # fmt: skip
     say(comms.control, format_random_basis(rows, comms.control.size))

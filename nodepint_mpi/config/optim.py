@@ -93,18 +93,19 @@ class RandomBasisSection(Section):
     """The gradient is replaced by its projection on `dims` random directions of the parameters.
 
     They are shared among `run.basis_ranks`, and drawn anew in each step, or with `redraw = false`
-    once and for all. `directions` are vectors of random "signs" or of "normal" numbers, divided by
-    their length. `by` says how a coefficient is found: "projection" of the gradient that the
-    adjoint gives, or "tangents", as a derivative along the direction, forward in time and without
-    an adjoint. With `scale = "unbiased"` the projection is multiplied by the number of parameters
-    over `dims`: its mean over draws is then the gradient.
+    once and for all. `directions` are rows of a "hadamard" matrix with random signs of its columns,
+    or vectors of random "signs" or of "normal" numbers, divided by their length. `by` says how a
+    coefficient is found: "projection" of the gradient that the adjoint gives, or "tangents", as a
+    derivative along the direction, forward in time and without an adjoint. With `scale =
+    "unbiased"` the projection is multiplied by the number of parameters over `dims`: its mean over
+    draws is then the gradient.
     """
 
     dims: PositiveInt
     by: Literal["projection", "tangents"] = "projection"
     redraw: bool = True
     scale: Literal["none", "unbiased"] = "none"
-    directions: Literal["signs", "normal"] = "signs"
+    directions: Literal["hadamard", "signs", "normal"] = "hadamard"
 
 
 class OptimSection(OptimRule):

@@ -7,11 +7,14 @@ With directions v[1], ..., v[d] the gradient g of D parameters is replaced by
 that is, by its coefficients along unit vectors; with s = D / d its mean over draws is g. Number i
 of direction j depends on the seed, the step, j and i alone: any rank can draw any part of any
 direction, so that ranks which want whole directions exchange d coefficients. Directions are drawn
-some at a time: there never is an array of D x d numbers.
+some at a time: there never is an array of D x d numbers. Those of the kind "hadamard" are rows of
+a Hadamard matrix, drawn without replacement, with signs of the columns drawn at random; all
+products with them are one transform, of D log2(D) operations whatever d is.
 
-Reference:
+References:
     Gressmann, Eaton-Rosen, Luschi (2020), Improving neural network training in low dimensional
     random bases, NeurIPS 33, equations (1) and (2).
+    Ailon, Chazelle (2009), The fast Johnson-Lindenstrauss transform, SIAM J. Computing 39, 302-322.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,8 +25,11 @@ import jax.numpy as jnp
 from jax.extend.random import threefry2x32_p
 from jaxtyping import Array, Float, Int, UInt32
 
-Kind = Literal["signs", "normal"]
-"""Numbers of a direction: +1 or -1 with equal probability, or normally distributed ones."""
+from nodepint_mpi.core.hadamard import signs_of, transform
+
+Kind = Literal["signs", "normal", "hadamard"]
+"""Numbers of a direction: +1 or -1 with equal probability, normally distributed ones, or those of a
+row of a Hadamard matrix whose columns have random signs."""
 
 CHUNK = 2**20
 """Numbers of directions that are held at once; at least one direction."""
@@ -40,7 +46,7 @@ class RandomBasis(NamedTuple):
     n_directions: int
     seed: int = 0
     redraw: bool = True
-    kind: Kind = "signs"
+    kind: Kind = "hadamard"
     unbiased: bool = False
 
 
@@ -60,16 +66,26 @@ class Coefficients(NamedTuple):
 
 def direction_keys(
     basis: RandomBasis, step: Int[Array, ""], indices: Int[Array, " n"]
-) -> UInt32[Array, "n 2"]:
-    """Keys of the directions with these indices in a step. Local."""
+) -> UInt32[Array, "n words"]:
+    """Keys of the directions with these indices in a step, of two words or three. Local.
+
+    For the kind "hadamard" they are the key of all columns, and a row for each direction: rows
+    a j + b with an odd a differ for all j below the size of the matrix, a power of two.
+    """
     key = jax.random.fold_in(jax.random.key(basis.seed, impl="threefry2x32"), _TAG)
     if basis.redraw:
         key = jax.random.fold_in(key, step)
+    if basis.kind == "hadamard":
+        factor, offset = jax.random.key_data(jax.random.fold_in(key, 0))
+        rows = (factor | jnp.uint32(1)) * indices.astype(jnp.uint32) + offset
+        of_columns = jax.random.key_data(jax.random.fold_in(key, 1))
+        shared = jnp.broadcast_to(of_columns[None], (len(indices), 2))
+        return jnp.concatenate([shared, rows[:, None]], axis=1)
     return jax.vmap(lambda index: jax.random.key_data(jax.random.fold_in(key, index)))(indices)
 
 
 def draw(
-    kind: Kind, keys: UInt32[Array, "n 2"], segments: Sequence[Segment], dtype: Any
+    kind: Kind, keys: UInt32[Array, "n words"], segments: Sequence[Segment], dtype: Any
 ) -> Float[Array, "n numbers"]:
     """The numbers of directions in segments of the parameters, one after the other. Local."""
     parts = [_DRAWN[kind](keys, segment, jnp.dtype(dtype)) for segment in segments]
@@ -94,6 +110,8 @@ def find_coefficients(
         own: Indices of the directions to take; all unless given. Others get zeros.
     """
     own = range(basis.n_directions) if own is None else own
+    if basis.kind == "hadamard":
+        return _transformed(basis, step, gradient, segments, own)
 
     def of_chunk(keys: Array) -> Coefficients:
         directions = draw(basis.kind, keys, segments, gradient.dtype)
@@ -119,13 +137,14 @@ def place_coefficients(
     Args:
         basis: The directions.
         own: Indices of those to take.
-        of_chunk: From keys (n, 2) to the coefficients of these directions.
+        of_chunk: From keys (n, words) to the coefficients of these directions.
         step: The optimizer step, traced.
         width: Directions of a chunk.
         over_rows: Applies a function to rows, as `jax.lax.map`.
     """
     if not len(own):
-        like = jax.eval_shape(of_chunk, jax.ShapeDtypeStruct((1, 2), jnp.uint32))
+        keys = jax.eval_shape(lambda: direction_keys(basis, step, jnp.arange(1)))
+        like = jax.eval_shape(of_chunk, keys)
         return jax.tree.map(lambda x: jnp.zeros(basis.n_directions, x.dtype), like)
 
     def of_row(indices: Array) -> Coefficients:
@@ -162,6 +181,8 @@ def combine(
     if basis.unbiased:
         weights = weights * (n_parameters / basis.n_directions)
     numbers = sum(segment.length for segment in segments)
+    if basis.kind == "hadamard":
+        return _transformed_back(basis, step, weights, segments)
     every = range(basis.n_directions)
     chunks = _chunks(every, chunk_width(len(every), numbers))
     weights = jnp.pad(weights, (0, chunks.size - len(every))).reshape(chunks.shape)
@@ -235,4 +256,47 @@ def _normal(keys: Array, segment: Segment, dtype: Any) -> Array:
     return _in_segment(values, segment, 2)
 
 
-_DRAWN: dict[Kind, Callable[[Array, Segment, Any], Array]] = {"signs": _signs, "normal": _normal}
+def _hadamard(keys: Array, segment: Segment, dtype: Any) -> Array:
+    columns = jnp.uint32(segment.start) + jnp.arange(segment.length, dtype=jnp.uint32)
+    of_columns = _signs(keys[:1, :2], segment, dtype)
+    return of_columns * signs_of(keys[:, 2], columns).astype(dtype)
+
+
+def _transformed(
+    basis: RandomBasis, step: Array, gradient: Array, segments: Sequence[Segment], own: range
+) -> Coefficients:
+    """Coefficients of rows of a Hadamard matrix, all by one transform."""
+    keys = direction_keys(basis, step, jnp.arange(basis.n_directions))
+    size = _matrix_size(segments)
+    signed = draw("signs", keys[:1, :2], segments, gradient.dtype)[0] * gradient
+    columns, taken = jnp.zeros(size, gradient.dtype), 0
+    for start, length in segments:
+        columns = columns.at[start : start + length].set(signed[taken : taken + length])
+        taken += length
+    products = transform(columns)[keys[:, 2] & jnp.uint32(size - 1)]
+    indices = jnp.arange(basis.n_directions)
+    mine = ((indices >= own.start) & (indices < own.stop)).astype(gradient.dtype)
+    return Coefficients(products * mine, gradient.size * mine)
+
+
+def _transformed_back(
+    basis: RandomBasis, step: Array, weights: Array, segments: Sequence[Segment]
+) -> Array:
+    """The sum of rows of a Hadamard matrix with these weights, by one transform."""
+    keys = direction_keys(basis, step, jnp.arange(basis.n_directions))
+    size = _matrix_size(segments)
+    rows = jnp.zeros(size, weights.dtype).at[keys[:, 2] & jnp.uint32(size - 1)].add(weights)
+    columns = transform(rows)
+    parts = [columns[start : start + length] for start, length in segments]
+    return jnp.concatenate(parts) * draw("signs", keys[:1, :2], segments, weights.dtype)[0]
+
+
+def _matrix_size(segments: Sequence[Segment]) -> int:
+    """Of the smallest matrix with these columns: those of larger ones begin as its rows do."""
+    end = max((segment.start + segment.length for segment in segments), default=1)
+    return 1 << max(0, end - 1).bit_length()
+
+
+_DRAWN: dict[Kind, Callable[[Array, Segment, Any], Array]] = {
+    "signs": _signs, "normal": _normal, "hadamard": _hadamard,
+}  # fmt: skip

@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 
-from nodepint_mpi.core import random_basis
+from nodepint_mpi.core import hadamard, random_basis
 from nodepint_mpi.core.random_basis import (
     RandomBasis,
     Segment,
@@ -48,7 +49,7 @@ def threefry(key, counter):
 
 
 def test_signs_are_the_bits_of_a_published_generator():
-    basis = RandomBasis(3, seed=7)
+    basis = RandomBasis(3, seed=7, kind="signs")
     keys = np.asarray(direction_keys(basis, jnp.array(2), jnp.arange(3)))
     found = directions(basis, 2)
     with np.errstate(over="ignore"):
@@ -71,7 +72,7 @@ def test_numbers_are_independent_with_unit_variance(kind):
         assert abs((rows**4).mean() - 3) < 60 / np.sqrt(n)
 
 
-@pytest.mark.parametrize("kind", ["signs", "normal"])
+@pytest.mark.parametrize("kind", ["signs", "normal", "hadamard"])
 @pytest.mark.parametrize("unbiased", [False, True])
 def test_projection_is_that_of_numpy(monkeypatch, kind, unbiased):
     """In chunks of three directions, the last of which is filled up."""
@@ -87,7 +88,7 @@ def test_projection_is_that_of_numpy(monkeypatch, kind, unbiased):
     np.testing.assert_allclose(projected, wanted, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("kind", ["signs", "normal"])
+@pytest.mark.parametrize("kind", ["signs", "normal", "hadamard"])
 def test_parts_of_directions_and_of_numbers_make_the_whole(kind):
     basis = RandomBasis(7, kind=kind)
     cuts = [0, 1, 63, 64, 130, 130, D]
@@ -107,7 +108,7 @@ def test_parts_of_directions_and_of_numbers_make_the_whole(kind):
 
 def test_all_directions_and_orthogonal_ones_give_the_gradient():
     """Two parameters, until two signs are neither equal nor opposite: then nothing is lost."""
-    drawn = (RandomBasis(2, seed=seed) for seed in range(20))
+    drawn = (RandomBasis(2, seed=seed, kind="signs") for seed in range(20))
     pair = [Segment(0, 2)]
     basis = next(one for one in drawn if np.prod(directions(one, segments=pair)) < 0)
     found = find_coefficients(basis, jnp.array(0), jnp.array([3.0, -1.0]), pair)
@@ -115,15 +116,18 @@ def test_all_directions_and_orthogonal_ones_give_the_gradient():
     np.testing.assert_allclose(projected, [3.0, -1.0], rtol=1e-14)
 
 
-def test_drawn_anew_in_each_step_or_never():
-    first, fixed = RandomBasis(4), RandomBasis(4, redraw=False)
-    assert np.mean(directions(first, 0) == directions(first, 1)) == pytest.approx(0.5, abs=0.05)
+@pytest.mark.parametrize("kind", ["signs", "normal", "hadamard"])
+def test_drawn_anew_in_each_step_or_never(kind):
+    first = RandomBasis(4, kind=kind)
+    fixed = first._replace(redraw=False)
+    pairs = np.corrcoef(np.ravel(directions(first, 0)), np.ravel(directions(first, 1)))
+    assert abs(pairs[0, 1]) < 5 / np.sqrt(4 * D)
     np.testing.assert_array_equal(directions(fixed, 0), directions(fixed, 1))
-    assert np.any(directions(first, 0) != directions(RandomBasis(4, seed=1), 0))
+    assert np.any(directions(first, 0) != directions(first._replace(seed=1), 0))
 
 
 def test_a_thousand_draws_are_one_program():
-    basis, traces = RandomBasis(2), []
+    basis, traces = RandomBasis(2, kind="signs"), []
 
     @jax.jit
     def projected(step, gradient):
@@ -138,3 +142,25 @@ def test_a_thousand_draws_are_one_program():
     # The mean of projections is d / D of the gradient; a number of one varies by sqrt(2 * 69) / 70.
     np.testing.assert_allclose(total / 1000, 2 / 70, atol=5 * np.sqrt(138 / 1000) / 70)
     assert np.mean(total / 1000) == pytest.approx(2 / 70, rel=5 * np.sqrt(1 / 1000))
+
+
+def test_rows_of_a_hadamard_matrix_are_orthogonal_and_average_to_the_identity():
+    """SciPy's matrix; rows differ, and over draws the mean of v v^T is the identity."""
+    rows = directions(RandomBasis(64, kind="hadamard"), segments=[Segment(0, 64)])
+    np.testing.assert_array_equal(rows @ rows.T, 64 * np.eye(64))
+    # Products of two rows have no signs: they are rows of the matrix, the same ones in any order.
+    products = rows[:1] * rows
+    matrix = {tuple(row) for row in scipy.linalg.hadamard(64)}
+    assert {tuple(row) for row in products.astype(int)} == matrix
+    drawn = [
+        directions(RandomBasis(2, kind="hadamard"), step, [Segment(0, 40)]) for step in range(500)
+    ]
+    mean = np.einsum("sji,sjk->ik", drawn, drawn) / 1000
+    np.testing.assert_array_equal(np.diag(mean), 1.0)
+    assert np.abs(mean - np.eye(40)).max() < 5.5 / np.sqrt(500)
+    values = np.random.default_rng(0).normal(size=32)
+    np.testing.assert_allclose(
+        hadamard.transform(jnp.asarray(values)), scipy.linalg.hadamard(32) @ values, rtol=1e-12
+    )
+    with pytest.raises(ValueError, match="the length is 12; expected a power of two"):
+        hadamard.transform(jnp.zeros(12))

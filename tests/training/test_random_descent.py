@@ -80,7 +80,7 @@ def stepped(comm, update):
     return state, seen
 
 
-@pytest.mark.parametrize("kind", ["signs", "normal"])
+@pytest.mark.parametrize("kind", ["signs", "normal", "hadamard"])
 @pytest.mark.parametrize("sharded", [None, True])
 def test_ranks_with_some_directions_equal_one_with_all(on_one_rank, kind, sharded):
     """Along time, along the basis, and both: the steps that one makes by hand, on all ranks."""
