@@ -46,8 +46,8 @@ class Images(NamedTuple):
 
 
 IMAGES = {
-    "digits": Images(hidden=32, dims=64, batch=64, steps=1500, rate=0.5),
-    "mnist": Images(hidden=128, dims=250, batch=32, steps=5625, rate=0.1),
+    "digits": Images(hidden=32, dims=64, batch=64, steps=1500, rate=0.2),
+    "mnist": Images(hidden=128, dims=250, batch=32, steps=18750, rate=0.03),
 }
 """By the name of their recipe."""
 
@@ -73,7 +73,8 @@ def compare_on_images(
         source: "digits" or "mnist", prepared by their recipes.
         dims: Directions of one rank; as in `IMAGES` unless given.
         steps: Optimizer steps.
-        rate: Learning rate of the projection that is unbiased, and of the gradient.
+        rate: Learning rate of the unbiased projection on `dims` directions, which decays like a
+            cosine; `times` as large for the last way and for the whole gradient.
         times: How many ranks' directions the last way takes.
         kind: Of the directions.
         seeds: Runs of each way.
@@ -100,7 +101,10 @@ def compare_on_images(
             if n_directions is not None:
                 basis = RandomBasis(n_directions, seed, redraw, kind, unbiased=True)
                 descent = RandomDescent(comms.time, basis, params)
-            update = Update(comms.time, optax.sgd(rate), params, descent=descent)
+            # What noise allows grows like the number of directions.
+            own_rate = rate if n_directions == dims else times * rate
+            optimizer = optax.sgd(optax.cosine_decay_schedule(own_rate, steps))
+            update = Update(comms.time, optimizer, params, descent=descent)
             params = _descend(update, params, train, seed=seed, batch=usual.batch, steps=steps)
             row["accuracies"].append(_accuracy(params, *test))
             report(f"{name}, seed {seed}: {row['accuracies'][-1]:.2%}")

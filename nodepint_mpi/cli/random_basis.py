@@ -22,10 +22,10 @@ from nodepint_mpi.errors import ConfigError
 @click.option(
     "--dims", type=click.IntRange(1), help="Directions [digits 64, mnist 250, CONFIG 20]."
 )
-@click.option("--steps", type=click.IntRange(1), help="Steps [digits 1500, mnist 5625].")
+@click.option("--steps", type=click.IntRange(1), help="Steps [digits 1500, mnist 18750].")
 @click.option(
     "--learning-rate", "rate", type=click.FloatRange(0, min_open=True),
-    help="Of the unbiased projection [digits 0.5, mnist 0.1].",
+    help="Of the unbiased projection on these directions [digits 0.2, mnist 0.03].",
 )  # fmt: skip
 @click.option(
     "--times", default=4, show_default=True, type=click.IntRange(1),
