@@ -191,10 +191,13 @@ class StepRecorder:
 
     @property
     def n_directions(self) -> int:
-        """Tangents of a slice that ranks can share; 0 if the method has none to share. Local."""
-        method = self._solver.method
+        """Tangents of a slice that ranks can share; 0 if the method has none to share. Local.
+
+        Random directions of the parameters where there are such, and no tangents.
+        """
+        method, random = self._solver.method, self.config.optim.random_basis
         if not method.shares_tangents:
-            return 0
+            return 0 if random is None else random.dims
         state = jax.ShapeDtypeStruct((1, *self._shape), np.dtype(self.config.run.precision))
         return len(method.carry_like(1, state).replicated[BASIS])
 
