@@ -17,7 +17,7 @@ from nodepint_mpi.ranks.machine import peak_bytes
 if TYPE_CHECKING:
     from nodepint_mpi.training.error_control import Stepper
     from nodepint_mpi.training.setup import Experiment
-    from nodepint_mpi.training.update import TrainState
+    from nodepint_mpi.training.train_state import TrainState
 
 COMPILED_STEPS = 3
 """The first steps compile: they count as the median step."""

@@ -25,7 +25,8 @@ from nodepint_mpi.parallel.methods.serial import Serial
 from nodepint_mpi.training.batch_model import BatchedField, split_model
 from nodepint_mpi.training.line_problem import LineProblem
 from nodepint_mpi.training.step import make_train_step
-from nodepint_mpi.training.update import TrainState, Update
+from nodepint_mpi.training.train_state import TrainState
+from nodepint_mpi.training.update import Update
 
 HORIZON, N_STEPS, SAMPLES, STEPS_PER_REPEAT = 5.0, 128, 32, 10
 

@@ -15,7 +15,7 @@ from nodepint_mpi.config.network import DenseNetwork
 if TYPE_CHECKING:
     from nodepint_mpi.training.error_control import Taken
     from nodepint_mpi.training.setup import Batch, Experiment
-    from nodepint_mpi.training.update import TrainState
+    from nodepint_mpi.training.train_state import TrainState
 
 
 def can_torchdiffeq(config: Config) -> bool:
@@ -73,7 +73,7 @@ class Torch:
         from nodepint_mpi.parallel.counters import Tally
         from nodepint_mpi.training.error_control import Taken
         from nodepint_mpi.training.plain import plain_report
-        from nodepint_mpi.training.update import TrainState
+        from nodepint_mpi.training.train_state import TrainState
 
         del step
         leaves, tree = jax.tree.flatten(state.params)

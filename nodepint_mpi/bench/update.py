@@ -18,7 +18,8 @@ from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.parallel.counters import WORD_BYTES, Tally
 from nodepint_mpi.parallel.warm_start import Misfits
 from nodepint_mpi.training.memory import tree_bytes
-from nodepint_mpi.training.update import Sums, TrainState, Update
+from nodepint_mpi.training.train_state import Sums, TrainState
+from nodepint_mpi.training.update import Update
 
 WAYS = {"sharded": True, "on the first rank": False}
 

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 from nodepint_mpi.config.data import GIVEN
 from nodepint_mpi.config.errors import explain_validation
-from nodepint_mpi.config.experiment import Config, LossSection, LossTerm
+from nodepint_mpi.config.experiment import Config
+from nodepint_mpi.config.loss import LossSection, LossTerm
 from nodepint_mpi.config.network import UserNetwork
 from nodepint_mpi.config.optim import OptimSection
 from nodepint_mpi.core.objective import Term

@@ -96,6 +96,12 @@ def check_optimizer(
         )
 
 
+def frozen_leaves(section: OptimSection, params: PyTree) -> list[bool]:
+    """Which parameters are in a group that is frozen, in the order of the leaves. Local."""
+    numbers = jax.tree.leaves(group_numbers(section, params))
+    return [number >= 0 and section.groups[number].frozen for number in numbers]
+
+
 def parameter_paths(params: PyTree) -> list[str]:
     """The paths of all parameters, such as `processor.mlp.layers.0.weight`. Local."""
     found, _ = jax.tree_util.tree_flatten_with_path(params)

@@ -19,6 +19,7 @@ from nodepint_mpi.cli.common import (
     start_ranks,
     write_json,
 )
+from nodepint_mpi.cli.random_basis import random_basis
 from nodepint_mpi.cli.studies import table
 from nodepint_mpi.config.experiment import read_config
 from nodepint_mpi.ranks.agreement import together
@@ -332,5 +333,5 @@ def sweeps(
     finish(comms.control, result, json_file)
 
 
-for command in (basis, table, sde, sampling, control):
+for command in (basis, random_basis, table, sde, sampling, control):
     bench.add_command(command)

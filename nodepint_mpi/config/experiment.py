@@ -16,7 +16,6 @@ from typing import Annotated, Any
 from pydantic import (
     AfterValidator,
     Field,
-    PositiveFloat,
     ValidationError,
     model_validator,
 )
@@ -25,6 +24,7 @@ from nodepint_mpi.config.control import ControlSection, check_control
 from nodepint_mpi.config.data import DataSection
 from nodepint_mpi.config.embedded import extract_config, is_python, name_home
 from nodepint_mpi.config.errors import explain_validation
+from nodepint_mpi.config.loss import PATH_LOSSES, LossSection
 from nodepint_mpi.config.network import (
     ConvNetwork,
     DenseNetwork,
@@ -38,29 +38,6 @@ from nodepint_mpi.config.run import OutputSection, RunSection
 from nodepint_mpi.config.section import Section
 from nodepint_mpi.config.time import Time
 from nodepint_mpi.errors import ConfigError
-
-PATH_LOSSES = ("energy_score", "moment_error")
-"""Names of losses that compare several paths of a sample with what was observed."""
-
-
-class LossTerm(Section):
-    """What is added to the loss, `weight` times: `name` is an import path."""
-
-    name: str
-    weight: PositiveFloat = 1.0
-
-
-class LossSection(Section):
-    """`mean_squared_error`, `mean_squared_log_error`, `cross_entropy`, or an import path.
-
-    For several paths of each sample `energy_score` or `moment_error`. `metrics` are import paths of
-    what is reported beside it on the test split. `terms` are added to it in training: functions of
-    the model and of a batch, one number a sample or one for all.
-    """
-
-    name: str
-    metrics: list[str] = []
-    terms: list[LossTerm] = []
 
 
 def _check_initial(given: list[Any]) -> list[Any]:
@@ -128,19 +105,40 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _basis_ranks(self):
-        n, time = self.run.basis_ranks, self.time
+        n, time, random = self.run.basis_ranks, self.time, self.optim.random_basis
+        if random is not None and random.dims < n:
+            raise ValueError(
+                f"`run.basis_ranks = {n}` are more than the {random.dims} directions of "
+                "`optim.random_basis.dims`, which they share"
+            )
         if n == 1 or ":" in time.method:  # a method of the user's own says so itself
             return self
         if time.method != "tangent":
+            if random is not None:
+                return self
             raise ValueError(
                 f"`run.basis_ranks = {n}` shares tangents, and `time.method = '{time.method}'` has "
-                "none: take 'tangent', or `run.basis_ranks = 1`"
+                "none: take 'tangent', `[optim.random_basis]`, or `run.basis_ranks = 1`"
             )
         if time.basis is not None and time.basis.rank is not None and time.basis.rank < n:
             raise ValueError(
                 f"`run.basis_ranks = {n}` are more than the {time.basis.rank} directions of "
                 "`time.basis.rank`, which they share"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _random_basis(self):
+        random = self.optim.random_basis
+        if random is None or random.by == "projection":
+            return self
+        refused = {"tracking": self.time.tracking, "relaxation": self.time.relaxation}
+        for key, given in refused.items():
+            if given is not None:
+                raise ValueError(
+                    f"`optim.random_basis.by = 'tangents'` solves forward in time only, and "
+                    f"`[time.{key}]` needs the adjoint: take 'projection', or remove it"
+                )
         return self
 
     @model_validator(mode="after")
@@ -279,7 +277,7 @@ class Config(Section):
         if identity["loss"] is not None:
             del identity["loss"]["metrics"]
             _drop_none(identity["loss"], ("terms",))
-        _drop_none(identity["optim"], ("schedule_options", "groups", "average"))
+        _drop_none(identity["optim"], ("schedule_options", "groups", "average", "random_basis"))
         if identity["optim"]["accumulate"] == 1:
             del identity["optim"]["accumulate"]
         options = identity["optim"]["options"]

@@ -1,6 +1,6 @@
 """The section `[optim]`: optimizers, their schedules, and groups of parameters."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
@@ -89,17 +89,38 @@ class OptimGroup(Section):
         return OptimRule.model_validate(base.model_dump(include=keys) | own)
 
 
+class RandomBasisSection(Section):
+    """The gradient is replaced by its projection on `dims` random directions of the parameters.
+
+    They are shared among `run.basis_ranks`, and drawn anew in each step, or with `redraw = false`
+    once and for all. `directions` are rows of a "hadamard" matrix with random signs of its columns,
+    or vectors of random "signs" or of "normal" numbers, divided by their length. `by` says how a
+    coefficient is found: "projection" of the gradient that the adjoint gives, or "tangents", as a
+    derivative along the direction, forward in time and without an adjoint. With `scale =
+    "unbiased"` the projection is multiplied by the number of parameters over `dims`: its mean over
+    draws is then the gradient.
+    """
+
+    dims: PositiveInt
+    by: Literal["projection", "tangents"] = "projection"
+    redraw: bool = True
+    scale: Literal["none", "unbiased"] = "none"
+    directions: Literal["hadamard", "signs", "normal"] = "hadamard"
+
+
 class OptimSection(OptimRule):
     """The optimizer of all parameters, or of those that are in no group.
 
     Gradients are averaged over `accumulate` steps before an update. With `average`, such as 0.999,
-    what is evaluated is an exponential moving average of the parameters.
+    what is evaluated is an exponential moving average of the parameters. `random_basis` projects
+    the gradient of each step before anything else is done with it.
     """
 
     clip_norm: PositiveFloat | None = None
     groups: list[OptimGroup] = []
     accumulate: PositiveInt = 1
     average: float | None = Field(default=None, gt=0, lt=1)
+    random_basis: RandomBasisSection | None = None
 
     @model_validator(mode="after")
     def _groups(self):

@@ -23,7 +23,8 @@ class RunSection(Section):
     Parameters are compared across ranks every `compare_every` steps and before each checkpoint (0:
     only there). `data_ranks` lines of ranks share the samples of a step, and the ranks of each line
     the time slices. With `time.method = "tangent"`, `basis_ranks` ranks have the same slices and
-    samples and share the tangents. `share_gpus` lets ranks share a GPU where there are fewer than
+    samples and share the tangents, or with `optim.random_basis` and any method the random
+    directions of the parameters. `share_gpus` lets ranks share a GPU where there are fewer than
     ranks; `cuda_mpi` sends messages from GPU to GPU where MPI can.
     With `sharded_update` every rank updates a part of the parameters and keeps that part of the
     optimizer's moments; without, rank 0 does; unless given it is sharded where the optimizer

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.scopes import channel, scope
@@ -25,6 +25,7 @@ from nodepint_mpi.parallel.operations import (
     record,
     record_branch,
     record_loop,
+    record_map,
 )
 
 Value = TypeVar("Value")
@@ -165,6 +166,23 @@ def while_loop(
     last, counts = jax.lax.while_loop(lambda carry: keep_going(carry[0]), counted, start)
     count(Tally(*counts))
     return last
+
+
+def map_rows(function: Callable[[PyTree[Array]], Value], rows: PyTree[Array]) -> Value:
+    """`jax.lax.map` that counts what the function does each time. As collective as that is."""
+    if is_recording():
+        n_rows = len(jax.tree.leaves(rows)[0])
+        row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
+        return record_map(function, row, n_rows)
+
+    def counted(row: PyTree[Array]) -> tuple[Value, Array]:
+        with counting() as ledger:
+            value = function(row)
+        return value, ledger.tally.as_array()
+
+    values, counts = jax.lax.map(counted, rows)
+    count(Tally(*jnp.sum(counts, axis=0)))
+    return values
 
 
 def cond(

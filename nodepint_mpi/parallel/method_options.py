@@ -68,8 +68,16 @@ def check_comm(comm: Any) -> TimeComm:
     return comm
 
 
-def check_basis_ranks(comm: TimeComm, method: AbstractMethod, state: jax.ShapeDtypeStruct) -> None:
+def check_basis_ranks(
+    comm: TimeComm,
+    method: AbstractMethod,
+    state: jax.ShapeDtypeStruct,
+    *,
+    have_others: bool = False,
+) -> None:
     """Refuse ranks that share tangents where some of them would have none. Local.
+
+    With `have_others` they share something besides, and a method without tangents passes.
 
     `Serial`, which others are compared with, passes: these ranks then all do the same.
 
@@ -79,6 +87,8 @@ def check_basis_ranks(comm: TimeComm, method: AbstractMethod, state: jax.ShapeDt
     if comm.n_basis == 1 or not method.iterates:
         return
     if not method.shares_tangents:
+        if have_others:
+            return
         raise ProblemError(
             f"{comm.n_basis} ranks are to share the tangents of every slice, and "
             f"{type(method).__name__} has none: take `method='tangent'`, or one basis rank."

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 Value = TypeVar("Value")
 
@@ -114,6 +115,16 @@ def record_loop(body: Callable[[Value], Value], first: Value) -> Value:
         jax.eval_shape(lambda value: body(value), first)  # new each time: JAX remembers others
     record(Loop(tuple(done)))
     return first
+
+
+def record_map(function: Callable[[Any], Value], row: Any, n_rows: int) -> Value:
+    """Add what a function of a row does, as often as there are rows. Local."""
+    with recording() as done:
+        like = jax.eval_shape(lambda row: function(row), row)
+    for _ in range(n_rows):
+        for operation in done:
+            record(operation)
+    return jax.tree.map(lambda x: jnp.zeros((n_rows, *x.shape), x.dtype), like)
 
 
 def record_branch(

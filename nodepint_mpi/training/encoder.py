@@ -25,7 +25,7 @@ from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.counters import work
 from nodepint_mpi.parallel.exchange import gather_to_first, scatter_from_first
 from nodepint_mpi.training.batch_model import encode, split_model
-from nodepint_mpi.training.line_problem import LineProblem
+from nodepint_mpi.training.line_problem import LineProblem, initial_of
 from nodepint_mpi.training.rank_samples import share_batch
 
 FLOPS = 5e9
@@ -49,15 +49,11 @@ def encode_initial(
     pull-back on the first rank only.
     """
     comm, n_samples = problem.comm, jnp.shape(batch.initial)[0]
-
-    def of_params(params: PyTree, batch: SampleBatch) -> Array:
-        states = encode(eqx.combine(params, problem.static), batch, problem.seed)
-        return states if problem.noise is None else problem.noise.spread(states)
-
+    of_params = initial_of(problem, batch)
     if comm.size == 1 or (comm.rank == 0 and not problem.dealt_encoder):
         with work(ENCODER, encoded=1.0):
-            return jax.vjp(lambda params: of_params(params, batch), params)
-    like = jax.eval_shape(of_params, params, batch)
+            return jax.vjp(of_params, params)
+    like = jax.eval_shape(of_params, params)
     nothing = jnp.zeros(like.shape, like.dtype)
     if not problem.dealt_encoder:
         return nothing, None
@@ -66,7 +62,7 @@ def encode_initial(
     if share:
         part = encoder_reads(batch, share)
         with work(ENCODER, encoded=len(share) / n_samples):
-            own, pull_back_own = jax.vjp(lambda params: of_params(params, part), params)
+            own, pull_back_own = jax.vjp(initial_of(problem, part), params)
     states = gather_to_first(comm, own, n_samples)
 
     def pull_back(cotangents: Array) -> tuple[PyTree]:

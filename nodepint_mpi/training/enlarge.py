@@ -15,7 +15,7 @@ from nodepint_mpi.parallel.comms import Comms
 from nodepint_mpi.ranks.agreement import together
 from nodepint_mpi.training.batch_model import split_model
 from nodepint_mpi.training.setup import Experiment, at_step
-from nodepint_mpi.training.update import TrainState
+from nodepint_mpi.training.train_state import TrainState
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def grow(
                 "adam."
             )
         opt_state = jax.tree.unflatten(jax.tree.structure(wanted), jax.tree.leaves(moments))
-        opt_state = grown.update.cut(restart_average(opt_state, params))
+        opt_state = grown.update.held.cut(restart_average(opt_state, params))
     if control.rank == 0:
         sizes = [tree.shape[-1] for tree in (experiment.state, grown.state)]
         _log.info("step %d: the state grows from %d to %d", step, *sizes)

@@ -26,7 +26,7 @@ from nodepint_mpi.training.step import (
     make_tracked_step,
     make_train_step,
 )
-from nodepint_mpi.training.update import TrainState
+from nodepint_mpi.training.train_state import TrainState
 from nodepint_mpi.training.warm_starts import WarmStarts
 
 SAFETY = 1.5
@@ -224,7 +224,7 @@ def make_stepper(experiment: Experiment) -> Stepper:
 
 def kept_like(experiment: Experiment) -> dict[str, PyTree]:
     """What a checkpoint holds once, in shapes and types: the frame to load one into. Local."""
-    like: dict[str, PyTree] = experiment.update.like()
+    like: dict[str, PyTree] = experiment.update.held.like()
     if _section(experiment) is not None:
         carry = experiment.method.carry_like(1, experiment.state)
         like["tracking"] = _Control.first()._asdict() | carry.replicated

@@ -201,14 +201,14 @@ def load_trained(experiment: Experiment, where: Path) -> TrainedRun:
         comms.control,
         where,
         like_at=lambda step: kept_like(made(step)),
-        dealt_at=lambda step: made(step).update.row_specs(),
+        dealt_at=lambda step: made(step).update.held.row_specs(),
         row_start=first,
         n_owned_rows=0,
         fingerprint=experiment.config.fingerprint(),
     )
     require_finite(loaded)
     experiment = made(loaded.step)
-    state = experiment.update.restored(loaded.replicated, loaded.dealt)
+    state = experiment.update.held.restored(loaded.replicated, loaded.dealt)
     params = evaluated_params(experiment, state)
     basis = loaded.replicated.get("tracking", {}).get("basis")
     basis = None if basis is None else np.asarray(basis)

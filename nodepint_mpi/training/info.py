@@ -8,7 +8,7 @@ from mpi4py import MPI
 
 from nodepint_mpi.build.model import Given, build_model
 from nodepint_mpi.build.noise import build_noise
-from nodepint_mpi.build.optimizers import build_optimizer, check_optimizer, parameter_paths
+from nodepint_mpi.build.optimizers import parameter_paths
 from nodepint_mpi.build.sections import build_loss, build_problem
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.core.partition import check_layout, line_length, owned_range
@@ -34,7 +34,7 @@ from nodepint_mpi.training.memory import (
 )
 from nodepint_mpi.training.rank_samples import for_rank, share_batch
 from nodepint_mpi.training.setup import check_encoded, check_scores, count_steps
-from nodepint_mpi.training.update import Update
+from nodepint_mpi.training.update import make_update
 from nodepint_mpi.training.warm_starts import bytes_each, count_kept
 from nodepint_mpi.training.watch import require_watched
 
@@ -88,11 +88,10 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
     given = Given(samples.n_inputs, samples.n_static)
     model = build_model(config, input_shape=shape, output_size=size, given=given, step=last)
     params, _ = split_model(model)
-    optimizer = build_optimizer(config.optim, params)
-    check_optimizer(config.optim, optimizer, params)
     null = MPI.Intracomm()
     grid = TimeComm(null, 0, n_along, null, null, 0, n_groups, basis=null, n_basis=n_basis)
-    update = Update(grid, optimizer, params, sharded=config.run.sharded_update)
+    update = make_update(config, grid, params)
+    descent = update.descent
     opt_state = update.shapes()["opt_state"]
     batch = samples.section.batch_size or samples.n_rows
     shape = check_model(model, samples, build_noise(config))
@@ -139,6 +138,8 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
             "state_size": state,
             "message_bytes": message,
             "gradient_message_bytes": params_bytes,
+            "random_basis": None if descent is None else descent.describe(),
+            "coefficient_message_bytes": None if descent is None else descent.message_bytes,
             "interface_bytes_per_rank": max(owned) * 6 * message,
             "adjoint_bytes_per_rank": max(owned) * kept_states(section.fine) * message,
             "samples_bytes_per_rank": sample_bytes,

@@ -2,6 +2,7 @@
 batch before the solve.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -22,7 +23,7 @@ from nodepint_mpi.models.networks import EncodeProcessDecode
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.iterate import TimeSolver
 from nodepint_mpi.parallel.line import Line
-from nodepint_mpi.training.batch_model import sample_keys, takes_key
+from nodepint_mpi.training.batch_model import encode, sample_keys, takes_key
 
 
 class LineProblem(NamedTuple):
@@ -50,6 +51,16 @@ class LineProblem(NamedTuple):
     def line(self, of_field: PyTree[Array]) -> Line:
         """The line, with these parameters of the vector field. Local."""
         return Line(self.comm, self.observations.owned, of_field)
+
+
+def initial_of(problem: LineProblem, batch: SampleBatch) -> Callable[[PyTree], Array]:
+    """From parameters to initial states (samples, *state). Local."""
+
+    def of_params(params: PyTree) -> Array:
+        states = encode(eqx.combine(params, problem.static), batch, problem.seed)
+        return states if problem.noise is None else problem.noise.spread(states)
+
+    return of_params
 
 
 def field_params(

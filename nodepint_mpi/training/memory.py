@@ -59,7 +59,8 @@ def plan_parameters(params: PyTree, update: Update | None = None) -> dict[str, i
     needed = {"parameters and gradient": 2 * tree_bytes(params)}
     if update is not None:
         moments = tree_bytes(update.shapes()["opt_state"])
-        needed["the optimizer"] = moments // update.comm.n_grid
+        n_sharing = 1 if update.is_on_every_rank else update.comm.n_grid
+        needed["the optimizer"] = moments // n_sharing
     return needed
 
 

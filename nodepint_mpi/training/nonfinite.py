@@ -23,7 +23,7 @@ from nodepint_mpi.training.forward import make_walk
 from nodepint_mpi.training.saving import save_run
 from nodepint_mpi.training.setup import Batch, Experiment, slice_rows
 from nodepint_mpi.training.step import StepReport
-from nodepint_mpi.training.update import TrainState
+from nodepint_mpi.training.train_state import TrainState
 from nodepint_mpi.training.watch import Watch
 
 REMEDY = (

@@ -42,7 +42,7 @@ from nodepint_mpi.training.rank_samples import for_rank
 from nodepint_mpi.training.setup import Batch, Experiment
 from nodepint_mpi.training.simulation_free import mean_of_samples
 from nodepint_mpi.training.step import Stepped, StepReport
-from nodepint_mpi.training.update import TrainState, apply_gradient
+from nodepint_mpi.training.train_state import TrainState, apply_gradient
 
 
 def plain_report(loss: ArrayLike, grad_norm: ArrayLike) -> StepReport:
@@ -239,12 +239,15 @@ def _real(batch) -> Array:
 def make_plain_stepper(experiment: Experiment) -> Anew:
     """Steps by plain diffrax and optax, as those of `training.error_control`. Local."""
     loss, optimizer = make_plain_loss(experiment), experiment.update.optimizer
+    descent = experiment.update.descent
 
     nothing = Tally().as_array()  # of what time-parallel code counts
 
     def step(state: TrainState, batch: SampleBatch, weight: None) -> Stepped:
         del weight
         value, gradient = jax.value_and_grad(loss)(state.params, batch)
+        if descent is not None:
+            gradient = descent.project(gradient, jnp.asarray(batch.step))
         updated = apply_gradient(optimizer, state, gradient)
         return Stepped(updated, gradient, plain_report(value, optax.tree.norm(gradient)), nothing)
 

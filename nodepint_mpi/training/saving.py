@@ -12,7 +12,7 @@ from nodepint_mpi.io.directory import BEST, CHECKPOINTS, config_text, versions
 from nodepint_mpi.parallel.dealing import join_samples, split_samples
 from nodepint_mpi.training.error_control import Stepper, kept_like, make_stepper
 from nodepint_mpi.training.setup import Experiment, at_step, slice_rows
-from nodepint_mpi.training.update import TrainState
+from nodepint_mpi.training.train_state import TrainState
 from nodepint_mpi.training.watch import Watch, resumed_watch
 
 _log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def save_run(
     """
     config, comms = experiment.config, experiment.comms
     kept, rows = stepper.kept()
-    whole, dealt = experiment.update.kept(state)
+    whole, dealt = experiment.update.held.kept(state)
     rows, first = join_samples(comms.data, rows, slice_rows(config, comms.time)[0])
     if comms.time.basis_rank > 0:  # what ranks with the same slices hold is written once
         rows = {name: block[:0] for name, block in rows.items()}
@@ -108,7 +108,7 @@ def resume_run(
         comms.control,
         folder / CHECKPOINTS if resume == "auto" else Path(resume),
         like_at=lambda step: kept_like(made(step)),
-        dealt_at=lambda step: made(step).update.row_specs(),
+        dealt_at=lambda step: made(step).update.held.row_specs(),
         row_start=first,
         n_owned_rows=n_owned,
         fingerprint=config.fingerprint(),
@@ -119,5 +119,5 @@ def resume_run(
     experiment = made(loaded.step)
     stepper = make(experiment)
     stepper.restore(loaded.replicated, split_samples(comms.time, loaded.rows))
-    state = experiment.update.restored(loaded.replicated, loaded.dealt)
+    state = experiment.update.held.restored(loaded.replicated, loaded.dealt)
     return Resumed(experiment, state, loaded.step, stepper, resumed_watch(config, loaded.meta))

@@ -13,7 +13,7 @@ from mpi4py import MPI
 
 from nodepint_mpi.build.model import Given, build_edges, build_integrator, build_model
 from nodepint_mpi.build.noise import build_noise
-from nodepint_mpi.build.optimizers import averaged_of, build_optimizer, check_optimizer
+from nodepint_mpi.build.optimizers import averaged_of
 from nodepint_mpi.build.sections import build_loss, build_terms, build_time_solver
 from nodepint_mpi.build.user_code import load_code
 from nodepint_mpi.config.experiment import Config
@@ -70,7 +70,8 @@ from nodepint_mpi.training.memory import (
 from nodepint_mpi.training.rank_samples import for_rank, place_samples, share_batch
 from nodepint_mpi.training.sameness import require_same_code, require_same_shapes
 from nodepint_mpi.training.simulation_free import check_sections
-from nodepint_mpi.training.update import TrainState, Update
+from nodepint_mpi.training.train_state import TrainState
+from nodepint_mpi.training.update import Update, make_update
 from nodepint_mpi.training.watch import require_watched
 
 
@@ -221,11 +222,10 @@ def _assemble(config: Config, comms: Comms, splits: Splits, *, step: int) -> Exp
     check_scores(config, model, train, shape)
     state = jax.ShapeDtypeStruct(shape, config.run.precision)
     train_problem.solver.method.carry_like(1, state)  # says if a basis does not fit the state
-    check_basis_ranks(comms.time, train_problem.solver.method, state)
+    shared = config.optim.random_basis is not None
+    check_basis_ranks(comms.time, train_problem.solver.method, state, have_others=shared)
     params, _ = split_model(model)
-    optimizer = build_optimizer(config.optim, params)
-    check_optimizer(config.optim, optimizer, params)
-    update = Update(comms.time, optimizer, params, sharded=config.run.sharded_update)
+    update = make_update(config, comms.time, params)
     return Experiment(
         config, model, train, test, train_problem, test_problem, update, state, comms,
         valid, valid_problem,

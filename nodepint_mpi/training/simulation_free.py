@@ -52,12 +52,13 @@ def check_sections(config: Config, samples: Samples, metrics: Mapping[str, Loss]
     Raises:
         ConfigError: with the key to remove.
     """
-    section, time = samples.section, config.time
+    section, time, random = samples.section, config.time, config.optim.random_basis
     refused = {
         "time.tracking": time.tracking is not None,
         "time.relaxation": time.relaxation is not None,
         "data.inputs": section.inputs is not None,
-        "run.basis_ranks": config.run.basis_ranks > 1,
+        "run.basis_ranks": config.run.basis_ranks > 1 and random is None,
+        "optim.random_basis.by": random is not None and random.by == "tangents",
     }
     for key, given in refused.items():
         if given:

@@ -5,6 +5,8 @@ adjoint in parallel - encoder's pull-back on the first rank; then, in a program 
 over ranks - update (`training.update`).
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -23,15 +25,18 @@ from nodepint_mpi.parallel.counters import Tally, counting
 from nodepint_mpi.parallel.differentiate import linearize_solve
 from nodepint_mpi.parallel.exchange import sum_over_ranks
 from nodepint_mpi.parallel.methods.base import Carry
-from nodepint_mpi.parallel.warm_start import Misfits, follow
+from nodepint_mpi.parallel.warm_start import follow
 from nodepint_mpi.training.batch_model import (
     terms_of_loss,
 )
 from nodepint_mpi.training.block_loss import linearize_loss
 from nodepint_mpi.training.encoder import encode_initial
 from nodepint_mpi.training.line_problem import LineProblem, field_params
+from nodepint_mpi.training.part import Part, Solved, divided_sums
 from nodepint_mpi.training.simulation_free import linearize_mean
-from nodepint_mpi.training.update import Sums, TrainState, Update, Updated
+from nodepint_mpi.training.tangent_part import tangent_part
+from nodepint_mpi.training.train_state import Sums, TrainState, Updated
+from nodepint_mpi.training.update import Update
 
 
 class StepReport(NamedTuple):
@@ -51,34 +56,6 @@ class StepReport(NamedTuple):
     damped: Array
     fallbacks: Array
     finite: Array
-
-
-class Solved(NamedTuple):
-    """What a solve says of itself, equal on all ranks; see `StepReport`."""
-
-    sweeps: Array
-    jump: Array
-    adjoint_sweeps: Array
-    adjoint_residual: Array
-    guarded: Array
-    damped: Array
-    fallbacks: Array
-    finite: Array
-
-    @staticmethod
-    def of_sweep(n_sweeps: int, like: Array) -> "Solved":
-        """A step of `n_sweeps` sweeps, without jumps and residuals. Local."""
-        none, zero = jnp.array(0), jnp.zeros_like(like)
-        number = jnp.array(n_sweeps)
-        return Solved(number, zero, number, zero, none, none, none, jnp.array(True))
-
-
-class Part(NamedTuple):
-    """One rank's part of a step's gradient and sums, to be added up over all ranks."""
-
-    gradient: PyTree[Array]
-    sums: Sums
-    solved: Solved
 
 
 class Stepped(NamedTuple):
@@ -114,7 +91,7 @@ class TrainStep:
         """The step's result, on what the step takes besides its state."""
         part, tally, carry = self._solve(state.params, *args)
         state, gradient, (report, tally, magnification) = self._update(
-            report_of, state, part.gradient, part.sums, part.solved, tally
+            report_of, state, part.gradient, part.sums, part.solved, tally, step=part.step
         )
         return Stepped(state, gradient, report, tally, carry, magnification)
 
@@ -152,10 +129,11 @@ def make_train_step(problem: LineProblem, update: Update) -> TrainStep:
     Local to make; the step is collective over the grid. `weight` is that of continuity, for a
     relaxed solve, or None.
     """
+    find_part = choose_part(problem, update)
 
     def step(params: PyTree, batch: SampleBatch, weight: Array | None):
         with counting() as ledger:
-            part = gradient_part(problem, params, batch, weight)
+            part = find_part(params, batch, weight)
         return part, ledger.tally.as_array(), None
 
     return TrainStep(jax.jit(step), update)
@@ -176,6 +154,17 @@ def make_tracked_step(problem: LineProblem, update: Update) -> TrainStep:
         return part, ledger.tally.as_array(), carry
 
     return TrainStep(jax.jit(tracked_step, donate_argnums=1), update)
+
+
+def choose_part(problem: LineProblem, update: Update) -> Callable[..., Part]:
+    """What finds the `Part` of parameters, batch and weight: by the adjoint, or by tangents.
+
+    Local; what it returns is collective over the grid, inside jit.
+    """
+    descent = update.descent
+    if descent is None or not descent.by_tangents:
+        return functools.partial(gradient_part, problem)
+    return functools.partial(tangent_part, problem, descent)
 
 
 def gradient_part(
@@ -211,7 +200,7 @@ def gradient_part(
         fallbacks=record.n_fallbacks,
         finite=record.finite & adjoint.record.finite,
     )
-    return Part(gradient, _divided_sums(comm, loss), numbers)
+    return Part(gradient, divided_sums(comm, loss), numbers, batch.step)
 
 
 def _simulation_free(problem: LineProblem, params: PyTree, batch: SampleBatch) -> Part:
@@ -220,13 +209,7 @@ def _simulation_free(problem: LineProblem, params: PyTree, batch: SampleBatch) -
     count = sum_over_ranks(problem.comm, mean.count)
     gradient = jax.tree.map(lambda part: part / count, gradient)
     loss, gradient = _with_terms(problem, params, batch, mean.sum / count, gradient, 1.0)
-    return Part(gradient, _divided_sums(problem.comm, loss), Solved.of_sweep(0, loss))
-
-
-def _divided_sums(comm: TimeComm, loss: Array) -> Sums:
-    """Those of a loss that has been divided by its count."""
-    zero, one = jnp.zeros_like(loss), jnp.ones_like(loss)
-    return Sums(loss, one if comm.grid_rank == 0 else zero, Misfits(zero, zero, zero, zero))
+    return Part(gradient, divided_sums(problem.comm, loss), Solved.of_sweep(0, loss), batch.step)
 
 
 def tracked_part(
@@ -258,7 +241,7 @@ def tracked_part(
         loss_sum, gradient = _with_terms(problem, params, batch, loss_sum, gradient, whole)
     # The loss is linear in its sum over observations, so all is divided by their number at last.
     sums = Sums(loss_sum, jnp.asarray(count, loss_sum.dtype), followed.misfits)
-    return Part(gradient, sums, Solved.of_sweep(1, loss_sum)), followed.carry
+    return Part(gradient, sums, Solved.of_sweep(1, loss_sum), batch.step), followed.carry
 
 
 def summed(comm: TimeComm, part: Part) -> tuple[PyTree[Array], StepReport]:

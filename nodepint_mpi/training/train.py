@@ -56,7 +56,7 @@ from nodepint_mpi.training.setup import (
     set_up,
 )
 from nodepint_mpi.training.step import StepReport
-from nodepint_mpi.training.update import TrainState
+from nodepint_mpi.training.train_state import TrainState
 from nodepint_mpi.training.validation import Validation
 from nodepint_mpi.training.watch import new_watch
 

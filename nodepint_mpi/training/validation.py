@@ -11,7 +11,7 @@ from nodepint_mpi.training.error_control import Stepper
 from nodepint_mpi.training.evaluate import Scorer, TrainedRun, load_trained, make_scorer
 from nodepint_mpi.training.saving import save_run
 from nodepint_mpi.training.setup import Experiment, evaluated_params
-from nodepint_mpi.training.update import TrainState
+from nodepint_mpi.training.train_state import TrainState
 from nodepint_mpi.training.watch import PREFIX, Watch
 
 _log = logging.getLogger(__name__)

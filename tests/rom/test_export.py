@@ -60,7 +60,7 @@ def make_run(comms, shared_tmp_path):
             (folder / CONFIG).write_text(config_text(parse_config(text)))
         comms.control.Barrier()
         experiment = set_up(parse_config(text), comms)
-        whole, dealt = experiment.update.kept(fresh_state(experiment))
+        whole, dealt = experiment.update.held.kept(fresh_state(experiment))
         save_checkpoint(
             comms.control,
             folder / CHECKPOINTS,

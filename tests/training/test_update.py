@@ -16,7 +16,8 @@ from nodepint_mpi.parallel.warm_start import Misfits
 from nodepint_mpi.training.error_control import make_stepper
 from nodepint_mpi.training.memory import tree_bytes
 from nodepint_mpi.training.setup import fresh_state, set_up
-from nodepint_mpi.training.update import Sums, TrainState, Update
+from nodepint_mpi.training.train_state import Sums, TrainState
+from nodepint_mpi.training.update import Update
 from tests.training.small_config import small_config
 
 PARAMS = {"field": {"w": (16, 12), "b": (12,)}, "scale": ()}
@@ -101,7 +102,7 @@ def test_sharded_steps_are_those_of_optax(comms, on_one_rank, shared_tmp_path, n
     same(update.whole(state.opt_state), whole)
     same(seen.grad_norm, optax.tree.norm(draw(4)))
     assert float(seen.loss) == pytest.approx(comm.n_grid / 2, rel=1e-12)
-    kept, rows = update.kept(state)
+    kept, rows = update.held.kept(state)
     # As many slices as an array has elements, but dealt in another way: all to the last rank.
     slices = np.arange(12.0) if comm.rank == comm.size - 1 else np.zeros(0)
     path = save_checkpoint(
@@ -111,11 +112,11 @@ def test_sharded_steps_are_those_of_optax(comms, on_one_rank, shared_tmp_path, n
     for where in (comm, make_time_comm(alone())):
         there = Update(where, optimizer, draw(0), sharded=False)
         loaded = load_checkpoint(
-            where.control, path, like_at=lambda step, there=there: there.like(), row_start=0,
+            where.control, path, like_at=lambda step, there=there: there.held.like(), row_start=0,
             n_owned_rows=0, fingerprint=None,
-            dealt_at=lambda step, there=there: there.row_specs(),
+            dealt_at=lambda step, there=there: there.held.row_specs(),
         )  # fmt: skip
-        again = there.restored(loaded.replicated, loaded.dealt)
+        again = there.held.restored(loaded.replicated, loaded.dealt)
         for one, other in zip(
             jax.tree.leaves((again.params, there.whole(again.opt_state))),
             jax.tree.leaves((state.params, update.whole(state.opt_state))),

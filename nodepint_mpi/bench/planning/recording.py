@@ -24,7 +24,6 @@ from nodepint_mpi.bench.planning.lines import (
 from nodepint_mpi.bench.planning.stages import Sweeps
 from nodepint_mpi.build.model import Given, build_model
 from nodepint_mpi.build.noise import build_noise
-from nodepint_mpi.build.optimizers import build_optimizer
 from nodepint_mpi.config.experiment import Config, parse_config
 from nodepint_mpi.core.evaluations import evaluations
 from nodepint_mpi.core.partition import own_slices
@@ -41,10 +40,12 @@ from nodepint_mpi.training.check_model import check_model
 from nodepint_mpi.training.encoder import deals_encoder
 from nodepint_mpi.training.info import open_alone
 from nodepint_mpi.training.line_problem import LineProblem
+from nodepint_mpi.training.part import Part
 from nodepint_mpi.training.rank_samples import for_rank, share_batch
 from nodepint_mpi.training.setup import make_problem
-from nodepint_mpi.training.step import Part, gradient_part, tracked_part
-from nodepint_mpi.training.update import TrainState, Update
+from nodepint_mpi.training.step import choose_part, tracked_part
+from nodepint_mpi.training.train_state import TrainState
+from nodepint_mpi.training.update import make_update
 
 
 class NoSteps(AbstractIntegrator):
@@ -191,10 +192,13 @@ class StepRecorder:
 
     @property
     def n_directions(self) -> int:
-        """Tangents of a slice that ranks can share; 0 if the method has none to share. Local."""
-        method = self._solver.method
+        """Tangents of a slice that ranks can share; 0 if the method has none to share. Local.
+
+        Random directions of the parameters where there are such, and no tangents.
+        """
+        method, random = self._solver.method, self.config.optim.random_basis
         if not method.shares_tangents:
-            return 0
+            return 0 if random is None else random.dims
         state = jax.ShapeDtypeStruct((1, *self._shape), np.dtype(self.config.run.precision))
         return len(method.carry_like(1, state).replicated[BASIS])
 
@@ -223,18 +227,17 @@ class StepRecorder:
         batch = samples.take(np.resize(samples.batch_rows(config.run.seed, 0), n_samples), 0)
         params, _ = split_model(self._model)
         weight = None if config.time.relaxation is None else jnp.ones(())
-        optimizer = build_optimizer(config.optim, params)
-        sharded = config.run.sharded_update
-        update = Update(problem.comm, optimizer, params, sharded=sharded)
+        update = make_update(config, problem.comm, params)
+        find_part = choose_part(problem, update)
 
         def take(params: Any, part: Part) -> Any:
-            opt_state = update.cut(optimizer.init(params))
-            return update.take(TrainState(params, opt_state), part.gradient, part.sums)
+            opt_state = update.held.cut(update.optimizer.init(params))
+            return update.take(TrainState(params, opt_state), part.gradient, part.sums, part.step)
 
         if not self._is_tracked:
 
             def anew(params, batch):
-                return take(params, gradient_part(problem, params, batch, weight))
+                return take(params, find_part(params, batch, weight))
 
             return traced(anew, params, batch)
         state = jax.ShapeDtypeStruct((n_samples, *self._shape), np.dtype(config.run.precision))
