@@ -72,22 +72,22 @@ class Grouping(NamedTuple):
         With the slices left of `front` solved: groups that begin up to there are not passed again.
         """
         m, last = self.coarsening, self.n_groups - 1
-        first, n_owned = np.asarray(first), np.asarray(n_owned)
-        begin, end = -(-first // m), -(-(first + n_owned) // m)
+        after = np.asarray(first) + np.asarray(n_owned)
+        begin, end = -(-np.asarray(first) // m), -(-after // m)
         match what:
             case "passed":
-                return np.maximum(0, np.minimum(end, last) - np.maximum(begin, front // m + 1))
+                found = np.minimum(end, last) - np.maximum(begin, front // m + 1)
             case "pulled":
-                return np.maximum(0, np.minimum(end, last) - np.maximum(begin, 1))
+                found = np.minimum(end, last) - np.maximum(begin, 1)
             case "sends_right":
-                after = first + n_owned
-                return ((after % m > 0) & (after < self.n_slices)).astype(int)
+                found = (after % m > 0) & (after < self.n_slices)
             case "sends_left":
-                return (first % m > 0).astype(int)
+                found = np.asarray(first) % m > 0
             case "relays_right":
-                return ((end > begin) & (end <= last)).astype(int)
+                found = (end > begin) & (end <= last)
             case "relays_left":
-                return ((end > begin) & (begin > 0)).astype(int)
+                found = (end > begin) & (begin > 0)
+        return np.asarray(np.maximum(0, found), dtype=int)
 
 
 def choose_grouping(

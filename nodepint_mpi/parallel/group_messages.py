@@ -109,7 +109,8 @@ def relay(
     record(Call(BEGIN_RELAY, fill.nbytes, coarsening=coarsening))
     source = to = None
     if len(own.groups):
-        ends = _owner(comm, own, own.groups[0] - 1), _owner(comm, own, own.groups[-1] + 1)
+        before, after = int(own.groups[0]) - 1, int(own.groups[-1]) + 1
+        ends = _owner(comm, own, before), _owner(comm, own, after)
         source, to = ends if rightwards else ends[::-1]
     incoming, found, outgoing = fill, None, fill
     if source is not None:
@@ -128,7 +129,7 @@ def _owner(comm: TimeComm, own: BlockGroups, group: int) -> int | None:
     """The rank where a group begins; None if there is no such group."""
     if not 0 <= group < own.grouping.n_groups:
         return None
-    return owner_of(own.grouping.n_slices, comm.size, int(group) * own.grouping.coarsening)
+    return owner_of(own.grouping.n_slices, comm.size, group * own.grouping.coarsening)
 
 
 def _among(comm: TimeComm, other: int, rightwards: bool) -> str:
