@@ -41,6 +41,9 @@ from nodepint_mpi.core.types import Params, State
 GroupStates = Inexact[Array, "groups *state"]
 """One state for each group that begins in a block."""
 
+EndStates = Inexact[Array, "lasts *state"]
+"""One state for each group that ends in a block."""
+
 WORTH = 0.5
 """Two levels have to be less deep than this share of the walk through all slices."""
 
@@ -180,7 +183,7 @@ def walk_groups(
 
 
 def walk_groups_back(
-    retreat: Retreat, rows: Any, incoming: State, rights: GroupStates, lasts: np.ndarray
+    retreat: Retreat, rows: Any, incoming: State, rights: EndStates, lasts: np.ndarray
 ) -> BlockCotangents:
     """The same from right to left: anew from `rights` wherever a group ends. Local."""
 

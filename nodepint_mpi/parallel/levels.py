@@ -19,6 +19,7 @@ from jaxtyping import Array, Int
 
 from nodepint_mpi.core.levels import (
     BlockGroups,
+    EndStates,
     Grouping,
     GroupStates,
     GroupWalk,
@@ -270,7 +271,7 @@ class TwoLevels(NamedTuple):
         return found._replace(n_guarded=jnp.sum(found.n_guarded))
 
     def _within_back(
-        self, retreat: Retreat, rows: object, like: State, rights: GroupStates, tally: Tally
+        self, retreat: Retreat, rows: object, like: State, rights: EndStates, tally: Tally
     ) -> BlockCotangents:
         """The same from right to left, from the cotangents where groups end. Collective."""
         own = self.own
@@ -317,7 +318,7 @@ class TwoLevels(NamedTuple):
         following = shift_left(self.line.comm, states.starts[0], states.ends[-1])
         return tie(states, following)
 
-    def _rights(self, zero: State, lefts: GroupStates) -> GroupStates:
+    def _rights(self, zero: State, lefts: GroupStates) -> EndStates:
         """Cotangents where groups end, from those where groups begin. Collective."""
         own = self.own
         begins_here = len(own.starts) > 0 and own.starts[0] == 0
