@@ -299,3 +299,34 @@ def test_two_levels_are_taken_where_a_sweep_is_half_as_deep():
 def test_levels_that_make_no_sense_are_refused(options, message):
     with pytest.raises(ProblemError, match=message):
         nm.Levels(**options)
+
+
+def predator_and_prey(t, u, args):
+    return jnp.stack([1.5 * u[0] - u[0] * u[1], u[0] * u[1] - 3.0 * u[1]])
+
+
+def heat(t, u, args):
+    """Four sine waves on a rod."""
+    return -0.5 * jnp.arange(1.0, 5.0) ** 2 * u
+
+
+@pytest.mark.mpi(max_size=1)
+@pytest.mark.parametrize(
+    "field, start", [(predator_and_prey, [5.0, 3.0]), (heat, [1.0, -1.0, 0.5, 1.0])]
+)
+def test_one_or_two_cycles_take_as_many_sweeps_as_one_level(comms, field, start):
+    """With two steps over a group of four slices: one alone is next to the limit of stability."""
+    coarse, coarsest = (nm.Propagator(field, nm.FixedSteps(nm.RK4(), n)) for n in (1, 2))
+
+    def n_sweeps(levels):
+        solution = nm.solve(
+            field, jnp.array(start), np.linspace(0.0, 2.0, 25), fine=nm.FixedSteps(nm.RK4(), 8),
+            method=nm.Parareal(coarse, levels=levels), stopping=nm.JumpTolerance(1e-7),
+            comm=comms.time,
+        )  # fmt: skip
+        assert solution.status is nm.Status.CONVERGED
+        return int(solution.sweeps)
+
+    one = n_sweeps(None)
+    assert n_sweeps(nm.Levels(4, 1, coarsest)) <= one + 1
+    assert n_sweeps(nm.Levels(4, 2, coarsest)) == one
