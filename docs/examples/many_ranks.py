@@ -1,7 +1,7 @@
 """Where a step of parareal spends its time on more and more ranks, with stated costs.
 
 A forward solve with one sweep; a slice to a rank. Nothing is measured: the operations of all ranks
-are recorded, and replayed on clocks. Run it by `python docs/examples/many_ranks.py`, without mpirun.
+are recorded, and replayed on clocks: `python docs/examples/many_ranks.py`, without mpirun.
 """
 
 from nodepint_mpi import Levels
