@@ -55,6 +55,11 @@ def _state_noise(config: Config, section: NoiseSection) -> Noise:
 def _check_steps(config: Config, stated: Noise) -> tuple[int, bool]:
     """As `nodepint_mpi.parallel.noise.check_steps`, in the words of the config."""
     time = config.time
+    if time.levels is not None and time.levels.number != 1:
+        raise ConfigError(
+            "`[time.levels]` steps over groups of slices, and `[noise]` has increments for the "
+            "steps of a slice: remove `[time.levels]`, or give it `number = 1`."
+        )
     named = {"fine": time.fine, "coarse": time.coarse, "tangents": time.tangents}
     steps = {
         name: build_integrator(part, f"time.{name}")

@@ -3,6 +3,8 @@
 The only place that turns names into things; the numerics never see the config.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from nodepint_mpi.build.imports import import_function, import_object, is_import_path
@@ -21,6 +23,7 @@ from nodepint_mpi.core.stopping import AbstractStopping, FixedSweeps, FreezeSlic
 from nodepint_mpi.core.types import Field
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.parallel.iterate import TimeSolver
+from nodepint_mpi.parallel.levels import Levels
 from nodepint_mpi.parallel.methods import METHODS
 from nodepint_mpi.parallel.methods.base import AbstractMethod, Parts
 from nodepint_mpi.parallel.shared_basis import SharedBasis
@@ -102,10 +105,25 @@ def build_method(
         recycle=options.recycle,
         precision=options.precision,
         trust=options.trust or None,
+        levels=_build_levels(section, propagator),
     )
     if not is_import_path(section.method):
         return METHODS[section.method].of(parts)
     return make_own_method(section.method, "time.method", parts)
+
+
+def _build_levels(section: Time, propagator: Callable) -> Levels | None:
+    """How coarse walks are done in levels; None if in one."""
+    stated = section.levels
+    if stated is None:
+        return None
+    levels = Levels(
+        stated.coarsening,
+        stated.cycles,
+        propagator(stated.coarsest, "time.levels.coarsest"),
+        None if stated.number == "auto" else stated.number,
+    )
+    return None if levels.grouping(section.n_slices) is None else levels
 
 
 def make_own_method(path: str, key: str, parts: Parts) -> AbstractMethod:

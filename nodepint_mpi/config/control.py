@@ -210,6 +210,7 @@ def check_control(config: Any) -> None:
     if config.run.basis_ranks > 1:
         raise ValueError("`[control]` needs `run.basis_ranks = 1`: all ranks share the time slices")
     unfit = {"growth": config.growth, "time.relaxation": time.relaxation}
+    unfit["time.levels"] = time.levels
     for name in [name for name, value in unfit.items() if value is not None]:
         raise ValueError(f"`[{name}]` does not go with `[control]`")
     if time.method == "reduced" or ":" in time.method:

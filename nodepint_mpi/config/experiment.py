@@ -272,6 +272,7 @@ class Config(Section):
         for key in ("name", "hang_timeout_s", "compare_every", *length, *where):
             del identity["run"][key]
         _drop_none(identity, ("noise",))
+        _drop_none(identity["time"], ("levels",))
         if identity["time"]["basis"] is not None:
             del identity["time"]["basis"]["recurrence"]
         if identity["loss"] is not None:

@@ -135,6 +135,22 @@ class BasisSection(Section):
         return self
 
 
+class LevelsSection(Section):
+    """Parareal's coarse walks in levels: for many slices, whose coarse steps follow one another.
+
+    Groups of `coarsening` slices are walked through at once; `cycles` times in a sweep, their first
+    states are corrected by a walk from group to group, which takes one step `coarsest` over each
+    (the steps of `[time.coarse]` unless given, as many times longer). `number` of levels is 1, 2,
+    or "auto": two where `coarsening` is given or where a sweep is then less than half as deep, by
+    the number of slices alone. Iterates depend on it, and never on the number of ranks.
+    """
+
+    number: Literal[1, 2, "auto"] = "auto"
+    coarsening: int | None = Field(default=None, ge=2)
+    cycles: PositiveInt = 1
+    coarsest: StepsSection | None = None
+
+
 class TrackingSection(Section):
     """Training steps that start from what the last one left: one sweep each way does.
 
@@ -181,6 +197,7 @@ class _AnyTimeSection(Section):
     edges: list[float] | None = None
     tracking: TrackingSection | None = None
     relaxation: RelaxationSection | None = None
+    levels: LevelsSection | None = None
     slices_at_once: PositiveInt | None = None
     fine: StepsSection
     tangents: StepsSection | None = None

@@ -58,6 +58,17 @@ def owned_range(n_slices: int, n_ranks: int, rank: int) -> range:
     return range(first, first + share + (rank < extra))
 
 
+def owner_of(n_slices: int, n_ranks: int, index: int) -> int:
+    """The rank whose `owned_range` holds a slice. Local.
+
+    >>> [owner_of(7, 3, index) for index in range(7)]
+    [0, 0, 0, 1, 1, 2, 2]
+    """
+    share, extra = divmod(n_slices, n_ranks)
+    wider = extra * (share + 1)
+    return index // (share + 1) if index < wider else extra + (index - wider) // share
+
+
 def check_edges(edges: ArrayLike) -> np.ndarray:
     """Return the slice boundaries as a 1-D float array, or say what is wrong with them. Local."""
     try:

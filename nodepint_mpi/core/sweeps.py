@@ -4,7 +4,8 @@ A function here takes a block and what came in from a neighbor, and returns the 
 and what goes on to the other neighbor. Nothing here knows about ranks.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,11 @@ class Correction(NamedTuple):
     states: BlockStates
     coarse_ends: Inexact[Array, "owned *state"]
     n_guarded: Int[Array, ""]
+
+
+Advance = Callable[[State, Any], tuple[State, tuple[BlockStates, State, Bool[Array, ""]]]]
+"""One slice of a coarse walk, for `jax.lax.scan`: its start and its row -> its end, and the
+`Correction` of this slice alone."""
 
 
 class SliceTimes(NamedTuple):
@@ -182,15 +188,22 @@ def coarse_chain_block(
     With `defects`, U[n+1] = G(U[n]) + defects[n]: what F has more than G, as far as it is known.
     """
 
+    rows = (end_times(owned, incoming), defects)
+    advance = advance_coarse(coarse, params)
+    _, (states, coarse_ends, guarded) = jax.lax.scan(advance, incoming, rows)
+    return Correction(states, coarse_ends, jnp.sum(guarded))
+
+
+def advance_coarse(coarse: Propagator, params: Params) -> Advance:
+    """A slice of `coarse_chain_block`, whose rows are times and defects. Local."""
+
     def advance(start, row):
         times, defect = row
         coarse_end, guarded = finite_coarse_end(coarse, params, start, times)
         end = coarse_end if defect is None else coarse_end + defect
         return end, (BlockStates(start, end), coarse_end, guarded)
 
-    rows = (end_times(owned, incoming), defects)
-    _, (states, coarse_ends, guarded) = jax.lax.scan(advance, incoming, rows)
-    return Correction(states, coarse_ends, jnp.sum(guarded))
+    return advance
 
 
 def coarse_block(coarse: Propagator, params: Params, starts: Block, owned: OwnedSlices) -> Block:
@@ -226,6 +239,21 @@ def correct_block(
         Vandewalle (2007), SIAM J. Sci. Comput. 29, 556-578, eq. (2.3).
     """
 
+    rows = (
+        end_times(owned, incoming),
+        jnp.asarray(owned.indices),
+        fine_ends,
+        old.ends,
+        coarse_ends,
+    )
+    advance = advance_corrected(coarse, params, front)
+    _, (states, coarse_ends, guarded) = jax.lax.scan(advance, incoming, rows)
+    return Correction(states, coarse_ends, jnp.sum(guarded))
+
+
+def advance_corrected(coarse: Propagator, params: Params, front: Int[Array, ""]) -> Advance:
+    """A slice of `correct_block`: rows are times, index, F, and old ends of U and G. Local."""
+
     def advance(start, row):
         times, index, fine_end, old_end, old_coarse_end = row
 
@@ -242,15 +270,7 @@ def correct_block(
         end, coarse_end, guarded = jax.lax.cond(index > front, correct, keep)
         return end, (BlockStates(start, end), coarse_end, guarded)
 
-    rows = (
-        end_times(owned, incoming),
-        jnp.asarray(owned.indices),
-        fine_ends,
-        old.ends,
-        coarse_ends,
-    )
-    _, (states, coarse_ends, guarded) = jax.lax.scan(advance, incoming, rows)
-    return Correction(states, coarse_ends, jnp.sum(guarded))
+    return advance
 
 
 def replace_ends(

@@ -6,7 +6,7 @@ inside it.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jaxtyping import Array, Inexact
 
 from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.propagators import Propagator, SliceResult
-from nodepint_mpi.core.sweeps import end_times, propagate_block, slice_times
+from nodepint_mpi.core.sweeps import SliceTimes, end_times, propagate_block, slice_times
 from nodepint_mpi.core.types import Block, Params, State
 
 PullBack = Callable[[SliceResult], tuple[Params, Block]]
@@ -29,6 +29,11 @@ class BlockCotangents(NamedTuple):
 
     lefts: Inexact[Array, "owned *state"]
     rights: Inexact[Array, "owned *state"]
+
+
+Retreat = Callable[[State, Any], tuple[State, BlockCotangents]]
+"""One slice of a coarse walk back, for `jax.lax.scan`: the cotangent at its right edge and its row
+-> that at its left edge, and both."""
 
 
 def linearise_block(
@@ -62,6 +67,15 @@ def coarse_pull_back_chain(
     `defects` these are added at the left edges: what the fine pull-back gives more.
     """
 
+    rows = (starts, slice_times(owned, starts), sources, defects)
+    retreat = retreat_coarse(coarse, params)
+    _, cotangents = jax.lax.scan(retreat, incoming, rows, reverse=True)
+    return cotangents
+
+
+def retreat_coarse(coarse: Propagator, params: Params) -> Retreat:
+    """A slice of `coarse_pull_back_chain`: rows are starts, times, sources, defects. Local."""
+
     def retreat(right, row):
         start, times, source, defect = row
         _, pull_back = jax.vjp(lambda u: coarse(params, u, *times), start)
@@ -70,9 +84,7 @@ def coarse_pull_back_chain(
         left = left if defect is None else left + defect
         return left, BlockCotangents(left, right)
 
-    rows = (starts, slice_times(owned, starts), sources, defects)
-    _, cotangents = jax.lax.scan(retreat, incoming, rows, reverse=True)
-    return cotangents
+    return retreat
 
 
 def correct_cotangents(
@@ -91,13 +103,28 @@ def correct_cotangents(
     Where the coarse transpose is not finite it is left out, as in a Picard sweep.
     """
 
-    def retreat(right, row):
-        start, times, out, old_right = row
-        _, pull_back = jax.vjp(lambda u: coarse(params, u, *times).end, start)
-        (change,) = pull_back(right - old_right)
-        left = out + jnp.where(jnp.all(jnp.isfinite(change)), change, 0.0)
-        return left, BlockCotangents(left, right)
-
     rows = (starts, end_times(owned, starts), outs, old.rights)
+    retreat = retreat_corrected(coarse, params)
     _, cotangents = jax.lax.scan(retreat, incoming, rows, reverse=True)
     return cotangents
+
+
+def retreat_corrected(coarse: Propagator, params: Params) -> Retreat:
+    """A slice of `correct_cotangents`: rows are starts, times, pull-backs of F, rights. Local."""
+
+    def retreat(right, row):
+        start, times, out, old_right = row
+        change = pull_back_coarse(coarse, params, start, times, right - old_right)
+        left = out + change
+        return left, BlockCotangents(left, right)
+
+    return retreat
+
+
+def pull_back_coarse(
+    coarse: Propagator, params: Params, start: State, times: SliceTimes, cotangent: State
+) -> State:
+    """(dG/du)^T of a cotangent at this start, zero where it is not finite. Local."""
+    _, pull_back = jax.vjp(lambda u: coarse(params, u, *times).end, start)
+    (change,) = pull_back(cotangent)
+    return jnp.where(jnp.all(jnp.isfinite(change)), change, 0.0)

@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from nodepint_mpi.core.levels import BlockGroups, GroupCount
 from nodepint_mpi.core.partition import OwnedSlices
 from nodepint_mpi.core.scopes import channel, scope
 from nodepint_mpi.core.sweeps import count_unsolved
 from nodepint_mpi.parallel.operations import (
     FromFront,
+    OfGroups,
     Work,
     is_recording,
     record,
@@ -124,6 +126,17 @@ def unsolved(
     return more + number if more else number
 
 
+def of_groups(what: GroupCount, own: BlockGroups, front: Array | int = -1) -> Any:
+    """A number that depends on where groups begin in a block, as a count. Local."""
+    if is_recording():
+        return OfGroups(what, own.grouping.coarsening)
+    first, n_owned = own.owned.first, own.owned.n_owned
+    if what == "passed" and isinstance(front, Array):
+        last, firsts = own.grouping.n_groups - 1, own.groups * own.grouping.coarsening
+        return jnp.sum(jnp.asarray(own.groups < last) & (jnp.asarray(firsts) > front))
+    return int(own.grouping.number_of(what, first, n_owned))
+
+
 def usually(value: Array, usual: int) -> Any:
     """A count that depends on numbers; while a step is recorded, what it usually is. Local."""
     return usual if is_recording() else value
@@ -138,6 +151,22 @@ def note(name: str, tally: Tally | None = None, **others: int | float) -> None:
     amounts = Tally() if tally is None else tally
     known: Any = (None if isinstance(amount, jax.Array) else amount for amount in amounts)
     record(Work(name, Tally(*known), tuple(others.items())))
+
+
+@contextlib.contextmanager
+def group_message(
+    name: str, among: str, array: Array, what: GroupCount, own: BlockGroups
+) -> Iterator[None]:
+    """As `message`, of a message that a rank hands over or not by where groups begin. Local.
+
+    While a step is recorded, every rank has to call this, also one that sends nothing.
+    """
+    number: Any = of_groups(what, own)
+    words = -(-array.nbytes // WORD_BYTES)
+    sent = number._replace(each=words) if is_recording() else number * words
+    _note(name, Tally(messages=number, words=sent))
+    with scope(name), channel(among):
+        yield
 
 
 @contextlib.contextmanager

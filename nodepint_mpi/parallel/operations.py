@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
+from nodepint_mpi.core.levels import GroupCount
+
 Value = TypeVar("Value")
 
 RECV_LEFT, SEND_RIGHT = "recv_left", "send_right"
@@ -22,6 +24,8 @@ TO_FIRST, FROM_FIRST, TO_ALL = "to_first", "from_first", "to_all"
 REDUCE_SCATTER, GATHER_SHARDS = "reduce_scatter", "gather_shards"
 ON_FIRST, TO_GRID = "on_first", "to_grid"
 TO_CELL, FROM_CELL = "to_cell", "from_cell"
+BEGIN_WITHIN, SEND_WITHIN_RIGHT, SEND_WITHIN_LEFT = "begin_within", "within_right", "within_left"
+BEGIN_RELAY, RELAY_RIGHT, RELAY_LEFT = "begin_relay", "relay_right", "relay_left"
 
 
 class FromFront(NamedTuple):
@@ -36,11 +40,22 @@ class FromFront(NamedTuple):
     more: int = 0
 
 
+class OfGroups(NamedTuple):
+    """A number that depends on where groups of `coarsening` slices begin on a rank.
+
+    `each` times a `core.levels.GroupCount`.
+    """
+
+    what: GroupCount
+    coarsening: int
+    each: int = 1
+
+
 class Work(NamedTuple):
     """What one rank does by itself in a phase, or hands over in a message.
 
-    `tally` is a `counters.Tally` of whole numbers, of `FromFront`, and of None where a number is
-    not known before the step runs. `others` are what is not counted but recorded alone, by name:
+    `tally` is a `counters.Tally` of whole numbers, of `FromFront` and `OfGroups`, and of None where
+    a number is not known before the step runs. `others` are what is not counted but recorded alone, by name:
     `walked` and `composed`, affine maps of the coarse problem in coordinates that a state is walked
     through, and that are made of two; `swept`, slices of a sweep; `snapshots`, slices whose states
     show new directions, and `factored`, how often these are found; `encoded`, batches, or a share
@@ -57,12 +72,14 @@ class Call(NamedTuple):
     send.
 
     Of receiving, what it gets; of a gather or scatter, the part of one rank; of `REDUCE_SCATTER`,
-    all that is summed.
+    all that is summed. `coarsening` is that of groups of slices, of walks within them and of relays
+    from one to the next.
     """
 
     kind: str
     n_bytes: int
     distance: int = 1
+    coarsening: int = 0
 
 
 class Loop(NamedTuple):

@@ -11,6 +11,7 @@ from nodepint_mpi.build.noise import build_noise
 from nodepint_mpi.build.optimizers import parameter_paths
 from nodepint_mpi.build.sections import build_loss, build_problem
 from nodepint_mpi.config.experiment import Config
+from nodepint_mpi.core.levels import choose_grouping, depth
 from nodepint_mpi.core.partition import check_layout, line_length, owned_range
 from nodepint_mpi.data.datasets import open_split
 from nodepint_mpi.data.own import with_own_data
@@ -21,6 +22,7 @@ from nodepint_mpi.io.checkpoint_file import checkpoint_bytes
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.dealing import part_of
 from nodepint_mpi.parallel.methods.base import ENDS, LEFTS
+from nodepint_mpi.parallel.methods.parareal import GROUP_DEFECTS, GROUP_LEFTS
 from nodepint_mpi.parallel.recurrence_cost import Sizes, choose_way
 from nodepint_mpi.training.batch_model import split_model
 from nodepint_mpi.training.check_model import check_model
@@ -67,6 +69,7 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
         "method": section.method,
         "fine_steps": section.fine.n_steps,
         "coarse_steps": section.coarse and section.coarse.n_steps,
+        **plan_levels(config),
     }
     if config.network is None and config.problem is not None:
         state = int(np.size(build_problem(config.problem, section.horizon).initial))
@@ -106,14 +109,15 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
     rows = {}
     if section.tracking is not None:
         sample = jax.ShapeDtypeStruct((batch, state), np.dtype(config.run.precision))
-        each = bytes_each(section.n_slices, sample)
+        n_rows = 2 if plan.get("levels", "1") == "1" else 4
+        each = bytes_each(section.n_slices, sample, n_rows)
         n_tracked = samples.n_rows
         if samples.section.batch_size is not None:
             n_tracked = count_kept(section.tracking, n_tracked, each)
         most = part_of(n_tracked, n_groups, 0).stop
-        plan["tracks_bytes_per_rank"] = most * bytes_each(max(owned), sample)
+        plan["tracks_bytes_per_rank"] = most * bytes_each(max(owned), sample, n_rows)
         states = jax.ShapeDtypeStruct((section.n_slices, n_tracked, state), config.run.precision)
-        rows = {ENDS: states, LEFTS: states}
+        rows = dict.fromkeys((ENDS, LEFTS, GROUP_DEFECTS, GROUP_LEFTS)[:n_rows], states)
     if config.noise is not None and config.noise.paths == "fresh" and section.method != "serial":
         plan["fresh_paths"] = (
             "every step is solved anew, in several sweeps: with fewer ranks along time than "
@@ -174,6 +178,22 @@ def plan_recurrence(config: Config, n_along: int, state: int, n_samples: int) ->
         np.dtype(config.run.precision).itemsize,
     )  # fmt: skip
     return {"recurrence": choose_way(sizes)}
+
+
+def plan_levels(config: Config) -> dict[str, str]:
+    """In what levels parareal's coarse walks are done; nothing where there are none. Local."""
+    section = config.time.levels
+    if config.time.method != "parareal" or section is None:
+        return {}
+    grouping = choose_grouping(
+        config.time.n_slices, coarsening=section.coarsening, cycles=section.cycles,
+        number=None if section.number == "auto" else section.number,
+    )  # fmt: skip
+    if grouping is None:
+        return {"levels": "1"}
+    n_deep = depth(grouping, section.cycles)
+    groups = f"{grouping.n_groups} groups of {grouping.coarsening} slices"
+    return {"levels": f"2: {groups}, {n_deep} coarse steps deep instead of {grouping.n_slices}"}
 
 
 def format_plan(plan: dict[str, Any]) -> str:

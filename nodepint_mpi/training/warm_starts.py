@@ -17,9 +17,12 @@ from nodepint_mpi.training.setup import Experiment
 _log = logging.getLogger(__name__)
 
 
-def bytes_each(n_slices: int, state: jax.ShapeDtypeStruct) -> int:
-    """Bytes a sample's tracks take on so many slices, for states (samples, *state). Local."""
-    return 2 * n_slices * math.prod(state.shape[1:]) * state.dtype.itemsize
+def bytes_each(n_slices: int, state: jax.ShapeDtypeStruct, n_rows: int = 2) -> int:
+    """Bytes a sample's tracks take on so many slices, for states (samples, *state). Local.
+
+    `n_rows` is the number of states for each slice.
+    """
+    return n_rows * n_slices * math.prod(state.shape[1:]) * state.dtype.itemsize
 
 
 def count_kept(section: TrackingSection, n_rows: int, each: int) -> int:
@@ -57,7 +60,7 @@ class WarmStarts:
             )
         shape = (owned.n_owned, *state.shape[1:])
         n_rows = experiment.train.n_rows
-        each = bytes_each(owned.n_slices, state)
+        each = bytes_each(owned.n_slices, state, len(self._blank.rows))
         n_kept = count_kept(section, n_rows, each)
         if n_kept < n_rows:
             _log.warning(
@@ -134,6 +137,6 @@ class WarmStarts:
 
     def _renamed(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Rows by their names of today: older checkpoints called both kinds alike."""
-        forward, backward = tuple(self._blank.rows) or (ENDS, LEFTS)
+        forward, backward, *_ = tuple(self._blank.rows) or (ENDS, LEFTS)
         names = {"tracks": forward, "cotracks": backward}
         return {names.get(name, name): block for name, block in rows.items()}

@@ -21,6 +21,7 @@ from nodepint_mpi.errors import DataError, LayoutError
 from nodepint_mpi.parallel.comms import free_comms, make_comms, world
 from nodepint_mpi.parallel.counters import Tally
 from nodepint_mpi.parallel.exchange import max_over_ranks, recv_left, send_right, shift_right
+from nodepint_mpi.parallel.levels import Levels
 from nodepint_mpi.parallel.operations import Call
 from nodepint_mpi.training.error_control import make_stepper
 from nodepint_mpi.training.setup import fresh_state, set_up
@@ -41,6 +42,7 @@ METHODS = {
     "picard": "picard",
     "parareal": "parareal",
     "parareal, one by one": "parareal",
+    "parareal, two levels": "parareal",
     "tangent": "tangent",
     "tangent, by blocks": "tangent",
     "tangent, by scan": "tangent",
@@ -52,6 +54,7 @@ METHODS = {
 }
 OPTIONS = {
     "parareal, one by one": "slices_at_once = 1\n",
+    "parareal, two levels": "levels = { coarsening = 3 }\n",
     "tangent": SHARED % "",
     "tangent, by blocks": SHARED % ', recurrence = "blocks"',
     "tangent, by scan": SHARED % ', recurrence = "scan"',
@@ -115,8 +118,12 @@ def test_what_imagined_ranks_do_is_what_real_ranks_count(comms, source, name):
 # Each method that can track, with its simplest options: the others are counted above.
 @TWO
 @pytest.mark.parametrize(
-    "name", ["picard", "parareal", "tangent", "tangent, all directions", "reduced", "one's own"]
-)
+    "name",
+    [
+        "picard", "parareal", "parareal, two levels", "tangent", "tangent, all directions",
+        "reduced", "one's own",
+    ],
+)  # fmt: skip
 def test_tracked_steps_do_what_real_ranks_count(comms, source, name):
     config = config_of(source, name, TRACKED)
     counted, sweeps = counted_on(comms, config, n_steps=2)  # the first knows no basis yet
@@ -191,6 +198,60 @@ def test_a_solve_takes_the_seconds_found_by_hand():
     assert spent[FINE] == [1.0, 2.0, 2.0]
     assert spent[COARSE] == [0.25, 0.25 + 0.25, 0.25 + 0.25 + 0.25]
     assert all(sum(spent[part][rank] for part in PARTS) == 16.5 for rank in range(3))
+
+
+@ALONE
+def test_a_walk_in_two_levels_takes_the_seconds_found_by_hand():
+    """Seven slices in groups of three on as many ranks; G and H take 1 s, a message 10 s."""
+    line, clocks = parareal_line(7, Levels(3)), Clocks(7, 7, 1, Network(10.0, math.inf))
+    replay(clocks, line, NOTHING._replace(coarse_s=1.0), Sweeps(0, back=0))
+    # H over two groups, on ranks 0 and 3: 1 | 12 | and to rank 6: 22.
+    # Within the groups from ranks 0, 3, 6: 2, 13, 24 | 13, 24, 35 | 23.
+    # Starts go to the left neighbor, all at once: who waits for whom, and what that takes.
+    within = np.array([2.0, 13.0, 24.0, 13.0, 24.0, 35.0, 23.0])
+    before_tree = np.array(
+        [max(within[r], within[min(r + 1, 6)]) + 10.0 for r in range(6)] + [within[6] + 10.0]
+    )
+    assert clocks.now.max() == max(before_tree) + 2 * 3 * 10.0  # slices guarded, by a tree
+
+
+@ALONE
+def test_deep_lines_take_the_depth_of_two_levels():
+    """A rank for every slice, messages that cost nothing: groups, and slices of a group."""
+    n, m = 4096, 64
+    clocks = Clocks(n, n, 1, FREE)
+    replay(clocks, parareal_line(n, Levels(m)), NOTHING._replace(coarse_s=1.0), Sweeps(1, back=0))
+    # Iteration 0: 63 groups passed by H, 64 slices. The sweep: 63 slices of the first group, whose
+    # first slice is solved; 62 groups, since the first has not changed; 64 slices.
+    assert clocks.now.max() == (n // m - 1) + m + (m - 1) + (n // m - 2) + m
+
+
+@ALONE
+@pytest.mark.parametrize("rightwards", [True, False])
+@pytest.mark.parametrize(("n_slices", "n_time", "m"), [(7, 2, 3), (7, 3, 5), (11, 4, 2), (9, 9, 4)])
+def test_clocks_within_groups_are_those_of_ranks_one_after_the_other(
+    n_slices, n_time, m, rightwards
+):
+    clocks = Clocks(n_slices, n_time, 1, Network(0.5, math.inf))
+    clocks.now = np.random.default_rng(0).uniform(size=n_time)
+    first, owned, ready = clocks.first, clocks.owned, clocks.now.copy()
+    blocks = [range(a, a + b) for a, b in zip(first, owned, strict=True)]
+    order = range(n_time) if rightwards else range(n_time - 1, -1, -1)
+    sent, wanted = np.zeros(n_time), np.zeros(n_time)
+    for rank in order:  # one slice takes a second
+        block = blocks[rank] if rightwards else blocks[rank][::-1]
+        opens = [n % m == 0 if rightwards else n % m == m - 1 or n == n_slices - 1 for n in block]
+        late = opens.index(True) if True in opens else len(block)
+        wanted[rank] = sent[rank] = ready[rank] + len(block) - late
+        if late:
+            neighbor = rank - 1 if rightwards else rank + 1
+            wanted[rank] = max(wanted[rank], sent[neighbor] + 0.5) + late
+        if late == len(block):
+            sent[rank] = wanted[rank]
+    clocks.walk_within({COARSE: owned.astype(float)}, 8, m, rightwards=rightwards)
+    np.testing.assert_allclose(clocks.now, wanted, rtol=1e-14)
+    passed = sum(clocks.spent[part] for part in PARTS)
+    np.testing.assert_allclose(passed, wanted - ready, rtol=1e-12)
 
 
 @ALONE

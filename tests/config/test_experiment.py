@@ -83,6 +83,9 @@ def test_every_config_in_the_repository_survives_being_written_out(path):
             "'auto', 'slices', 'blocks' or 'scan'",
         ),
         ("run.basis_ranks=2", r"shares tangents, and `time.method = 'parareal'` has none"),
+        ("time.levels={coarsning=4}", "did you mean `time.levels.coarsening`"),
+        ("time.levels={coarsening=1}", "greater than or equal to 2"),
+        ("time.levels={number=3}", "1, 2 or 'auto'"),
         ("time.relaxation={steps=3}", "it needs `data.times`"),
         ("time.relaxation={steps=3, start=1.0}", "less than 1"),
         ("time.relaxation={steps=3, end=1.5}", "less than or equal to 1"),
@@ -164,7 +167,10 @@ def test_how_the_coarse_problem_is_solved_may_change_between_starts():
     assert slices != scan and slices.fingerprint() == scan.fingerprint()
 
 
-@pytest.mark.parametrize("override", ["run.seed=7", "network.width=9", "time.n_slices=5"])
+@pytest.mark.parametrize(
+    "override",
+    ["run.seed=7", "network.width=9", "time.n_slices=5", "time.levels={number=2}"],
+)
 def test_numbers_that_matter_make_another_experiment(override):
     assert parse_config(TEXT, [override]).fingerprint() != parse_config(TEXT).fingerprint()
 

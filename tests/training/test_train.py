@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nodepint_mpi.build.noise import build_noise
 from nodepint_mpi.config.experiment import parse_config
 from nodepint_mpi.core.runge_kutta import RK4
 from nodepint_mpi.errors import ConfigError
@@ -16,6 +17,7 @@ from nodepint_mpi.training.batch_model import BatchedField
 from nodepint_mpi.training.error_control import Tracker, make_stepper, relative_error
 from nodepint_mpi.training.evaluate import evaluate
 from nodepint_mpi.training.forward import make_evaluation
+from nodepint_mpi.training.info import make_plan
 from nodepint_mpi.training.plain import make_plain_loss
 from nodepint_mpi.training.setup import fresh_state, set_up
 from tests.training.small_config import EXACT, small_config
@@ -116,8 +118,16 @@ def test_twenty_steps_do_not_depend_on_the_ranks(comms, on_one_rank, source, opt
     assert comms.control.allgather(bits) == [bits] * comms.control.size
 
 
+LEVELS = "levels = { coarsening = 3 }\n"
+
+
 @pytest.mark.parametrize(
-    "options", [pytest.param("", marks=ALONE), pytest.param(TANGENT, marks=TWO)]
+    "options",
+    [
+        pytest.param("", marks=ALONE),
+        pytest.param(LEVELS, marks=ALONE),
+        pytest.param(TANGENT, marks=TWO),
+    ],
 )
 def test_tracked_gradients_keep_to_their_bound(comms, on_one_rank, source, options):
     """Against the plain diffrax gradient, where tracking does not look at one itself."""
@@ -143,6 +153,32 @@ def test_tracked_gradients_keep_to_their_bound(comms, on_one_rank, source, optio
     assert len(errors) >= 25
     assert np.median(errors) <= 1e-2 and max(errors) <= 3e-2
     assert np.mean(sweeps) < (3.5 if options else 2.5)  # solved anew it takes 7
+
+
+@ALONE
+def test_mini_batches_in_two_levels_keep_four_states_a_slice(comms, source):
+    half = 4 * 7 * 3 * 16 / 1e6  # as much as half of the samples take
+    tracking = f"tracking = {{ check_every = 0, store_mb = {half} }}"
+    text = small_config(source, EXACT + LEVELS + tracking, data="batch_size = 3")
+    _, stepper = train(comms, text, 2)
+    _, rows = stepper.kept()
+    assert set(rows) == {"defects", "codefects", "group_defects", "group_lefts"}
+    assert {block.shape for block in rows.values()} == {(7, 3, 2)}
+    begins = np.any(rows["group_defects"], axis=(1, 2))
+    assert np.flatnonzero(begins).tolist() == [3, 6]
+    plan = make_plan(parse_config(text), 1)
+    assert plan["tracks_bytes_per_rank"] == sum(block.nbytes for block in rows.values())
+    assert plan["levels"].startswith("2: 3 groups of 3 slices")
+    assert make_plan(parse_config(text, ["time.levels.number=1"]), 1)["levels"] == "1"
+    assert "levels" not in make_plan(parse_config(text, ["time.method=picard"]), 1)
+
+
+@ALONE
+def test_levels_and_noise_are_refused(source):
+    noise = '[noise]\nkind = "diagonal"\ncalculus = "ito"\n'
+    config = parse_config(small_config(source, "levels = { number = 2 }", sections=noise))
+    with pytest.raises(ConfigError, match=r"remove `\[time.levels\]`"):
+        build_noise(config)
 
 
 @TWO

@@ -62,20 +62,98 @@ class Clocks:
         self, spent: Mapping[str, Ranks], n_bytes: Number | Ranks, *, rightwards: bool
     ) -> None:
         """From slice to slice: a rank begins its own when its neighbor's state has come."""
-        turn: Callable[[Ranks], Ranks] = (lambda a: a) if rightwards else (lambda a: a[::-1])
+        everywhere = np.ones(self.n_time, dtype=bool)
+        self._chain(everywhere, spent, self._network.message_s(n_bytes), rightwards=rightwards)
+
+    def relay(
+        self,
+        spent: Mapping[str, Ranks],
+        n_bytes: Number | Ranks,
+        coarsening: int,
+        *,
+        rightwards: bool,
+    ) -> None:
+        """From group to group of `coarsening` slices, on the ranks where groups begin."""
+        begin, end = self._groups(coarsening)
+        self._chain(end > begin, spent, self._network.message_s(n_bytes), rightwards=rightwards)
+
+    def walk_within(
+        self,
+        spent: Mapping[str, Ranks],
+        n_bytes: Number | Ranks,
+        coarsening: int,
+        *,
+        rightwards: bool,
+    ) -> None:
+        """From slice to slice through all groups of `coarsening` slices at once.
+
+        A rank first walks through the slices of groups that begin in its block, then through those
+        of a group that goes on from a neighbor: see `parallel.group_messages.walk_within`.
+        """
+        turn: Callable[[np.ndarray], np.ndarray] = (lambda a: a) if rightwards else _reversed
+        begin, end = self._groups(coarsening)
+        if rightwards:
+            late = np.minimum(begin * coarsening - self.first, self.owned)
+        else:
+            n_slices, after = int(self.owned.sum()), self.first + self.owned
+            lasts = np.where(after == n_slices, after, after // coarsening * coarsening)
+            late = np.minimum(after - lasts, self.owned)
         seconds = sum(spent.values(), np.zeros(self.n_time))
-        ready, took = turn(self.now), turn(seconds)
-        message_s = self._network.message_s(n_bytes)
-        # done[r] = took[r] + max(ready[r], done[r - 1] + message_s), solved for all r at once
-        whole = np.cumsum(took + message_s)
-        done = whole + np.maximum.accumulate(ready + took - whole)
-        idle = np.maximum(done - took - ready, 0.0)  # but for round-off
-        received = np.minimum(idle, message_s)
+        took_late = turn(seconds * late / self.owned)
+        took_early = turn(seconds) - took_late
+        is_early, waits = turn(late < self.owned), turn(late > 0)
+        message_s = np.broadcast_to(self._network.message_s(n_bytes), self.n_time)
+        message_s = turn(message_s)
+        ready = turn(self.now)
+        sent, done = ready + took_early, ready + took_early
+        arrives = np.zeros(self.n_time)
+        pending = np.flatnonzero(waits & np.roll(is_early, 1))
+        while len(pending):  # the next ranks of all groups: as often as one has ranks
+            arrives[pending] = sent[pending - 1] + message_s[pending]
+            done[pending] = np.maximum(done[pending], arrives[pending]) + took_late[pending]
+            through = pending[~is_early[pending]]
+            sent[through] = done[through]
+            pending = through + 1
+            pending = pending[pending < self.n_time]
+            pending = pending[waits[pending]]
+        self._moved(turn(done), spent, turn(np.where(waits, message_s, 0.0)))
+
+    def _groups(self, coarsening: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first group that begins on each rank, and the one after the last."""
+        return -(-self.first // coarsening), -(-(self.first + self.owned) // coarsening)
+
+    def _chain(
+        self,
+        takes_part: np.ndarray,
+        spent: Mapping[str, Ranks],
+        message_s: Number | Ranks,
+        *,
+        rightwards: bool,
+    ) -> None:
+        """A walk through some of the ranks; the others go on."""
+        turn: Callable[[np.ndarray], np.ndarray] = (lambda a: a) if rightwards else _reversed
+        among = turn(takes_part)
+        seconds = sum(spent.values(), np.zeros(self.n_time))
+        message_s = np.broadcast_to(message_s, self.n_time)
+        ready, took = turn(self.now)[among], turn(seconds)[among]
+        sent_s = message_s[turn(np.arange(self.n_time))][among]
+        # done[r] = took[r] + max(ready[r], done[r - 1] + sent_s), solved for all r at once
+        whole = np.cumsum(took + sent_s)
+        done = turn(self.now).copy()
+        done[among] = whole + np.maximum.accumulate(ready + took - whole)
+        self._moved(turn(done), spent, message_s)
+
+    def _moved(self, done: Ranks, spent: Mapping[str, Ranks], message_s: Ranks) -> None:
+        """Ranks that did so much by then, and waited for messages that take so long."""
+        idle = done - self.now
         for part, of_part in spent.items():
+            idle = idle - of_part
             self.spent[part] = self.spent[part] + of_part
-        self.spent[MESSAGES] = self.spent[MESSAGES] + turn(received)
-        self.spent[WAIT] = self.spent[WAIT] + turn(idle - received)
-        self.now = turn(done)
+        idle = np.maximum(idle, 0.0)  # but for round-off
+        received = np.minimum(idle, message_s)
+        self.spent[MESSAGES] = self.spent[MESSAGES] + received
+        self.spent[WAIT] = self.spent[WAIT] + (idle - received)
+        self.now = done
 
     def shift(self, n_bytes: Number | Ranks, *, rightwards: bool, distance: int = 1) -> None:
         """Every rank hands something to the one so far on, all at the same time.
@@ -154,3 +232,7 @@ class Clocks:
         self.spent[WAIT] = self.spent[WAIT] + (ready - self.now)
         self.spent[MESSAGES] = self.spent[MESSAGES] + message_s
         self.now = ready + message_s
+
+
+def _reversed(values: np.ndarray) -> np.ndarray:
+    return values[::-1]

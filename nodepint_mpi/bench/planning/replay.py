@@ -39,7 +39,7 @@ from nodepint_mpi.core.scopes import (
 )
 from nodepint_mpi.errors import DataError
 from nodepint_mpi.parallel import operations
-from nodepint_mpi.parallel.operations import Call, FromFront
+from nodepint_mpi.parallel.operations import Call, FromFront, OfGroups
 
 PART_OF = {
     FINE_FORWARD: FINE, FINE_ADJOINT: FINE, TANGENTS: FINE, COARSE_PHASE: COARSE, UPDATE: OTHER,
@@ -107,11 +107,10 @@ def replay(clocks: Clocks, line: RecordedLine, costs: Costs, sweeps: Sweeps) -> 
         if stage.calls is not None:
             kind = stage.calls[0].kind
         if begun is not None:
-            if kind != _WALKS[begun]:
+            if stage.calls is None or kind not in _WALKS[begun]:
                 raise DataError(f"A rank makes the call {kind!r} where it should end {begun!r}.")
-            n_bytes = _by_rank(clocks, line.runs, stage.calls or ())
-            rightwards = kind == operations.SEND_RIGHT
-            clocks.walk(seconds, n_bytes, rightwards=rightwards)
+            n_bytes = _by_rank(clocks, line.runs, stage.calls)
+            _walk(clocks, seconds, n_bytes, stage.calls[0])
             begun = None
             continue
         for part, of_ranks in seconds.items():
@@ -123,15 +122,30 @@ def replay(clocks: Clocks, line: RecordedLine, costs: Costs, sweeps: Sweeps) -> 
 
 
 _WALKS = {
-    operations.RECV_LEFT: operations.SEND_RIGHT,
-    operations.RECV_RIGHT: operations.SEND_LEFT,
+    operations.RECV_LEFT: (operations.SEND_RIGHT,),
+    operations.RECV_RIGHT: (operations.SEND_LEFT,),
+    operations.BEGIN_WITHIN: (operations.SEND_WITHIN_RIGHT, operations.SEND_WITHIN_LEFT),
+    operations.BEGIN_RELAY: (operations.RELAY_RIGHT, operations.RELAY_LEFT),
 }
 """What ranks that receive from one neighbor do next, for the other."""
 
 
+def _walk(clocks: Clocks, seconds: dict[str, Ranks], n_bytes: Ranks, call: Call) -> None:
+    """From rank to rank, through all of them or by groups of slices."""
+    match call.kind:
+        case operations.SEND_RIGHT | operations.SEND_LEFT:
+            clocks.walk(seconds, n_bytes, rightwards=call.kind == operations.SEND_RIGHT)
+        case operations.SEND_WITHIN_RIGHT | operations.SEND_WITHIN_LEFT:
+            rightwards = call.kind == operations.SEND_WITHIN_RIGHT
+            clocks.walk_within(seconds, n_bytes, call.coarsening, rightwards=rightwards)
+        case _:
+            rightwards = call.kind == operations.RELAY_RIGHT
+            clocks.relay(seconds, n_bytes, call.coarsening, rightwards=rightwards)
+
+
 def _exchange(clocks: Clocks, runs: Sequence[Run], calls: Sequence[Call]) -> None:
     """A call of all ranks at the same place of the step."""
-    (kind, n_bytes, distance), *_ = calls
+    kind, n_bytes, distance, _ = calls[0]
     together = {
         operations.REDUCE_ALL: clocks.reduce,
         operations.FROM_ONE: clocks.spread,
@@ -177,7 +191,7 @@ class _Seconds:
                     each_s = cost_of(costs, work.phase, name)
                     if not each_s or amount == 0:
                         continue
-                    if isinstance(amount, FromFront):
+                    if isinstance(amount, (FromFront, OfGroups)):
                         self._moving.append((part, here, amount, each_s))
                         continue
                     seconds = self._fixed.setdefault(part, np.zeros(clocks.n_time))

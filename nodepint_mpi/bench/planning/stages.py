@@ -8,9 +8,10 @@ import numpy as np
 from nodepint_mpi.bench.planning.clocks import Clocks, Ranks
 from nodepint_mpi.bench.planning.lines import Operations, RecordedLine, Run
 from nodepint_mpi.bench.planning.network import Network
+from nodepint_mpi.core.levels import Grouping
 from nodepint_mpi.core.scopes import FINE_ADJOINT, FINE_FORWARD
 from nodepint_mpi.errors import DataError
-from nodepint_mpi.parallel.operations import Branch, Call, FromFront, Loop, Work
+from nodepint_mpi.parallel.operations import Branch, Call, FromFront, Loop, OfGroups, Work
 
 NOTHING_SOLVED = -1
 """The front outside of an iteration."""
@@ -141,10 +142,16 @@ def amounts(work: Work) -> Iterator[tuple[str, Any]]:
     yield from work.others
 
 
-def known_on(amount: int | float | FromFront | None, clocks: Clocks, front: int) -> Ranks:
+def known_on(
+    amount: int | float | FromFront | OfGroups | None, clocks: Clocks, front: int
+) -> Ranks:
     """A count on all ranks; what is not known before a step runs is taken for all slices."""
     if amount is None:
         return clocks.owned.astype(float)
+    if isinstance(amount, OfGroups):
+        grouping = Grouping(int(clocks.owned.sum()), amount.coarsening)
+        number = grouping.number_of(amount.what, clocks.first, clocks.owned, front)
+        return amount.each * number.astype(float)
     if not isinstance(amount, FromFront):
         return np.full(clocks.n_time, float(amount))
     if amount.whole and clocks.n_time > 1:  # the walk on the first rank

@@ -17,6 +17,7 @@ from nodepint_mpi.bench.planning.stages import Sweeps
 from nodepint_mpi.core.propagators import Propagator
 from nodepint_mpi.core.stopping import FixedSweeps
 from nodepint_mpi.parallel.iterate import TimeSolver
+from nodepint_mpi.parallel.levels import Levels
 from nodepint_mpi.parallel.methods.parareal import Parareal
 
 NO_NETWORK = Network(latency_s=0.0, bandwidth=float("inf"))
@@ -37,10 +38,11 @@ def simulated_s(run: TimedRun, serial_s: Number) -> float:
 
 
 @functools.cache
-def parareal_line(n_slices: int) -> RecordedLine:
+def parareal_line(n_slices: int, levels: Levels | None = None) -> RecordedLine:
     """A forward solve by parareal with a rank for every slice. Local."""
     flow = Propagator(no_field, NoSteps())
-    solver = TimeSolver(flow, Parareal(flow), FixedSweeps(n_slices), adjoint_tol=0.0)
+    method = Parareal(flow, levels=levels)
+    solver = TimeSolver(flow, method, FixedSweeps(n_slices), adjoint_tol=0.0)
     return record_solve(solver, np.linspace(0.0, 1.0, n_slices + 1), Layout(n_slices))
 
 

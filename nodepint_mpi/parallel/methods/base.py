@@ -32,6 +32,7 @@ from nodepint_mpi.parallel.exchange import (
     shift_left,
     shift_right,
 )
+from nodepint_mpi.parallel.levels import Levels
 from nodepint_mpi.parallel.line import Line
 from nodepint_mpi.parallel.shared_basis import SharedBasis
 
@@ -92,7 +93,7 @@ class Parts(NamedTuple):
     """What a method may be made of; None where nothing is given.
 
     `tangents` is the propagator whose derivative is taken, `reduction` how the field becomes one
-    of coordinates on a basis. The rest are the options of `Tangent`.
+    of coordinates on a basis. `levels` is an option of `Parareal`, the rest are those of `Tangent`.
     """
 
     fine: Propagator
@@ -104,6 +105,7 @@ class Parts(NamedTuple):
     recycle: bool = True
     precision: str | None = None
     trust: float | None = 0.5
+    levels: Levels | None = None
 
 
 class AbstractMethod(eqx.Module):
