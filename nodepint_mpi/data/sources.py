@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nodepint_mpi.data.saved import map_saved
+from nodepint_mpi.data.shipped import DATA
 from nodepint_mpi.errors import DataError
 
 PREPARED = "prepared"
@@ -21,15 +22,14 @@ RECIPE = "prepare.py"
 MADE = Path("data") / "made"
 """What functions of the user's own have made, under the working directory."""
 _VERIFY_LIMIT_BYTES = 256 * 2**20
-_REPOSITORY_DATA = Path(__file__).resolve().parents[2] / "data"
 
 
 def data_folders(root: str | Path | None = None) -> tuple[Path, ...]:
-    """Where datasets are looked for by name: `root`, or ./data and the repository's. Local."""
+    """Where datasets are looked for by name: `root`, or ./data and the package's. Local."""
     if root is not None:
         return (Path(root).absolute(),)
     here = Path.cwd() / "data"
-    return (here,) if here.resolve() == _REPOSITORY_DATA else (here, _REPOSITORY_DATA)
+    return (here,) if here.resolve() == DATA else (here, DATA)
 
 
 def known_names(root: str | Path | None = None) -> list[str]:
