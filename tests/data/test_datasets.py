@@ -427,6 +427,7 @@ def test_preparing_needs_neither_mpi_nor_jax():
     assert run.stdout.strip() == "[]"
 
 
+@pytest.mark.mpi(max_size=1)
 def test_numbers_are_mapped_without_loading_the_dataset_library(tmp_path):
     series = datasets.Dataset.from_dict({"t": [[1.0], [2.0, 3.0]], "label": [3, 4]})
     datasets.DatasetDict({"train": series}).save_to_disk(str(tmp_path / "saved"))
@@ -444,6 +445,7 @@ def test_numbers_are_mapped_without_loading_the_dataset_library(tmp_path):
     assert done.stdout.splitlines() == ["[[2.0, 3.0]] [3, 4]", "[]"], done.stderr
 
 
+@pytest.mark.mpi(max_size=1)
 def test_what_is_more_than_numbers_is_left_to_the_dataset_library(tmp_path):
     made = datasets.Dataset.from_dict({"x": [1.0, 2.0, 3.0]})
     datasets.DatasetDict({"train": made.select([2, 0])}).save_to_disk(str(tmp_path / "a"))
