@@ -22,6 +22,7 @@ from nodepint_mpi.cli.common import (
     trust_option,
     write_json,
 )
+from nodepint_mpi.cli.config import config
 from nodepint_mpi.cli.control import control
 from nodepint_mpi.cli.plan import plan, train_as_advised
 from nodepint_mpi.cli.report import compare, report
@@ -288,7 +289,7 @@ def evaluate_reduced(
     finish(comms.control, result, json_file)
 
 
-for command in (bench, control, plan, sample, scaling, sweep, report, compare):
+for command in (bench, config, control, plan, sample, scaling, sweep, report, compare):
     cli.add_command(command)
 
 

@@ -267,7 +267,7 @@ def _check_page(context: Any, option: Any, page: Path | None) -> Path | None:
 )  # fmt: skip
 @dry_run_option
 @click.option(
-    "--write", "page", metavar="README.md", type=click.Path(path_type=Path), callback=_check_page,
+    "--write", "page", metavar="PAGE.md", type=click.Path(path_type=Path), callback=_check_page,
     help="Insert the table between the marks of this page instead of printing it.",
 )  # fmt: skip
 @launcher_option

@@ -8,14 +8,23 @@ from nodepint_mpi.config.errors import explain_validation
 from nodepint_mpi.config.experiment import parse_toml, read_text
 from nodepint_mpi.config.section import Section
 from nodepint_mpi.errors import ConfigError
-from nodepint_mpi.names import is_name
+from nodepint_mpi.names import hint, is_name
+
+
+class TableQuestion(Section):
+    """A part of the table: its heading, and why its problems end as they do."""
+
+    name: str
+    title: str
+    why: str = ""
 
 
 class TableProblem(Section):
     """A dataset, trained as `config` says on each number of `ranks`, a core for each rank.
 
     With `serial` also by plain diffrax and optax, on as many cores as the most of them. A problem
-    that is not `scored` shows no accuracies; `note` goes under the table.
+    that is not `scored` shows no accuracies; `note` goes under the table, and `question` names the
+    part of the table where it is.
     """
 
     config: str
@@ -24,6 +33,7 @@ class TableProblem(Section):
     serial: bool = True
     scored: bool = True
     note: str | None = None
+    question: str | None = None
 
     @model_validator(mode="after")
     def _has_a_name(self):
@@ -38,9 +48,10 @@ class TableProblem(Section):
 
 
 class TableList(Section):
-    """The rows of the table, in order."""
+    """The rows of the table, in order, and the parts that it is divided into."""
 
     problem: list[TableProblem] = Field(min_length=1)
+    question: list[TableQuestion] = []
 
     @model_validator(mode="after")
     def _names_differ(self):
@@ -48,7 +59,17 @@ class TableList(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"`problem` names {twice[0]!r} twice: a config has one place")
+        questions = [question.name for question in self.question]
+        for problem in self.problem:
+            asked = problem.question
+            if asked is not None and asked not in questions:
+                raise ValueError(f"{problem.name}: unknown question{hint(asked, questions)}")
         return self
+
+    def question_of(self, problem: TableProblem) -> TableQuestion:
+        """The part of the table that a problem is in; one without a title if it names none."""
+        named = [question for question in self.question if question.name == problem.question]
+        return named[0] if named else TableQuestion(name="", title="")
 
 
 def read_table_list(path: str | Path) -> TableList:

@@ -10,7 +10,6 @@ import abc
 from collections.abc import Callable
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 
@@ -184,7 +183,7 @@ def _ragged(array: pa.Array) -> tuple[np.ndarray, pa.Array] | None:
     kind = array.type
     if array.null_count or not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
         return None
-    offsets = array.offsets.to_numpy()
+    offsets = np.from_dlpack(array.offsets)
     return np.diff(offsets), array.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
 
 
@@ -194,13 +193,13 @@ def open_column(name: str, cells: pa.ChunkedArray, feature: Any) -> AbstractColu
     Args:
         name: For messages.
         cells: As in the table.
-        feature: What `datasets` knows of it; tells an image from a struct.
+        feature: What `datasets` knows of it; tells an image from a struct. None for numbers.
 
     Raises:
         DataError: for values that are missing, rows of unequal length, and types that are not
             numbers.
     """
-    if isinstance(feature, datasets.Image):
+    if _is_image(feature):
         return EncodedColumn(name, cells, lambda cell: _decode_image(feature, cell))
     if pa.types.is_boolean(cells.type):
         return EncodedColumn(name, cells, np.asarray)
@@ -233,7 +232,7 @@ def _dense(array: pa.Array) -> np.ndarray:
     if array.null_count:
         raise ValueError(f"{array.null_count} values are missing")
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        offsets = array.offsets.to_numpy()
+        offsets = np.from_dlpack(array.offsets)
         lengths = np.diff(offsets)
         width = int(lengths[0])
         if (lengths != width).any():
@@ -243,7 +242,7 @@ def _dense(array: pa.Array) -> np.ndarray:
         width = kind.list_size
         inner = array.values.slice(array.offset * width, len(array) * width)
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        return array.to_numpy(zero_copy_only=True)
+        return np.from_dlpack(array)  # `to_numpy` would load pandas
     elif pa.types.is_boolean(kind):  # stored as bits
         return array.to_numpy(zero_copy_only=False)
     else:
@@ -252,8 +251,18 @@ def _dense(array: pa.Array) -> np.ndarray:
     return values.reshape(len(array), width, *values.shape[1:])
 
 
-def _decode_image(feature: datasets.Image, cell: dict[str, Any]) -> np.ndarray:
+def _is_image(feature: Any) -> bool:
+    if feature is None:
+        return False
+    import datasets  # loaded already by what made the feature
+
+    return isinstance(feature, datasets.Image)
+
+
+def _decode_image(feature: Any, cell: dict[str, Any]) -> np.ndarray:
     """Pixels of one stored image: uint8, (height, width) if gray, else (height, width, bands)."""
+    import datasets
+
     image = datasets.Image(mode=feature.mode).decode_example(cell)
     image = image.convert({"1": "L", "P": "RGB"}.get(image.mode, image.mode))
     pixels = np.asarray(image)

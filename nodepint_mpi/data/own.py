@@ -10,7 +10,6 @@ from nodepint_mpi.build.imports import import_object
 from nodepint_mpi.build.objects import is_object
 from nodepint_mpi.config.embedded import code_of
 from nodepint_mpi.config.experiment import Config
-from nodepint_mpi.data.made import content_of, make_own_data
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.ranks.agreement import together
 
@@ -28,6 +27,8 @@ def with_own_data(config: Config) -> Config:
     data = config.data
     if data is None or not data.is_made:
         return config
+    from nodepint_mpi.data.made import content_of, make_own_data  # loads `datasets`
+
     function = import_object(data.source, KEY)
     if is_object(data.source) and not callable(function):
         given, code = function, content_of(function, data.source)

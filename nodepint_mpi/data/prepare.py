@@ -23,6 +23,7 @@ from typing import Any
 import datasets
 
 from nodepint_mpi.data.prepared import no_progress_bars, save_prepared
+from nodepint_mpi.data.shipped import DATA, IN_WHEEL, copy_recipe
 from nodepint_mpi.data.sources import (
     PREPARED,
     PROVENANCE,
@@ -53,7 +54,8 @@ def prepare_dataset(
     Args:
         name_or_path: Name of a dataset with a recipe `NAME/prepare.py` under `root`, or the path
             of a recipe or of its folder.
-        root: Folder of datasets. By default ./data, then the repository's own `data`.
+        root: Folder of datasets. By default ./data, then that of the repository; a
+            recipe that is inside an installed package is copied to ./data first.
         options: For the recipe's `prepare`, by name; text is read as the type of the default.
             Options left out have their defaults.
         force: Make them again, even where they exist; the old ones go when the new are whole.
@@ -103,6 +105,9 @@ def _find_recipe(name_or_path: str | Path, root: str | Path | None) -> Path:
         return path
     for folder in data_folders(root):
         if is_name(text) and (path := folder / text / RECIPE).is_file():
+            if IN_WHEEL and folder == DATA:  # nothing is prepared inside an installed package
+                copy_recipe(text, Path.cwd())
+                return Path.cwd() / "data" / text / RECIPE
             return path
     raise DataError(
         unknown("dataset", text, known_names(root))

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import datasets
-
+from nodepint_mpi.data.saved import map_saved
+from nodepint_mpi.data.shipped import DATA
 from nodepint_mpi.errors import DataError
 
 PREPARED = "prepared"
@@ -22,15 +22,14 @@ RECIPE = "prepare.py"
 MADE = Path("data") / "made"
 """What functions of the user's own have made, under the working directory."""
 _VERIFY_LIMIT_BYTES = 256 * 2**20
-_REPOSITORY_DATA = Path(__file__).resolve().parents[2] / "data"
 
 
 def data_folders(root: str | Path | None = None) -> tuple[Path, ...]:
-    """Where datasets are looked for by name: `root`, or ./data and the repository's. Local."""
+    """Where datasets are looked for by name: `root`, or ./data and the package's. Local."""
     if root is not None:
         return (Path(root).absolute(),)
     here = Path.cwd() / "data"
-    return (here,) if here.resolve() == _REPOSITORY_DATA else (here, _REPOSITORY_DATA)
+    return (here,) if here.resolve() == DATA else (here, DATA)
 
 
 def known_names(root: str | Path | None = None) -> list[str]:
@@ -39,7 +38,7 @@ def known_names(root: str | Path | None = None) -> list[str]:
     return sorted(found)
 
 
-def load(source: str | Path, *, verify: bool) -> dict[str, datasets.Dataset]:
+def load(source: str | Path, *, verify: bool) -> dict[str, Any]:
     """Map the files that `source` stands for (see `open_split`). Local.
 
     Args:
@@ -47,12 +46,15 @@ def load(source: str | Path, *, verify: bool) -> dict[str, datasets.Dataset]:
         verify: Whether to compare checksums, of files up to 256 MiB; sizes are compared always.
 
     Returns:
-        Datasets by split; one saved without a name for its split is `train`.
+        By split a `datasets.Dataset`, or a `SavedTable` like it; one saved without a name for its
+        split is `train`.
 
     Raises:
         DataError: with what to type, whatever went wrong.
     """
     if str(source).startswith("hub:"):
+        import datasets  # slow to load, and rarely needed
+
         try:
             return _by_split(datasets.load_dataset(str(source).removeprefix("hub:")))
         except Exception as error:
@@ -64,6 +66,11 @@ def load(source: str | Path, *, verify: bool) -> dict[str, datasets.Dataset]:
     is_saved = _is_saved(folder)
     if is_saved:
         verify_files(folder, limit_bytes=_VERIFY_LIMIT_BYTES if verify else -1)
+        mapped = map_saved(folder)
+        if mapped is not None:
+            return {str(split): table for split, table in mapped.items()}
+    import datasets
+
     try:
         if is_saved:
             return _by_split(datasets.load_from_disk(str(folder), keep_in_memory=False))
@@ -148,8 +155,10 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def _by_split(loaded: Any) -> dict[str, datasets.Dataset]:
+def _by_split(loaded: Any) -> dict[str, Any]:
     """What `datasets` loaded, a dataset or several, as a plain dictionary."""
+    import datasets
+
     if isinstance(loaded, datasets.Dataset):
         return {str(loaded.split or "train"): loaded}
     return {str(split): part for split, part in loaded.items()}

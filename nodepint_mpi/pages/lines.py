@@ -10,6 +10,8 @@ COLORS = ("black", "tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple
 MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*", "<", ">", "h")
 N_MARKERS = 12
 """Of a line, about."""
+MANY_STEPS = 120
+"""From so many values on a line is drawn thin, with a smooth one over it."""
 
 
 def draw_loss(
@@ -18,10 +20,37 @@ def draw_loss(
     """The training loss at these steps, and the validation loss that records hold, if any."""
     validated = records.get("valid_loss")
     log = validated is None or bool(np.nanmin(validated, initial=np.inf) >= 0)
-    draw_lines(panel, steps, {"training loss of the step's batch": losses}, log=log)
+    draw_steps(panel, steps, losses, "training loss of the step's batch", log=log)
     if validated is not None:
         draw_validated(panel, records["step"], validated, "validation loss")
     panel.set_ylabel("loss")
+
+
+def draw_steps(
+    panel: Axes, steps: np.ndarray, values: np.ndarray, label: str, *, log: bool = True
+) -> None:
+    """A quantity of every step; of many steps also what it is on average around each."""
+    log = log and bool(np.nanmin(values, initial=np.inf) >= 0)
+    if len(steps) < MANY_STEPS:
+        draw_lines(panel, steps, {label: values}, log=log)
+        return
+    shown = positive(values) if log else values
+    panel.plot(steps, shown, color="0.65", linewidth=0.7, label=label)
+    width = max(3, len(steps) // 50)
+    mean = np.exp(smooth(np.log(shown), width)) if log else smooth(shown, width)
+    panel.plot(steps, mean, color=COLORS[1], linewidth=1.8, label=f"mean of {width} steps")
+    if log:
+        panel.set_yscale("log")
+    panel.legend(fontsize="small")
+
+
+def smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """The mean of the finite values around each, `width` of them where there are as many. Local."""
+    seen = np.isfinite(values)
+    window = np.ones(min(width, len(values)))
+    sums = np.convolve(np.where(seen, values, 0.0), window, "same")
+    counts = np.convolve(seen.astype(float), window, "same")
+    return np.where(counts > 0.5, sums / np.maximum(counts, 1.0), np.nan)
 
 
 def draw_lines(

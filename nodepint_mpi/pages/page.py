@@ -13,10 +13,12 @@ from matplotlib.figure import Figure
 from nodepint_mpi.errors import OutputError
 from nodepint_mpi.io.directory import write_text
 from nodepint_mpi.io.errno_text import error_text
-from nodepint_mpi.pages.parts import Picture, Section
+from nodepint_mpi.pages.parts import Lines, Picture, Section, Table
 
 DPI = 150
 TEMPLATE = "page.html"
+_NARROW = 5
+"""Columns of a table that fit beside another section."""
 
 
 def check_page(page: Path) -> None:
@@ -78,10 +80,15 @@ def _fill(section: Section, folder: Path, files: list[Path]) -> dict[str, Any]:
             files.append(path)
             seen = base64.b64encode(png).decode("ascii")
             where = f"{folder.name}/{path.name}"
-            parts.append(("Picture", {"caption": part.caption, "png": seen, "file": where}))
+            shown = {"caption": part.caption, "png": seen, "file": where, "is_plot": part.is_plot}
+            parts.append(("Picture", shown))
         else:
             parts.append((type(part).__name__, part))
-    return {"title": section.title, "parts": parts}
+    is_wide = any(
+        isinstance(part, Lines) or (isinstance(part, Table) and len(part.head) > _NARROW)
+        for part in section.parts
+    )
+    return {"title": section.title, "parts": parts, "is_wide": is_wide}
 
 
 def _draw(figure: Figure) -> bytes:

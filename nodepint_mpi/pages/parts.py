@@ -15,11 +15,15 @@ class Table(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A figure, the name of its PNG file without suffix, and what is to be seen in it."""
+    """A figure, the name of its PNG file without suffix, and what is to be seen in it.
+
+    A plot is lines on white, which is shown inverted where the reader prefers a dark page.
+    """
 
     name: str
     figure: Figure
     caption: str
+    is_plot: bool = True
 
 
 class Lines(NamedTuple):

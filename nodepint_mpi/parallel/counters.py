@@ -164,7 +164,7 @@ def group_message(
     number: Any = of_groups(what, own)
     words = -(-array.nbytes // WORD_BYTES)
     sent = number._replace(each=words) if is_recording() else number * words
-    _note(name, Tally(messages=number, words=sent))
+    note(name, Tally(messages=number, words=sent))
     with scope(name), channel(among):
         yield
 

@@ -55,11 +55,12 @@ class Work(NamedTuple):
     """What one rank does by itself in a phase, or hands over in a message.
 
     `tally` is a `counters.Tally` of whole numbers, of `FromFront` and `OfGroups`, and of None where
-    a number is not known before the step runs. `others` are what is not counted but recorded alone, by name:
-    `walked` and `composed`, affine maps of the coarse problem in coordinates that a state is walked
-    through, and that are made of two; `swept`, slices of a sweep; `snapshots`, slices whose states
-    show new directions, and `factored`, how often these are found; `encoded`, batches, or a share
-    of one; `observed`, observation times; `updated`, parameters that the optimizer changes.
+    a number is not known before the step runs. `others` are what is not counted but recorded alone,
+    by name: `walked` and `composed`, affine maps of the coarse problem in coordinates that a state
+    is walked through, and that are made of two; `swept`, slices of a sweep; `snapshots`, slices
+    whose states show new directions, and `factored`, how often these are found; `encoded`, batches,
+    or a share of one; `observed`, observation times; `updated`, parameters that the optimizer
+    changes.
     """
 
     phase: str

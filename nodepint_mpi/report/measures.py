@@ -8,8 +8,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from nodepint_mpi.build.sections import ADJOINT_TOL, JUMP_TOL
-from nodepint_mpi.pages.lines import draw_level, draw_lines, draw_loss, draw_validated, positive
+from nodepint_mpi.pages.lines import (
+    draw_level,
+    draw_lines,
+    draw_loss,
+    draw_steps,
+    draw_validated,
+    positive,
+)
 from nodepint_mpi.pages.parts import Picture, Section, number
+from nodepint_mpi.pages.units import show_seconds
 from nodepint_mpi.report.facts import Facts
 
 _COUNTS = {
@@ -17,6 +25,8 @@ _COUNTS = {
     "damped": "corrections cut to the length they can be trusted to",
     "fallbacks": "times the method handed over to parareal",
 }
+_SLOW, _ENOUGH, _NAMED = 10, 10, 6
+"""How many times the median a step takes that is left out, of how many steps; and those named."""
 
 
 def loss(facts: Facts) -> Section | None:
@@ -39,7 +49,7 @@ def loss(facts: Facts) -> Section | None:
     name = "" if section is None else f" ({section.name.replace('_', ' ')})"
     panels[0].set_ylabel(f"loss{name}"[:48])
     if has_norms:
-        draw_lines(panels[1], by_step["step"], {"gradient norm": norms}, legend=False)
+        draw_steps(panels[1], by_step["step"], norms, "gradient norm")
         panels[1].set_ylabel("gradient norm")
     if scores or checked is not None:
         if scores:
@@ -55,23 +65,22 @@ def loss(facts: Facts) -> Section | None:
 def sweeps(facts: Facts) -> Section | None:
     """Sweeps of the time-parallel solver per step, and what went wrong in them."""
     names = {"sweeps": "forward", "adjoint_sweeps": "adjoint"}
-    lines = _taken(facts, names)
+    taken = {label: facts.by_step[name].astype(float) for name, label in names.items()}
+    lines = {label: values for label, values in taken.items() if np.any(np.isfinite(values))}
     if not lines or facts.config.time.method == "serial":
         return None
     figure, (panel,) = _panels(facts, 1, height=3.0)
     looks = {"forward": ("0.75", 5.0, "-"), "adjoint": ("black", 1.2, "--")}  # as a rule equal
     for label, values in lines.items():
         color, width, style = looks[label]
-        panel.plot(facts.steps, values, style, color=color, linewidth=width, label=label)
+        panel.step(facts.by_step["step"], values, style, color=color, linewidth=width, label=label)
     panel.legend(fontsize="small")
     panel.set_ylabel("sweeps of a step")
     panel.set_ylim(bottom=-0.2)
     panel.yaxis.set_major_locator(MaxNLocator(integer=True))
     where = f"{facts.config.time.method}, {facts.config.time.n_slices} slices"
     serial = "" if facts.config.time.tracking is None else " 0: the step was serial."
-    parts: list = [
-        Picture("sweeps", figure, f"Sweeps per reported optimizer step ({where}).{serial}")
-    ]
+    parts: list = [Picture("sweeps", figure, f"Sweeps per optimizer step ({where}).{serial}")]
     for name, meaning in _COUNTS.items():
         count = np.nansum(facts.columns.get(name, np.zeros(1)))
         if count:
@@ -133,17 +142,32 @@ def gradient_errors(facts: Facts) -> Section | None:
 
 
 def step_times(facts: Facts) -> Section | None:
-    """How long a reported step took."""
-    each = facts.column("step_s")
-    if each is None:
+    """How long steps took, those that compiled apart."""
+    each, steps = facts.by_step["step_s"], facts.by_step["step"]
+    if not np.any(np.isfinite(each)):
         return None
-    figure, (panel,) = _panels(facts, 1, height=3.0)
     median = float(np.nanmedian(each))
-    draw_lines(panel, facts.steps, {"reported step": 1e3 * each}, legend=False)
-    draw_level(panel, facts.steps, 1e3 * median, f"median {1e3 * median:.3g} ms")
+    slow = each > _SLOW * median if len(each) >= _ENOUGH else np.zeros(len(each), bool)
+    figure, (panel,) = _panels(facts, 1, height=3.0)
+    draw_steps(panel, steps[~slow], 1e3 * each[~slow], "time of a step", log=False)
+    draw_level(panel, steps, 1e3 * median, f"median {1e3 * median:.3g} ms")
     panel.set_ylabel("time of a step, ms")
-    caption = "Time of every reported step, on rank 0; the first of a start includes compilation."
-    return Section("Time of a step", [Picture("step_time", figure, caption)])
+    panel.set_ylim(bottom=0)
+    caption = "Time of steps, on rank 0."
+    if np.any(slow):
+        where = ", ".join(map(str, steps[slow][:_NAMED])) + (", ..." if slow.sum() > _NAMED else "")
+        caption += (
+            f" Left out: {show_seconds(float(each[slow].sum()))} in steps that took more than "
+            f"{_SLOW} times the median, as those do that compile ({where})."
+        )
+    parts: list = [Picture("step_time", figure, caption)]
+    compiling = ((facts.times or {}).get("host_s") or {}).get("compile")
+    if compiling is not None:
+        parts.append(
+            f"Compiling took {show_seconds(compiling['max'])} in the last start, on the rank where "
+            "it took longest."
+        )
+    return Section("Time of a step", parts)
 
 
 def _panels(facts: Facts, n: int, *, height: float = 2.6) -> tuple[Figure, list[Axes]]:

@@ -1,5 +1,7 @@
 """The section on true against predicted trajectories."""
 
+from typing import Any
+
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -34,6 +36,7 @@ def trajectories(model: Model) -> Section | None:
         "Trajectories",
         [
             Picture("trajectories", *_pictures(seen)),
+            *_portrait(seen),
             *along_time,
             Table(("of the newest checkpoint", "value"), rows, n_samples),
         ],
@@ -67,6 +70,30 @@ def _pictures(seen: Predicted) -> tuple[Figure, str]:
         n_paths = seen.paths.shape[2]
         caption += f": the median of {n_paths} paths of each, and where half and 90 % of them are"
     return figure, caption + "."
+
+
+def _portrait(seen: Predicted) -> list[Picture]:
+    """The first test samples in the plane, or the space, of their states, if these have two or
+    three components and one prediction each."""
+    n_components = seen.targets.shape[-1]
+    if seen.targets.ndim != 3 or n_components not in (2, 3) or seen.paths is not None:
+        return []
+    shown = min(N_SHOWN["trajectories"], len(seen.targets))
+    figure = Figure(figsize=(7.5, 6.0), layout="constrained")
+    kind = {"projection": "3d"} if n_components == 3 else {}
+    panel: Any = figure.add_subplot(1, 1, 1, **kind)
+    for row in range(shown):
+        color = matplotlib.colormaps["viridis"](0.85 * row / max(shown - 1, 1))
+        panel.plot(*seen.targets[row].T, ".", color=color, markersize=4)
+        panel.plot(*seen.predictions[row].T, "-", color=color, linewidth=1.4, label=f"sample {row}")
+    panel.set_xlabel("component 0")
+    panel.set_ylabel("component 1")
+    if n_components == 3:
+        panel.set_zlabel("component 2")
+    else:
+        panel.grid(alpha=0.3)
+    panel.legend(fontsize="small", title="dots: observed, lines: predicted", title_fontsize="small")
+    return [Picture("phase_portrait", figure, "Phase portrait of the first test samples.")]
 
 
 def _space_time(seen: Predicted) -> Figure:

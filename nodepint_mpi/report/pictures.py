@@ -23,5 +23,5 @@ def own_pictures(facts: Facts) -> Section | None:
         panel = figure.add_axes((0, 0, 1, 1))
         panel.imshow(pixels, interpolation="none", cmap="gray")
         panel.set_axis_off()
-        shown.append(Picture(f"picture_{file.stem}", figure, f"{FOLDER}/{file.name}"))
+        shown.append(Picture(f"picture_{file.stem}", figure, f"{FOLDER}/{file.name}", False))
     return Section("Pictures", shown) if shown else None

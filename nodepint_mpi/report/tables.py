@@ -4,6 +4,7 @@ from typing import Any
 
 from nodepint_mpi.config.experiment import Config
 from nodepint_mpi.pages.parts import Lines, Section, Table, number
+from nodepint_mpi.pages.units import show_bytes, show_quantity
 from nodepint_mpi.report.facts import Facts, final_numbers, format_ranks, rank_counts
 
 N_LOG_LINES = 60
@@ -12,7 +13,7 @@ N_LOG_LINES = 60
 def summary(facts: Facts) -> Section:
     """The final numbers, or how far the run has come."""
     numbers = final_numbers(facts)
-    rows = [(name, number(value)) for name, value in numbers.items() if value is not None]
+    rows = [show_quantity(name, value) for name, value in numbers.items() if value is not None]
     rows.append(("ranks of every start", rank_counts(facts)))
     parts: list = [Table(("quantity", "value"), rows)]
     if facts.done is None:
@@ -83,8 +84,8 @@ def checkpoints(facts: Facts) -> Section | None:
     """Those that are kept."""
     if not facts.checkpoints:
         return None
-    rows = [(name, f"{size:,}") for name, size in facts.checkpoints]
-    return Section("Checkpoints", [Table(("file", "bytes"), rows)])
+    rows = [(name, show_bytes(size)) for name, size in facts.checkpoints]
+    return Section("Checkpoints", [Table(("file", "size"), rows)])
 
 
 def log(facts: Facts) -> Section | None:

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from nodepint_mpi.pages.parts import Picture, Section, Table, number
+from nodepint_mpi.pages.units import show_bytes
 from nodepint_mpi.report.facts import Facts
 
 MOST_BARS = 24
@@ -106,9 +107,13 @@ def _host_table(times: dict[str, Any]) -> Table:
     return Table(("in the loop", "min, s", "mean, s", "max, s"), rows, caption)
 
 
+def _count(name: str, value: int | float) -> str:
+    return show_bytes(value) if name == "bytes" else number(value)
+
+
 def _count_table(times: dict[str, Any]) -> Table:
     rows = [
-        (name.replace("_", " "), *(number(row[key]) for key in ("sum", "min", "mean", "max")))
+        (name.replace("_", " "), *(_count(name, row[key]) for key in ("sum", "min", "mean", "max")))
         for name, row in times["counts"].items()
         if row is not None and row["max"] > 0
     ]

@@ -1,7 +1,9 @@
 """`nodepint info`: what a config would do, without doing it."""
 
+import functools
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 from mpi4py import MPI
@@ -11,6 +13,7 @@ from nodepint_mpi.build.noise import build_noise
 from nodepint_mpi.build.optimizers import parameter_paths
 from nodepint_mpi.build.sections import build_loss, build_problem
 from nodepint_mpi.config.experiment import Config
+from nodepint_mpi.config.network import UserNetwork
 from nodepint_mpi.core.levels import choose_grouping, depth
 from nodepint_mpi.core.partition import check_layout, line_length, owned_range
 from nodepint_mpi.data.datasets import open_split
@@ -19,6 +22,7 @@ from nodepint_mpi.data.sample_checks import columns_of, series_of
 from nodepint_mpi.data.samples import Splits, checked_samples, count_outputs, hold_out
 from nodepint_mpi.errors import ConfigError
 from nodepint_mpi.io.checkpoint_file import checkpoint_bytes
+from nodepint_mpi.models.networks import EncodeProcessDecode
 from nodepint_mpi.parallel.comms import TimeComm
 from nodepint_mpi.parallel.dealing import part_of
 from nodepint_mpi.parallel.methods.base import ENDS, LEFTS
@@ -89,7 +93,7 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
     last = n_steps - 1  # a network that grows is largest then
     require_network_fits(config, input_shape=shape, output_size=size, step=last, n_here=1)
     given = Given(samples.n_inputs, samples.n_static)
-    model = build_model(config, input_shape=shape, output_size=size, given=given, step=last)
+    model = _make_model(config, shape, size, given, last)
     params, _ = split_model(model)
     null = MPI.Intracomm()
     grid = TimeComm(null, 0, n_along, null, null, 0, n_groups, basis=null, n_basis=n_basis)
@@ -156,6 +160,28 @@ def make_plan(config: Config, n_ranks: int) -> dict[str, Any]:
             "optimizer_bytes_per_rank": tree_bytes(jax.eval_shape(update.init, params)),
             "checkpoint_bytes": checkpoint_bytes(replicated, rows, meta_bytes=4096),
         }
+    )
+
+
+def _make_model(
+    config: Config, shape: tuple[int, ...], size: int, given: Given, step: int
+) -> EncodeProcessDecode:
+    """The model, with zeros for the weights of a network of this package: no compiling.
+
+    A network of the user's own is made as it is: its code may look at values.
+    """
+    make = functools.partial(
+        build_model, config, input_shape=shape, output_size=size, given=given, step=step
+    )
+    if isinstance(config.network, UserNetwork):
+        return make()
+    return jax.tree.map(
+        lambda leaf: (
+            jax.device_put(np.zeros(leaf.shape, leaf.dtype))
+            if isinstance(leaf, jax.ShapeDtypeStruct)
+            else leaf
+        ),
+        eqx.filter_eval_shape(make),
     )
 
 

@@ -40,7 +40,7 @@ from nodepint_mpi.training.callbacks import Callback, Listeners, make_callbacks
 from nodepint_mpi.training.enlarge import grow
 from nodepint_mpi.training.error_control import Stepper, Taken, make_stepper
 from nodepint_mpi.training.evaluate import evaluate_and_draw
-from nodepint_mpi.training.length import describe_length
+from nodepint_mpi.training.length import describe_end, describe_layout, describe_start
 from nodepint_mpi.training.nonfinite import LastGood, raise_nonfinite
 from nodepint_mpi.training.plain import make_plain_stepper
 from nodepint_mpi.training.progress import Progress
@@ -96,6 +96,9 @@ def train(
     control = comms.control
     grid = {"data_ranks": comms.time.n_groups, "basis_ranks": comms.time.n_basis}
     make = make_plain_stepper if plain else make_stepper
+    began = time.perf_counter()
+    if control.rank == 0:
+        _log.info("%s", describe_layout(config, comms, folder, plain=plain))
     with (
         explained(),
         Watchdog(control, limit_s=config.run.hang_timeout_s) as watchdog,
@@ -146,8 +149,7 @@ def train(
         )
         validation = Validation(folder, watch)
         validation.begin(experiment, start)
-        for line in describe_length(experiment):
-            _log.info("%s", line)
+        _log.info("%s", describe_start(experiment))
         run = Run(
             experiment, state, start, stepper, make, folder, flag, watchdog, timers, records,
             validation,
@@ -209,8 +211,7 @@ def train(
                 write_text(folder / DONE, json.dumps(result, indent=1) + "\n")
         if listeners is not None:
             listeners.finish(result)
-        for name, value in scores.items():
-            _log.info("test %s: %.6g", name, value)
+        _log.info("%s", describe_end(config, folder, scores, time.perf_counter() - began))
         return result
 
 
@@ -248,7 +249,8 @@ class Run:
         control, n_steps = self.experiment.comms.control, self.experiment.n_steps
         spent = 0.0 if self.records is None else self.records.last.get("training_s", 0.0)
         self._compare()
-        with Progress(self.step, n_steps, shown=control.rank == 0) as progress:
+        clock = self.timers.compiling
+        with Progress(self.step, n_steps, clock, shown=control.rank == 0) as progress:
             stopping = False
             while not self.is_finished and not stopping:
                 taken = self._take_step()
@@ -326,6 +328,7 @@ class Run:
         if saved or (every and step % every == 0):
             self._compare()
         reported = step % config.output.log_every == 0 or last
+        progress.advance(step)
         if reported or scores:
             progress.report(step, taken.report, seconds.steps[-1], scores)
         if self.records is not None:

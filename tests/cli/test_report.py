@@ -31,7 +31,7 @@ def test_a_page_of_a_run(trained, runs, tmp_path):
     for name in ("loss", "relative_error"):
         assert result["test_scores"][name] == pytest.approx(final[f"test_{name}"], rel=1e-8)
     shown = page.table("quantity")
-    assert float(shown["train_loss"][0]) == pytest.approx(read_metrics(run)[-1]["loss"], rel=1e-5)
+    assert float(shown["train loss"][0]) == pytest.approx(read_metrics(run)[-1]["loss"], rel=1e-5)
     assert shown["ranks of every start"] == ["2"]
     config = tomllib.loads((run / "config.toml").read_text())
     assert page.table("key")["time.fine.n_steps"] == [str(config["time"]["fine"]["n_steps"])]

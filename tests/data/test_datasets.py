@@ -22,6 +22,7 @@ from nodepint_mpi.data.datasets import (
     open_split,
     open_split_together,
 )
+from nodepint_mpi.data.saved import map_saved
 from nodepint_mpi.errors import DataError
 
 N_ROWS = 2500  # more than two record batches
@@ -424,3 +425,35 @@ def test_preparing_needs_neither_mpi_nor_jax():
         check=True,
     )
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.mpi(max_size=1)
+def test_numbers_are_mapped_without_loading_the_dataset_library(tmp_path):
+    series = datasets.Dataset.from_dict({"t": [[1.0], [2.0, 3.0]], "label": [3, 4]})
+    datasets.DatasetDict({"train": series}).save_to_disk(str(tmp_path / "saved"))
+    script = (
+        "import sys\n"
+        "from nodepint_mpi.data.datasets import open_split\n"
+        "split = open_split(sys.argv[1], 'train', ['t', 'label'], series=['t'])\n"
+        "print(split.take('t', [1]).tolist(), split.take('label', [0, 1]).tolist())\n"
+        "print(sorted({'datasets', 'pandas'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "saved"],
+        capture_output=True, text=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["[[2.0, 3.0]] [3, 4]", "[]"], done.stderr
+
+
+@pytest.mark.mpi(max_size=1)
+def test_what_is_more_than_numbers_is_left_to_the_dataset_library(tmp_path):
+    made = datasets.Dataset.from_dict({"x": [1.0, 2.0, 3.0]})
+    datasets.DatasetDict({"train": made.select([2, 0])}).save_to_disk(str(tmp_path / "a"))
+    assert map_saved(tmp_path / "a") is None or open_split(tmp_path / "a", "train", ["x"]).take(
+        "x", [0, 1]
+    ).tolist() == [3.0, 1.0]
+    image = datasets.Dataset.from_dict(
+        {"x": [{"path": None, "bytes": b""}]}, features=datasets.Features(x=datasets.Image())
+    )
+    datasets.DatasetDict({"train": image}).save_to_disk(str(tmp_path / "b"))
+    assert map_saved(tmp_path / "b") is None

@@ -19,7 +19,7 @@ from nodepint_mpi.pages.page import write_page
 from nodepint_mpi.pages.parts import Picture, Section
 from nodepint_mpi.report.compare import compare_runs, format_comparison, label_runs
 from nodepint_mpi.report.facts import final_numbers, format_ranks, read_facts, seconds
-from nodepint_mpi.report.measures import loss
+from nodepint_mpi.report.measures import loss, step_times, sweeps
 from nodepint_mpi.report.sections import make_report
 from nodepint_mpi.report.tables import checkpoint_used, summary
 from tests.report.page_reader import Page
@@ -94,11 +94,10 @@ def test_a_page_shows_what_the_run_has_recorded(make_run):
     assert sorted(page.images) == sorted(path.read_bytes() for path in files)
     assert page.links == []  # nothing is fetched
     numbers = page.table("quantity")
-    assert {name: numbers[name] for name in DONE} == {
-        "status": ["finished"], "step": ["30"], "train_loss": ["0.5"], "test_loss": ["0.625"],
-        "step_s": ["0.25"],
+    assert numbers == {
+        "status": ["finished"], "step": ["30"], "train loss": ["0.5"], "test loss": ["0.625"],
+        "time of a step, median": ["250 ms"], "ranks of every start": ["2, 4 (2 x 2)"],
     }  # fmt: skip
-    assert numbers["ranks of every start"] == ["2, 4 (2 x 2)"]
     assert format_ranks(STARTS[1] | {"basis_ranks": 2}) == "4 (2 x 1 x 2)"
     assert page.table("package") == {"jax": ["0.1", "0.2"]}
     config = page.table("key")
@@ -153,6 +152,28 @@ def test_a_loss_below_zero_is_drawn_too(make_run):
     section = loss(read_facts(make_run(records=[record(1), record(2, loss=-1.5)])))
     assert section is not None and isinstance(section.parts[0], Picture)
     assert section.parts[0].figure.axes[0].get_yscale() == "linear"
+
+
+def test_a_step_that_compiles_is_left_out_of_the_times_of_steps(make_run):
+    """Of every step in the history, not of the reported ones alone; sweeps are those of all."""
+    folder = make_run()
+    history = History(folder)
+    for step in range(1, 201):
+        took_s, n_sweeps = (40.0, 4) if step == 1 else (0.1 + 0.001 * (step % 3), 1 + step % 2)
+        history.append(step, loss=1.0, grad_norm=1.0, step_s=took_s, sweeps=(n_sweeps, 1))
+    history.write()
+    facts = read_facts(folder)
+    section = step_times(facts)
+    assert section is not None and isinstance(section.parts[0], Picture)
+    line = curves(section.parts[0].figure.axes[0])["time of a step"]
+    np.testing.assert_array_equal(line[:, 0], np.arange(2, 201))
+    assert line[:, 1].max() < 103
+    assert "Left out: 40 s in steps that took more than 10 times" in section.parts[0].caption
+    assert "(1)" in section.parts[0].caption
+    section = sweeps(facts)
+    assert section is not None and isinstance(section.parts[0], Picture)
+    line = curves(section.parts[0].figure.axes[0])["forward"]
+    np.testing.assert_array_equal(line[:, 1], [4, *(1 + step % 2 for step in range(2, 201))])
 
 
 def over_ranks(*values):

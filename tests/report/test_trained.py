@@ -109,7 +109,7 @@ def test_labels_without_images_or_mistakes():
     assert [part.name for part in parts_of(section, Picture)][3:] == ["images"]
 
 
-@pytest.mark.parametrize("n_components", [2, 20])
+@pytest.mark.parametrize("n_components", [2, 3, 20])
 def test_trajectories_and_their_errors(n_components):
     rng = np.random.default_rng(0)
     targets = rng.normal(size=(3, 6, n_components))
@@ -123,7 +123,12 @@ def test_trajectories_and_their_errors(n_components):
     assert rows["relative L2 error, median sample"] == "0.1"
     assert rows["relative L2 error, worst sample (2)"] == "0.5"
     pictures = {part.name: part.figure for part in parts_of(section, Picture)}
-    assert set(pictures) == {"trajectories", "error_along_time"}
+    portrait = {"phase_portrait"} if n_components <= 3 else set()
+    assert set(pictures) == {"trajectories", "error_along_time"} | portrait
+    if n_components == 2:
+        observed, predicted = pictures["phase_portrait"].axes[0].lines[2:4]  # of the second sample
+        np.testing.assert_array_equal(observed.get_xydata(), targets[1])
+        np.testing.assert_array_equal(predicted.get_xydata(), targets[1] * factors[1])
     (along,) = pictures["error_along_time"].axes
     sizes = np.linalg.norm(targets, axis=2)
     errors = abs(factors - 1)[:, None] * sizes / np.sqrt(np.mean(sizes**2, axis=1, keepdims=True))

@@ -1,6 +1,7 @@
 """What is held out for validation, when a score is the best, and what a config may not ask for."""
 
 import logging
+import re
 from pathlib import Path
 
 import datasets
@@ -116,6 +117,10 @@ def test_epochs_are_counted_in_whole_batches(comms, source, shared_tmp_path, cap
     log = (folder / "log.txt").read_text()
     assert "7 rows: 3 batches of 2 in an epoch, which leaves out 1 row; 6 steps, 2 epochs" in log
     assert "step 6 of 6" in log and "valid loss" in log
+    assert f"everything is in {folder}\nnext: nodepint report {folder}\n" in log
+    assert re.search(r"\n[\d,]+ parameters, a state of \d+ numbers, float64; arrays take", log)
+    if comms.control.rank == 0:  # said before there is a folder
+        assert f"slices of the horizon, 4 a rank\nfolder: {folder}\n" in caplog.text
     longer = config_of(source, SERIAL, run="n_epochs = 3", data=data)
     assert longer.fingerprint() == config.fingerprint()
     assert train(longer, folder, comms, StopFlag(), resume="auto")["step"] == 9

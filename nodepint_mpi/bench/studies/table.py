@@ -61,7 +61,11 @@ def plan_cells(
         chosen = not only or problem.name in only
         if chosen and ranks:
             problem = problem.model_copy(update={"ranks": list(ranks)})
-        cells += _cells_of(problem, out, chosen)
+        question = table.question_of(problem)
+        asked = {"question": question.title, "why": question.why}
+        cells += [
+            cell._replace(facts=cell.facts | asked) for cell in _cells_of(problem, out, chosen)
+        ]
     return cells
 
 
@@ -117,17 +121,26 @@ def _make_cell(
 
 
 def format_table(rows: Sequence[Row], home: Path) -> str:
-    """The table, and under it the machines, the dates, and notes.
+    """The table, a part for each question with who wins, then the machines, dates, and notes.
 
     Args:
         rows: As `read_rows` gives them.
         home: The folder of the page, which links to configs are relative to.
     """
-    lines = [f"| {' | '.join(_HEAD)} |", f"|{'---|' * len(_HEAD)}"]
-    lines += [f"| {' | '.join(map(_escape, _cells(row, home)))} |" for row in rows]
+    parts: dict[str, list[Row]] = {}
+    for row in rows:
+        parts.setdefault(row["question"], []).append(row)
+    lines = []
+    for title, part in parts.items():
+        lines += [f"### {title}", ""] if title else []
+        lines += [f"| {' | '.join(_HEAD)} |", f"|{'---|' * len(_HEAD)}"]
+        lines += [f"| {' | '.join(map(_escape, _cells(row, home)))} |" for row in part]
+        verdicts = _verdicts(part)
+        lines += ["", *verdicts, ""] if verdicts else [""]
+        lines += [part[0]["why"], ""] if part[0]["why"] else []
     notes = {row["dataset"]: row["note"] for row in rows if row["note"]}
     below = [*_machines(rows), *(f"{dataset}: {note}." for dataset, note in notes.items())]
-    return "\n".join([*lines, "", *below])
+    return "\n".join([*lines, *below])
 
 
 def read_page(path: Path) -> tuple[str, str]:
@@ -196,6 +209,36 @@ def _score(row: Row) -> list[str]:
     values = (scores[split][name] for split in ("train", "test"))
     form = (lambda x: f"{100 * x:.2f} %") if name == "accuracy" else _two_digits
     return [name.replace("_", " "), *map(form, values)]
+
+
+def _verdicts(rows: Sequence[Row]) -> list[str]:
+    """For each dataset, as a list: who took less time on the same cores, and both test scores."""
+    lines = []
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        own = [row for row in rows if row["dataset"] == dataset]
+        serial = next((row for row in own if row["method"] == "serial"), None)
+        if serial is None or serial["state"] != "finished":
+            if serial is not None and serial["state"] == "left out":
+                lines.append(f"- {dataset}: no serial training to compare with.")
+            continue
+        ours = [
+            row for row in own if row["method"] != "serial" and row["state"] == "finished"
+            and row["n_ranks"] * row["cores_of_a_rank"] == serial["cores_of_a_rank"]
+        ]  # fmt: skip
+        if ours:
+            lines.append(f"- {dataset}: {_verdict(serial, ours[0])}")
+    return lines
+
+
+def _verdict(serial: Row, ours: Row) -> str:
+    """Which of two rows on the same cores took less time."""
+    share = ours["training_s"] / serial["training_s"]
+    (name, _, reached), (other, _, wanted) = _score(ours), _score(serial)
+    against = f"; test {name} {reached} against {wanted}" if name == other != "-" else ""
+    ranks = f"nodepint_mpi on {ours['n_ranks']} {'rank' if ours['n_ranks'] == 1 else 'ranks'}"
+    if share < 1:
+        return f"{ranks} takes {share:.2f} of the time of plain diffrax{against}."
+    return f"plain diffrax is faster: {ranks} takes {share:.1f} times its time{against}."
 
 
 def _two_digits(value: float) -> str:
