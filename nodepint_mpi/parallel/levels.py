@@ -47,7 +47,7 @@ from nodepint_mpi.parallel.line import Line
 class Levels(eqx.Module):
     """How parareal's coarse walks are done in two levels.
 
-    Args:
+    Attributes:
         coarsening: Slices of a group; None for about the root of half their number, which makes a
             sweep with one cycle least deep.
         cycles: How often the first states of the groups are corrected in a sweep. With as many as
@@ -123,7 +123,7 @@ class TwoLevels(NamedTuple):
     ) -> Walked:
         """The coarse solution. Collective, inside jit.
 
-        Args:
+        Attributes:
             initial: State at the first edge. Read on the first rank only.
             advance: A slice of the coarse walk.
             rows: Its rows.
@@ -153,7 +153,7 @@ class TwoLevels(NamedTuple):
     ) -> Walked:
         """The correction of a sweep. Collective, inside jit.
 
-        Args:
+        Attributes:
             initial: State at the first edge. Read on the first rank only.
             advance: A slice of the correction.
             rows: Its rows.
@@ -195,7 +195,7 @@ class TwoLevels(NamedTuple):
     ) -> WalkedBack:
         """Cotangents from right to left, once more corrected. Collective, inside jit.
 
-        Args:
+        Attributes:
             retreat: A slice of the walk back.
             rows: Its rows.
             starts: States where the coarse propagators are linearized.
