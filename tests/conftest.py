@@ -120,12 +120,14 @@ class Ranks:
     @contextlib.contextmanager
     def deadline(self, seconds: float, what: str):
         """Dump this rank's stack and end the job if the body takes longer. Local."""
+        from nodepint_mpi.ranks.watchdog import thread_stacks  # after the hook for types
+
         done = threading.Event()
 
         def watch():
             if not done.wait(seconds):
                 self.say(f"TIMEOUT after {seconds:g} s in {what}: {self.doing}")
-                faulthandler.dump_traceback(self.stderr_fd, all_threads=True)
+                os.write(self.stderr_fd, (thread_stacks() + "\n").encode())
                 faulthandler.cancel_dump_traceback_later()
                 time.sleep(GRACE_S)
                 os._exit(1)  # not Abort: that asks MPI for help, and MPI may be what is stuck

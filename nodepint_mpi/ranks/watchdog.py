@@ -256,10 +256,10 @@ class Watchdog:
     def _dump(self) -> None:
         """Write the Python stacks of this rank to stderr, in one piece."""
         title = f"nodepint: stacks of rank {self._rank} on {self._hosts[self._rank]}\n"
-        os.write(2, f"{title}{_stacks()}\n".encode())
+        os.write(2, f"{title}{thread_stacks()}\n".encode())
 
 
-def _stacks() -> str:
+def thread_stacks() -> str:
     """Where all other threads are, in the form of `faulthandler`.
 
     Not by it: made for a process that has crashed, it does not keep to the interpreter's rules, and
