@@ -19,6 +19,7 @@ from nodepint_mpi.bench.studies.report import make_report
 from nodepint_mpi.bench.studies.scaling import plan_points
 from nodepint_mpi.config.experiment import read_config
 from nodepint_mpi.config.scaling import Scaling, read_scaling
+from nodepint_mpi.profiling.record import STEP_PHASES
 from tests.report.page_reader import Page
 
 pytestmark = pytest.mark.mpi(max_size=1)
@@ -146,6 +147,13 @@ def test_what_was_not_profiled_has_no_shares():
         "other": pytest.approx(0.12),
     }  # fmt: skip
     assert shares_of(SERIAL) is None
+
+
+def test_every_phase_of_a_step_belongs_to_a_part():
+    """Of records of today; those above were made when there were fewer phases."""
+    row = {"phases_s": {name: {"mean": 1.0} for name in STEP_PHASES}}
+    shares = shares_of(row)
+    assert shares is not None and sum(shares.values()) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,10 @@ SHARES = {
     "other": (ENCODER, LOSS, SNAPSHOTS, FACTOR, UPDATE, SWEEP, OTHER),
 }
 """Parts of a step and the phases that make them up."""
-COUNTED = {FINE_FORWARD: ("fine",), FINE_ADJOINT: ("fine_pulled",), TANGENTS: ("tangent_passes",)}
+COUNTED = {
+    FINE_FORWARD: ("fine",), FINE_ADJOINT: ("fine_pulled",), TANGENTS: ("tangent_passes",),
+    SWEEP: ("fine",), SNAPSHOTS: ("fine",),
+}  # fmt: skip
 """What is counted of the phases whose work ranks share."""
 WALKED = ("coarse", "coarse_pulled", "reduced", "reduced_pulled")
 """What is counted of the coarse phase, which goes from slice to slice."""
@@ -167,8 +170,14 @@ def shares_of(row: Row) -> dict[str, float] | None:
         return None
     whole = sum(phase["mean"] for phase in phases.values())
     return {
-        part: sum(phases[name]["mean"] for name in names) / whole for part, names in SHARES.items()
+        part: sum(_seconds(phases, name, "mean") for name in names) / whole
+        for part, names in SHARES.items()
     }
+
+
+def _seconds(phases: Mapping[str, Any], name: str, of_ranks: str) -> float:
+    """Of a phase; none where the record was made before it was told apart from others."""
+    return phases[name][of_ranks] if name in phases else 0.0
 
 
 def counted_s(first: Row, row: Row) -> float | None:
@@ -181,10 +190,11 @@ def counted_s(first: Row, row: Row) -> float | None:
     if phases is None or row["profiled"] is None:
         return None
     share = samples_of_a_line(row) / samples_of_a_line(first)
-    total = phases[OTHER]["max"]
+    total = sum(_seconds(phases, name, "max") for name in (ENCODER, LOSS, FACTOR, UPDATE, OTHER))
     for phase, names in COUNTED.items():
         done, base = (_done(one, names, "max") for one in (row, first))
-        total += phases[phase]["max"] * share * (done / base if base else 0.0)
+        spent = _seconds(phases, phase, "max")
+        total += spent * share * (done / base if base else 0.0)
     walked, base = (_done(one, WALKED, "mean") * _line_ranks(one) for one in (row, first))
     ratio = walked / base if base else row["n_slices"] / first["n_slices"]
     return total + phases[COARSE]["mean"] * _line_ranks(first) * share * ratio
