@@ -110,7 +110,7 @@ def _start(
     run = {"n_steps": N_STEPS, "n_epochs": None, "data_ranks": 1}
     run["compile_cache"] = str(programs) if n_ranks else "off"
     update: dict[str, Any] = {"run": config.run.model_copy(update=run)}
-    if not n_ranks:  # which knows no relaxation, and would refuse to leave it half done
+    if not n_ranks:  # plain training has no relaxation, and refuses a run that ends during it
         update["time"] = config.time.model_copy(update={"relaxation": None})
     file, result = folder / "config.toml", folder / "result.json"
     file.write_text(config_text(config.model_copy(update=update)))

@@ -71,7 +71,7 @@ def copy_config(name: str, folder: Path) -> list[Path]:
 def copy_recipe(name: str, folder: Path) -> list[Path]:
     """Copy what is in `data/NAME` but prepared data, and the files it uses, into a folder.
 
-    Files that are there stay as they are. Nothing is copied where there is no such recipe.
+    Files that are there stay as they are. An unknown name copies nothing.
 
     Raises:
         OSError: if it cannot be written.

@@ -11,7 +11,7 @@ MARKERS = ("o", "s", "^", "v", "D", "P", "X", "*", "<", ">", "h")
 N_MARKERS = 12
 """Of a line, about."""
 MANY_STEPS = 120
-"""From so many values on a line is drawn thin, with a smooth one over it."""
+"""A curve of at least this many values is drawn thin, with its moving average over it."""
 
 
 def draw_loss(

@@ -76,7 +76,7 @@ class Levels(eqx.Module):
                 )
 
     def grouping(self, n_slices: int) -> Grouping | None:
-        """Groups of so many slices; None where the walk stays one through all of them. Local."""
+        """How the slices form groups; None where one walk passes through all of them. Local."""
         return choose_grouping(
             n_slices, number=self.number, coarsening=self.coarsening, cycles=self.cycles
         )
